@@ -1,0 +1,292 @@
+"""The emulator and the recorded data: one way to make a game, one file format, splits, windows.
+
+Contract (time): `actions[t]` is taken *at* `frames[t]`; `rewards[t]`, `terminated[t]` and
+`truncated[t]` are its result, seen with `frames[t + 1]`. The last frame of an episode has no
+action (`has_action` is false and the other fields are zero). This is the only module that
+imports gymnasium and ale_py. Knows nothing of policies, models or training.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from v2.data.frames import FRAME_SHAPE, downsample_screen
+from v2.data.npz import read_npz, write_npz
+
+DATA_NAME = "atari_game_data"
+GOLD_SEED_START = 1_000_000_000
+VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is held out
+NUM_RAM_BYTES = 128
+
+
+@dataclass(frozen=True)
+class EmulatorConfig:
+    """Settings that make two recordings comparable; stored in every data file and checkpoint."""
+
+    game: str = "breakout"  # snake_case ROM name
+    frameskip: int = 4  # emulator frames a step; 60 / 4 = 15 steps a second
+    repeat_action_probability: float = 0.0  # 0: the chosen action is the executed action
+    full_action_space: bool = False
+    max_pool: bool = False  # maximum of the last two emulator frames; for games that flicker
+
+    def __post_init__(self):
+        object.__setattr__(self, "game", game_id(self.game))
+        if not 1 <= self.frameskip <= 60:
+            raise ValueError(f"frameskip must be 1 to 60, got {self.frameskip}")
+        if not 0 <= self.repeat_action_probability < 1:
+            raise ValueError(
+                f"repeat_action_probability must be in [0, 1), got {self.repeat_action_probability}"
+            )
+
+    @property
+    def steps_per_second(self) -> float:
+        return 60 / self.frameskip
+
+
+def game_id(name: str) -> str:
+    """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`.
+
+    Raises:
+        ValueError: no such ROM; names the closest ones.
+    """
+    short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", short).replace("-", "_").replace(" ", "_").lower()
+    known = _known_games()
+    if snake not in known:
+        close = difflib.get_close_matches(snake, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"e.g. {', '.join(known[:4])}"
+        raise ValueError(f"no Atari game named {name!r}: {hint}")
+    return snake
+
+
+def game_directory(root: Path, game: str) -> Path:
+    """Return the directory of a game's data and weights below checkpoints/v2."""
+    return Path(root) / ("atari" if game_id(game) == "breakout" else game_id(game))
+
+
+@functools.cache
+def _known_games() -> list[str]:
+    _register()
+    names = {spec.name for spec in gymnasium.registry.values() if spec.namespace == "ALE"}
+    return sorted(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names)
+
+
+def _register():
+    import ale_py
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    gymnasium.register_envs(ale_py)
+
+
+class AtariFrameEnv(gymnasium.Wrapper):
+    """An ALE game whose observation is the model's frame, uint8 (84, 64, 3)."""
+
+    def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
+        super().__init__(env)
+        self.config = config
+        self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+
+    @property
+    def action_meanings(self) -> list[str]:
+        return self.env.unwrapped.get_action_meanings()
+
+    @property
+    def ram(self) -> np.ndarray:
+        """The emulator's memory, uint8 (128,)."""
+        return self.env.unwrapped.ale.getRAM()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        screen, info = self.env.reset(seed=seed, options=options)
+        return downsample_screen(screen), info
+
+    def step(self, action):
+        if not self.config.max_pool:
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            return downsample_screen(screen), float(reward), terminated, truncated, info
+        total, previous, screen = 0.0, None, None
+        for _ in range(self.config.frameskip):
+            previous = screen
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        pooled = screen if previous is None else np.maximum(previous, screen)
+        return downsample_screen(pooled), total, terminated, truncated, info
+
+
+def make_atari_env(game: str = "breakout", config: EmulatorConfig | None = None) -> AtariFrameEnv:
+    """Make the emulator as collecting, evaluating and playing all use it.
+
+    Args:
+        game: name in any common spelling; ignored when `config` is given.
+    """
+    _register()
+    config = config or EmulatorConfig(game=game)
+    name = "".join(part.capitalize() for part in config.game.split("_"))
+    env = gymnasium.make(
+        f"ALE/{name}-v5",
+        obs_type="rgb",
+        frameskip=1 if config.max_pool else config.frameskip,
+        repeat_action_probability=config.repeat_action_probability,
+        full_action_space=config.full_action_space,
+        disable_env_checker=True,
+    )
+    return AtariFrameEnv(env, config)
+
+
+ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
+    "frames": (np.uint8, FRAME_SHAPE),
+    "actions": (np.uint8, ()),
+    "rewards": (np.float32, ()),
+    "terminated": (np.bool_, ()),
+    "truncated": (np.bool_, ()),
+    "episode_ids": (np.int32, ()),
+    "has_action": (np.bool_, ()),
+    "ram": (np.uint8, (NUM_RAM_BYTES,)),
+}
+
+
+@dataclass
+class GameData:
+    """Recorded episodes, one row a frame; see the module docstring for the time convention."""
+
+    frames: np.ndarray  # uint8 (M, 84, 64, 3)
+    actions: np.ndarray  # uint8 (M,)
+    rewards: np.ndarray  # float32 (M,)
+    terminated: np.ndarray  # bool (M,)
+    truncated: np.ndarray  # bool (M,)
+    episode_ids: np.ndarray  # int32 (M,), ascending
+    has_action: np.ndarray  # bool (M,)
+    ram: np.ndarray  # uint8 (M, 128)
+    meta: dict
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def emulator(self) -> EmulatorConfig:
+        return EmulatorConfig(**self.meta["emulator"])
+
+    @property
+    def num_actions(self) -> int:
+        return len(self.meta["action_meanings"])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in ARRAY_FIELDS}
+
+    def rows_of(self, split: str) -> np.ndarray:
+        """Return the ascending row indices of one split."""
+        return rows_of_split(self.episode_ids, self.meta["episodes"], split)
+
+
+def save_game_data(path: Path, data: GameData) -> None:
+    """Write one npz with the sha256 of every array in its meta."""
+    arrays = data.arrays()
+    meta = data.meta | {"sha256": {name: array_sha256(a) for name, a in arrays.items()}}
+    write_npz(path, arrays, meta)
+
+
+def load_game_data(path: Path) -> GameData:
+    """Load a data file, or all shards `<stem>-*.npz` when `path` itself is not there.
+
+    Raises:
+        FileNotFoundError: neither a file nor shards; names the command that makes them.
+        ValueError: a damaged or foreign file, or shards of different recordings.
+    """
+    parts = [_load_one(part) for part in data_paths(path)]
+    if len(parts) == 1:
+        return parts[0]
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ARRAY_FIELDS}
+    meta = parts[0].meta | {
+        "episodes": [episode for part in parts for episode in part.meta["episodes"]],
+        "shards": [part.meta["sha256"] for part in parts],
+    }
+    return GameData(**joined, meta=meta)
+
+
+def data_paths(path: Path) -> list[Path]:
+    """Return the file itself, or its shards in order."""
+    path = Path(path)
+    if path.exists():
+        return [path]
+    shards = sorted(path.parent.glob(f"{path.stem}-[0-9][0-9][0-9][0-9][0-9].npz"))
+    if not shards:
+        raise FileNotFoundError(
+            f"no game data at {path}: run python v2/data/collect_atari.py --out {path.parent}"
+        )
+    return shards
+
+
+def _load_one(path: Path) -> GameData:
+    arrays, meta = read_npz(path, ARRAY_FIELDS)
+    if (arrays["actions"] >= len(meta["action_meanings"])).any():
+        raise ValueError(
+            f"{path}: action {arrays['actions'].max()} of a game with "
+            f"{len(meta['action_meanings'])} actions; collect the data again"
+        )
+    return GameData(**arrays, meta=meta)
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """Hash dtype, shape and content."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+    return digest.hexdigest()
+
+
+def data_sha256(meta: dict) -> str:
+    """Hash a recording by the hashes of its arrays (of all its shards)."""
+    parts = meta.get("shards") or [meta["sha256"]]
+    text = "".join(part[name] for part in parts for name in ARRAY_FIELDS)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_of_game(game_seed: int) -> str:
+    """Return train, val or gold; all segments of one game share its seed and so its split."""
+    if game_seed >= GOLD_SEED_START:
+        return "gold"
+    return "val" if game_seed % 10 == VALIDATION_GAME else "train"
+
+
+def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> np.ndarray:
+    """Return the rows whose episode belongs to a split.
+
+    Raises:
+        ValueError: no row does.
+    """
+    chosen = [e["id"] for e in episodes if split_of_game(e["seed"]) == split]
+    rows = np.flatnonzero(np.isin(episode_ids, chosen))
+    if len(rows) == 0:
+        raise ValueError(f"the data holds no {split} episode: collect more frames")
+    return rows
+
+
+def window_starts(
+    episode_ids: np.ndarray, length: int, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Return every row t such that rows t .. t + length - 1 lie in one episode.
+
+    Args:
+        rows: only windows that start at these rows (whole episodes, as `rows_of_split` gives).
+    Raises:
+        ValueError: every episode is shorter than `length`.
+    """
+    candidates = np.arange(len(episode_ids)) if rows is None else rows
+    last = candidates + length - 1
+    inside = last < len(episode_ids)
+    candidates, last = candidates[inside], last[inside]
+    starts = candidates[episode_ids[candidates] == episode_ids[last]]
+    if len(starts) == 0:
+        raise ValueError(f"every episode is shorter than the {length} frames of a window")
+    return starts
+
+
+def emulator_dict(config: EmulatorConfig) -> dict:
+    return dataclasses.asdict(config)

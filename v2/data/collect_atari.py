@@ -1,0 +1,129 @@
+"""Collect real Atari episodes into `atari_game_data.npz`, or shards of it.
+
+    python v2/data/collect_atari.py --game breakout --frames 200000 --policy mix --seed 0
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import time
+
+import ale_py
+import numpy as np
+from tqdm import tqdm
+
+from v2 import command_line
+from v2.data.atari_dataset import (
+    DATA_NAME,
+    EmulatorConfig,
+    GameData,
+    data_paths,
+    emulator_dict,
+    game_directory,
+    make_atari_env,
+    save_game_data,
+)
+from v2.data.policies import POLICY_NAMES, policy_mix
+from v2.data.recorder import SEEDS_PER_RUN, join_segments, record
+from v2.run_dir import CHECKPOINTS
+
+MAX_SEED = 98
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    emulator = EmulatorConfig()
+    parser.add_argument("--game", default=emulator.game, help="any ALE game")
+    parser.add_argument("--frames", type=command_line.positive_int, default=200_000)
+    parser.add_argument("--policy", choices=POLICY_NAMES, default="mix")
+    parser.add_argument("--seed", type=command_line.non_negative_int, default=0,
+                        help=f"0 to {MAX_SEED}; each has ten million game seeds of its own")  # fmt: skip
+    parser.add_argument("--workers", type=command_line.positive_int, default=2, help="processes")
+    parser.add_argument("--out", type=Path, help="directory (default: checkpoints/v2/<game>)")
+    parser.add_argument("--frames-per-shard", type=command_line.positive_int, default=250_000,
+                        help="more frames than this come as shards; bounds the memory")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace data that is there")
+    group = parser.add_argument_group("emulator")
+    group.add_argument("--frameskip", type=command_line.positive_int, default=emulator.frameskip)
+    group.add_argument("--sticky", type=command_line.probability, metavar="PROB",
+                       default=emulator.repeat_action_probability,
+                       help="probability that the emulator repeats the last action")  # fmt: skip
+    group.add_argument("--max-pool", action="store_true",
+                       help="maximum of the last two screens, for games that flicker")  # fmt: skip
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    emulator = EmulatorConfig(args.game, args.frameskip, args.sticky, max_pool=args.max_pool)
+    mix = policy_mix(args.policy, emulator.game)
+    if args.seed > MAX_SEED:
+        raise ValueError(f"--seed must be 0 to {MAX_SEED}, got {args.seed}")
+    if args.frames < 2 * len(mix):
+        raise ValueError(f"--frames must be at least {2 * len(mix)} for this mix, got {args.frames}")
+    directory = args.out or game_directory(CHECKPOINTS, emulator.game)
+    single = Path(directory) / f"{DATA_NAME}.npz"
+    _make_room(single, args.overwrite)
+    meta = {
+        "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
+        "action_meanings": make_atari_env(config=emulator).action_meanings,
+        "ale_py": ale_py.__version__, "policy": args.policy,
+        "mix": {config.name: config.share for config in mix}, "seed": args.seed,
+    }  # fmt: skip
+    began = time.perf_counter()
+    segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
+    with command_line.StopRequest() as stop:
+        num_frames, scores = _write(segments, args, single, meta, stop)
+    seconds = time.perf_counter() - began
+    print(f"{num_frames} frames of {len(scores)} episodes (mean score {np.mean(scores):.1f}) in "
+          f"{seconds:.0f} s, {num_frames / seconds:.0f} frames a second: {directory}")  # fmt: skip
+    print(f"next: python v2/train/train_vqvae_hires.py --game {emulator.game}")
+    return stop.exit_code
+
+
+def _make_room(single: Path, overwrite: bool) -> None:
+    try:
+        existing = data_paths(single)
+    except FileNotFoundError:
+        return
+    if not overwrite:
+        raise FileExistsError(f"{existing[0]} is there already: --overwrite replaces it")
+    for path in existing:
+        path.unlink()
+
+
+def _write(segments, args, single: Path, meta: dict, stop) -> tuple[int, list[float]]:
+    shard, shard_frames, num_shards, scores, total = [], 0, 0, [], 0
+    sharded = args.frames > args.frames_per_shard
+    first_id = 0
+
+    def flush():
+        nonlocal shard, shard_frames, num_shards, first_id
+        path = single.with_name(f"{DATA_NAME}-{num_shards:05d}.npz") if sharded else single
+        arrays, episodes = join_segments(shard, first_id)
+        save_game_data(path, GameData(**arrays, meta=meta | {"episodes": episodes}))
+        first_id += len(shard)
+        shard, shard_frames, num_shards = [], 0, num_shards + 1
+
+    with tqdm(total=args.frames, unit="frame", disable=None, smoothing=0.05) as bar:
+        for segment in segments:
+            if sharded and shard and shard_frames + len(segment) > args.frames_per_shard:
+                flush()
+            shard.append(segment)
+            shard_frames += len(segment)
+            total += len(segment)
+            scores.append(float(segment.rewards.sum()))
+            bar.update(len(segment))
+            bar.set_postfix(policy=segment.policy, score=f"{np.mean(scores):.1f}")
+            if stop:
+                break
+    if shard:
+        flush()
+    return total, scores
+
+
+if __name__ == "__main__":
+    command_line.run(main)

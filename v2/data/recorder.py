@@ -1,0 +1,193 @@
+"""Playing games and recording them: jobs in, episodes out, in an order that no worker changes.
+
+Contract: equal arguments give equal arrays, whatever the number of workers. Every game has a seed
+of its own, from which its policy draws; no game stands twice. Knows nothing of scripts.
+"""
+
+import functools
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from v2.data.atari_dataset import EmulatorConfig, make_atari_env
+from v2.data.policies import PolicyConfig, make_policy
+
+SEEDS_PER_RUN, SEEDS_PER_POLICY = 10_000_000, 1_000_000
+MIN_GAME_STEPS, MAX_GAME_STEPS = 150, 6000
+GAMES_PER_POLICY = 6  # at least so many games share a policy's frames, so that splits have some
+SNAPSHOT_STEPS, NUM_SNAPSHOTS = 8, 6  # rewinding goes back up to 48 steps, 3.2 seconds
+
+
+@dataclass(frozen=True)
+class GameJob:
+    emulator: EmulatorConfig
+    policy: PolicyConfig
+    seed: int
+    max_steps: int
+
+
+@dataclass
+class Segment:
+    """One episode of the data file, as lists while it is recorded and arrays when it is done."""
+
+    seed: int
+    policy: str
+    frames: list | np.ndarray
+    ram: list | np.ndarray
+    actions: list | np.ndarray
+    rewards: list | np.ndarray
+    terminated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def cut(self, num_frames: int) -> "Segment":
+        """Keep the first frames."""
+        if num_frames >= len(self):
+            return self
+        return Segment(
+            self.seed, self.policy, self.frames[:num_frames], self.ram[:num_frames],
+            self.actions[: num_frames - 1], self.rewards[: num_frames - 1], terminated=False,
+        )  # fmt: skip
+
+
+def record(
+    emulator: EmulatorConfig, mix: list[PolicyConfig], num_frames: int, first_seed: int, workers: int
+) -> Iterator[Segment]:
+    """Play until every policy has its share of `num_frames`, and yield the segments in order.
+
+    Args:
+        first_seed: game seeds are first_seed + 1,000,000 * policy + game.
+    """
+    shares = np.cumsum([0.0] + [config.share for config in mix])
+    bounds = np.rint(shares * num_frames).astype(int)
+    with _pool(workers) as pool:
+        for index, config in enumerate(mix):
+            quota = int(bounds[index + 1] - bounds[index])
+            seed = first_seed + SEEDS_PER_POLICY * index
+            yield from _record_policy(emulator, config, quota, seed, pool, workers)
+
+
+def _record_policy(emulator, config, quota, seed, pool, workers) -> Iterator[Segment]:
+    max_steps = int(np.clip(quota // GAMES_PER_POLICY, MIN_GAME_STEPS, MAX_GAME_STEPS))
+    pending, game, played = deque(), 0, 0
+    while played < quota:
+        while len(pending) <= workers:
+            job = GameJob(emulator, config, seed + game, max_steps)
+            pending.append(pool(job))
+            game += 1
+        for segment in pending.popleft()():
+            segment = segment.cut(quota - played)
+            if len(segment) < 2:
+                continue
+            played += len(segment)
+            yield segment
+        if quota - played == 1:  # one frame is no episode
+            return
+
+
+class _pool:
+    """Run jobs here, or in worker processes; a submitted job is a function that waits for it."""
+
+    def __init__(self, workers: int):
+        self.pool = None
+        if workers > 1:
+            context = multiprocessing.get_context("spawn")
+            self.pool = context.Pool(workers, initializer=_ignore_interrupts)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.pool:
+            self.pool.terminate()
+
+    def __call__(self, job: GameJob):
+        if self.pool:
+            return self.pool.apply_async(record_game, (job,)).get
+        return lambda: record_game(job)
+
+
+def _ignore_interrupts():
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def record_game(job: GameJob) -> list[Segment]:
+    """Play one game to its end or `max_steps`; more than one segment only when rewinding."""
+    env = _env(job.emulator)
+    rng = np.random.default_rng(job.seed)
+    policy = make_policy(job.policy, job.emulator.game, env.action_meanings, rng)
+    ale = env.unwrapped.ale
+    is_random = job.emulator.repeat_action_probability > 0  # else every seed starts one same game
+    frame, _ = env.reset(seed=job.seed if is_random else None)  # a seed reloads the ROM: 0.15 s
+    segments = [Segment(job.seed, job.policy.name, [frame], [env.ram], [], [])]
+    snapshots: deque = deque(maxlen=NUM_SNAPSHOTS)
+    lives = ale.lives()
+    for step in range(job.max_steps):
+        now = segments[-1]
+        if job.policy.rewind and step % SNAPSHOT_STEPS == 0:
+            snapshots.append((env.unwrapped.clone_state(), now.frames[-1], now.ram[-1], lives))
+        action = policy.act(now.ram[-1])
+        frame, reward, terminated, truncated, _ = env.step(action)
+        now.frames.append(frame)
+        now.ram.append(env.ram)
+        now.actions.append(action)
+        now.rewards.append(reward)
+        lost_life, lives = ale.lives() < lives, ale.lives()
+        now.terminated = bool(terminated)
+        if job.policy.rewind and lost_life:
+            for _ in range(int(rng.integers(len(snapshots)))):  # the oldest one always stays
+                snapshots.pop()
+            state, frame, ram, lives = snapshots[-1]
+            env.unwrapped.restore_state(state)
+            segments.append(Segment(job.seed, job.policy.name, [frame], [ram], [], []))
+        elif terminated or truncated:
+            break
+    return [_as_arrays(segment) for segment in segments if len(segment) > 1]
+
+
+_env = functools.cache(lambda emulator: make_atari_env(config=emulator))
+
+
+def _as_arrays(segment: Segment) -> Segment:
+    segment.frames = np.stack(segment.frames)
+    segment.ram = np.stack(segment.ram)
+    segment.actions = np.array(segment.actions, np.uint8)
+    segment.rewards = np.array(segment.rewards, np.float32)
+    return segment
+
+
+def join_segments(segments: list[Segment], first_id: int) -> tuple[dict[str, np.ndarray], list]:
+    """Return the arrays of a data file and its list of episodes."""
+    lengths = [len(segment) for segment in segments]
+    total = sum(lengths)
+    arrays = {
+        "frames": np.concatenate([s.frames for s in segments]),
+        "actions": np.zeros(total, np.uint8),
+        "rewards": np.zeros(total, np.float32),
+        "terminated": np.zeros(total, np.bool_),
+        "truncated": np.zeros(total, np.bool_),
+        "episode_ids": np.repeat(np.arange(first_id, first_id + len(segments)), lengths),
+        "has_action": np.ones(total, np.bool_),
+        "ram": np.concatenate([s.ram for s in segments]),
+    }
+    arrays["episode_ids"] = arrays["episode_ids"].astype(np.int32)
+    episodes, start = [], 0
+    for index, segment in enumerate(segments):
+        last = start + len(segment) - 1
+        arrays["actions"][start:last] = segment.actions
+        arrays["rewards"][start:last] = segment.rewards
+        arrays["has_action"][last] = False
+        arrays["terminated"][last - 1] = segment.terminated
+        arrays["truncated"][last - 1] = not segment.terminated
+        episodes.append({
+            "id": first_id + index, "seed": segment.seed, "policy": segment.policy,
+            "frames": len(segment), "score": float(segment.rewards.sum()),
+        })  # fmt: skip
+        start = last + 1
+    return arrays, episodes
