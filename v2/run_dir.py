@@ -1,5 +1,157 @@
-"""Run folders: checkpoints/v2/<game>/runs/<YYYYMMDD_HHMMSS>/ with config, metrics and samples."""
+"""Run folders: checkpoints/v2/<game>/runs/<YYYYMMDD_HHMMSS>/.
 
+Contract: a run writes only into its own folder, one process at a time: config.json, metrics.jsonl
+(one line an event, no step twice), last.pt, last-1.pt, best.pt, samples/, status.json. `latest` is
+the newest finished run that is no smoke run, else the shipped weights.
+Knows nothing of models.
+"""
+
+import json
+import os
+import time
 from pathlib import Path
 
+from v2.data.atari_dataset import game_directory
+from v2.files import write_text
+
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints" / "v2"
+SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
+
+
+class RunDir:
+    """A run's folder while a training process owns it."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._lock = self.path / "lock"
+        self._metrics = None
+
+    @classmethod
+    def create(cls, root: Path, kind: str, config: dict) -> "RunDir":
+        """Make a folder named by the time below `root`/runs."""
+        runs = Path(root) / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            run = cls(runs / time.strftime("%Y%m%d_%H%M%S"))
+            try:
+                run.path.mkdir()
+                break
+            except FileExistsError:
+                time.sleep(1)
+        run.acquire()
+        write_text(run.path / "config.json", json.dumps({"kind": kind, **config}, indent=1))
+        return run
+
+    def acquire(self) -> None:
+        """Lock the folder for this process.
+
+        Raises:
+            FileExistsError: a living process holds it.
+        """
+        (self.path / "samples").mkdir(exist_ok=True)
+        for stray in self.path.glob(".*.tmp"):
+            stray.unlink()
+        try:
+            descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            holder = self._lock.read_text().strip()
+            if holder.isdigit() and _is_alive(int(holder)) and int(holder) != os.getpid():
+                raise FileExistsError(
+                    f"process {holder} is training in {self.path}: wait for it or stop it"
+                ) from None
+            self._lock.unlink()
+            return self.acquire()
+        with os.fdopen(descriptor, "w") as file:
+            file.write(str(os.getpid()))
+
+    def release(self) -> None:
+        if self._metrics:
+            self._metrics.close()
+            self._metrics = None
+        self._lock.unlink(missing_ok=True)
+
+    def log(self, step: int, **metrics) -> None:
+        """Append one line of metrics; numbers are rounded for people."""
+        if self._metrics is None:
+            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
+        line = {"step": step} | {k: _plain(v) for k, v in metrics.items()}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will do again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+    def set_status(self, **status) -> None:
+        write_text(self.path / "status.json", json.dumps(status))
+
+
+def read_config(run: Path) -> dict:
+    """Read a run's config.json."""
+    path = Path(run) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no run at {run}: config.json is missing")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def find_weights(name: str, kind: str, game: str, root: Path | None = None) -> Path:
+    """Resolve `latest`, `shipped`, a run's name, a run's folder or a file to a checkpoint.
+
+    Raises:
+        FileNotFoundError: with what was looked for and what there is.
+    """
+    directory = game_directory(root or CHECKPOINTS, game)
+    shipped = directory / SHIPPED[kind]
+    if name == "latest":
+        runs = finished_runs(directory, kind)
+        name = str(runs[-1]) if runs else "shipped"
+    if name == "shipped":
+        if not shipped.exists():
+            raise FileNotFoundError(f"no shipped weights {shipped}: run make train")
+        return shipped
+    for place in (directory / "runs" / name, Path(name).expanduser()):
+        if place.is_file():
+            return place
+        for file in ("best.pt", "last.pt"):
+            if (place / file).exists():
+                return place / file
+    there = sorted(p.name for p in (directory / "runs").glob("*")) or ["none"]
+    raise FileNotFoundError(f"no run or checkpoint {name!r}; runs of {game}: {', '.join(there)}")
+
+
+def finished_runs(directory: Path, kind: str) -> list[Path]:
+    """Return the finished runs of a kind that are no smoke runs, oldest first."""
+    found = []
+    for status_path in sorted((Path(directory) / "runs").glob("*/status.json")):
+        status = json.loads(status_path.read_text(encoding="utf-8"))
+        config = read_config(status_path.parent)
+        is_real = status.get("is_finished") and not config.get("is_smoke")
+        if is_real and config.get("kind") == kind:
+            found.append(status_path.parent)
+    return found
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # a line that a kill cut short
+        return float("inf")
+
+
+def _plain(value):
+    value = value.item() if hasattr(value, "item") else value
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

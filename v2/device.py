@@ -1,0 +1,42 @@
+"""Where the numbers are crunched: device, precision and threads, decided once by a script."""
+
+import contextlib
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; `auto` takes CUDA where there is one.
+
+    Raises:
+        ValueError: an unknown or absent device, with those that there are.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"no device {name!r}: use {', '.join(_devices())}") from None
+    if device.type not in _devices():
+        raise ValueError(f"no device {name!r} on this machine: use {', '.join(_devices())}")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether bfloat16 is done by the hardware; emulated it is hundreds of times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and torch.cpu._is_avx512_bf16_supported()
+
+
+def autocast(device: torch.device):
+    """Return a context of bfloat16 where that is fast, else of float32."""
+    if has_fast_bfloat16(device):
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _devices() -> list[str]:
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -1,0 +1,2 @@
+class TemporalWorldModel: pass
+class WorldModelConfig: pass

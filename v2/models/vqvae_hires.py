@@ -1,0 +1,225 @@
+"""VQ-VAE: 84x64 RGB frames <-> 21x16 tokens of a 32-code codebook (arXiv 1711.00937).
+
+Contract: tokens are local. The encoder sees 10x10 pixels a token, mixes channels by 1x1
+convolutions and has no normalisation over the image, so a token changes only where pixels within
+3 px of its 4x4 patch changed. The codebook moves only in `Quantizer.update`, never by a forward.
+Knows nothing of data, games or files.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    height: int = 84
+    width: int = 64
+    num_codes: int = 32  # K
+    latent_dim: int = 256  # D
+    stem_dim: int = 64
+    encoder_blocks: int = 2  # 1x1 residual blocks: depth without a wider view
+    decoder_dim: int = 128  # at 21x16
+    decoder_blocks: int = 2
+    coarse_dim: int = 256  # at 6x4: wide context at a fourteenth of the cost
+    coarse_blocks: int = 3
+    pixel_dim: int = 64  # at 42x32
+    pixel_blocks: int = 1
+    ema_decay: float = 0.99
+    commitment_weight: float = 0.25
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "ema_decay" and not 0 < value < 1:
+                raise ValueError(f"ema_decay must be in (0, 1), got {value}")
+            if value < 0 or (field.type is int and value < 1):
+                raise ValueError(f"{field.name} must be positive, got {value}")
+        if self.height % 4 or self.width % 4:
+            raise ValueError(f"height and width must divide by 4, got {self.height}x{self.width}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns, (h, w)."""
+        return self.height // 4, self.width // 4
+
+
+class Reconstruction(NamedTuple):
+    pixels: torch.Tensor  # (B, 3, H, W), unclamped
+    latents: torch.Tensor  # (B, D, h, w), encoder outputs
+    tokens: torch.Tensor  # (B, h*w) int64
+    commitment: torch.Tensor  # scalar, mean squared distance of latents to their codes
+
+
+class VQVAE(nn.Module):
+    """Encoder, quantizer and decoder; most of its parameters are in the decoder."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = Quantizer(config.num_codes, config.latent_dim, config.ema_decay)
+        self.decoder = Decoder(config)
+
+    def forward(self, pixels: torch.Tensor, is_quantized: bool = True) -> Reconstruction:
+        """Reconstruct (B, 3, H, W) in [0, 1], gradients straight through the quantizer.
+
+        Args:
+            is_quantized: False decodes the latents themselves, for a warm-up as an autoencoder.
+        """
+        latents = self.encoder(pixels)
+        with torch.autocast(latents.device.type, enabled=False):
+            codes, tokens = self.quantizer(latents.float())
+            commitment = F.mse_loss(latents.float(), codes)
+        through = latents + (codes.to(latents.dtype) - latents).detach()
+        decoded = self.decoder(through if is_quantized else latents)
+        return Reconstruction(decoded, latents, tokens, commitment)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the tokens of (B, 3, H, W) pixels in [0, 1], int64 (B, N)."""
+        return self.quantizer.nearest(self.encoder(pixels).float())
+
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the pixels of tokens (B, N), float (B, 3, H, W), unclamped."""
+        return self.decoder(self.quantizer.look_up(tokens, self.config.grid))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        self.stem = nn.Conv2d(3, config.stem_dim, 4, stride=2, padding=1)
+        self.patches = nn.Conv2d(config.stem_dim, config.latent_dim, 4, stride=2, padding=1)
+        dims = (config.latent_dim, config.latent_dim, 1)
+        self.blocks = nn.Sequential(*(ResidualBlock(*dims) for _ in range(config.encoder_blocks)))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = self.patches(F.relu(self.stem(pixels)))  # (B, D, h, w)
+        return self.blocks(x)
+
+
+class Decoder(nn.Module):
+    """A small U-Net: 21x16 with a coarse branch at 6x4, then 42x32, then pixels."""
+
+    def __init__(self, config: VQVAEConfig):
+        super().__init__()
+        dim, coarse, pixel = config.decoder_dim, config.coarse_dim, config.pixel_dim
+        self.enter = nn.Conv2d(config.latent_dim, dim, 3, padding=1)
+        self.down = nn.Conv2d(dim, coarse, 3, stride=2, padding=1)
+        self.deeper = nn.Conv2d(coarse, coarse, 3, stride=2, padding=1)
+        self.coarse = nn.Sequential(
+            *(ResidualBlock(coarse, coarse, 3) for _ in range(config.coarse_blocks))
+        )
+        self.rise = nn.Conv2d(coarse, dim, 1)
+        self.fine = nn.Sequential(*(ResidualBlock(dim, dim, 3) for _ in range(config.decoder_blocks)))
+        self.expand = nn.Conv2d(dim, 4 * pixel, 3, padding=1)
+        self.pixel = nn.Sequential(
+            *(ResidualBlock(pixel, pixel, 3) for _ in range(config.pixel_blocks))
+        )
+        self.to_rgb = nn.Conv2d(pixel, 4 * 3, 3, padding=1)
+
+    def forward(self, codes: torch.Tensor) -> torch.Tensor:
+        x = self.enter(codes)
+        context = self.deeper(F.relu(self.down(F.relu(x))))  # (B, coarse_dim, h/4, w/4)
+        context = self.rise(self.coarse(context))
+        context = F.interpolate(context, scale_factor=4, mode="nearest")
+        x = self.fine(x + context[..., : x.shape[-2], : x.shape[-1]])
+        x = F.pixel_shuffle(self.expand(F.relu(x)), 2)  # (B, pixel_dim, H/2, W/2)
+        return F.pixel_shuffle(self.to_rgb(F.relu(self.pixel(x))), 2)  # (B, 3, H, W)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int, kernel_size: int):
+        super().__init__()
+        padding = kernel_size // 2
+        self.inner = nn.Conv2d(dim, hidden_dim, kernel_size, padding=padding)
+        self.outer = nn.Conv2d(hidden_dim, dim, kernel_size, padding=padding)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.outer(F.relu(self.inner(F.relu(x))))
+
+
+class Quantizer(nn.Module):
+    """Nearest code by Euclidean distance; codes follow their latents by moving averages."""
+
+    def __init__(self, num_codes: int, dim: int, decay: float):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("codebook", torch.randn(num_codes, dim))
+        self.register_buffer("counts", torch.ones(num_codes))
+        self.register_buffer("sums", self.codebook.clone())
+
+    def forward(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return codes (B, D, h, w) and tokens (B, N) of latents (B, D, h, w)."""
+        tokens = self.nearest(latents)
+        return self.look_up(tokens, latents.shape[-2:]), tokens
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        flat = _flatten(latents)
+        scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2
+        return scores.argmax(1).view(latents.shape[0], -1)
+
+    def look_up(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        codes = F.embedding(tokens, self.codebook)  # (B, N, D)
+        return codes.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, D, h, w), channels last
+
+    @torch.no_grad()
+    def initialise(self, latents: torch.Tensor, generator: torch.Generator) -> None:
+        """Choose codes by farthest point, which keeps rare features, from latents (B, D, h, w)."""
+        flat = _flatten(latents)
+        first = torch.randint(len(flat), (1,), generator=generator).item()
+        chosen = [flat[first]]
+        distance = (flat - chosen[0]).square().sum(1)
+        for _ in range(len(self.codebook) - 1):
+            chosen.append(flat[distance.argmax()])
+            distance = torch.minimum(distance, (flat - chosen[-1]).square().sum(1))
+        self.codebook.copy_(torch.stack(chosen))
+        self.counts.fill_(1)
+        self.sums.copy_(self.codebook)
+
+    @torch.no_grad()
+    def update(self, latents: torch.Tensor, tokens: torch.Tensor, revive_below: float = 0) -> None:
+        """Move the codes toward the latents (B, D, h, w) that chose them.
+
+        Args:
+            revive_below: codes whose moving count falls below this are placed on the worst-fitted
+                latents, with fresh statistics; 0 revives none.
+        """
+        flat, chosen = _flatten(latents), tokens.reshape(-1)
+        counts = torch.bincount(chosen, minlength=len(self.codebook)).to(flat.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, chosen, flat)
+        _all_reduce(counts, sums)
+        self.counts.lerp_(counts, 1 - self.decay)
+        self.sums.lerp_(sums, 1 - self.decay)
+        self.codebook.copy_(self.sums / self.counts.clamp_min(1e-5).unsqueeze(1))
+        dead = (self.counts < revive_below).nonzero().flatten()
+        if len(dead):
+            self._revive(dead, flat, chosen)
+
+    def _revive(self, dead: torch.Tensor, flat: torch.Tensor, chosen: torch.Tensor) -> None:
+        distance = (flat - self.codebook[chosen]).square().sum(1)
+        for code in dead.tolist():
+            worst = flat[distance.argmax()].clone()
+            _broadcast(worst)
+            self.codebook[code], self.sums[code], self.counts[code] = worst, worst, 1.0
+            distance = torch.minimum(distance, (flat - worst).square().sum(1))
+
+
+def _flatten(latents: torch.Tensor) -> torch.Tensor:
+    return latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])  # (B*h*w, D)
+
+
+def _all_reduce(*tensors: torch.Tensor) -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
+def _broadcast(tensor: torch.Tensor) -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(tensor, 0)

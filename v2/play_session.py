@@ -1,0 +1,241 @@
+"""What is being played: the real game, the dream beside it, how far they are apart, the way back.
+
+Contract: both sides take the same action in the same step, and the dream is only ever started from
+four consecutive real frames with the actions between them, so that it knows the ball's velocity.
+One thread at a time may use a session. Knows nothing of windows, keys or video.
+"""
+
+import dataclasses
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from v2.data.atari_dataset import AtariFrameEnv
+from v2.eval import truth
+
+MODES = ("both", "dream", "real")
+HISTORY_FRAMES = 4
+REWIND_STEPS = 30
+MAX_SNAPSHOTS = 900  # a minute at 15 steps a second
+END_PROB = 0.5  # the dream says that its game is over
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Everything that a step leaves on the screen."""
+
+    step: int
+    action: int
+    real_frame: np.ndarray  # uint8 (84, 64, 3)
+    dream_frame: np.ndarray  # uint8 (84, 64, 3)
+    reward: float = 0.0
+    score: float = 0.0
+    lives: int = 0
+    dream_reward: float = 0.0
+    dream_end_prob: float = 0.0
+    mode: str = "both"
+    notice: str = ""
+
+
+class Divergence:
+    """How far the dream is from the real game at each step since the last sync."""
+
+    def __init__(self):
+        self.agreement: list[float] = []  # share of equal tokens
+        self.ball_px: list[float] = []  # NaN where one of the two shows no ball
+        self.paddle_px: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.agreement)
+
+    def cut(self, length: int) -> "Divergence":
+        """Return a copy of the first steps."""
+        made = Divergence()
+        for name, values in vars(self).items():
+            setattr(made, name, values[:length])
+        return made
+
+
+class Tape(Protocol):
+    """What wants to know every real step, such as a recording of episodes."""
+
+    def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None: ...
+
+    def step(self, action, reward, frame, ram, terminated) -> None: ...
+
+
+@dataclass
+class _Snapshot:
+    env_state: Any
+    dream_state: Any
+    dream_tokens: np.ndarray
+    frames: tuple
+    actions: tuple
+    moment: Moment
+    ram: np.ndarray
+    seed: int
+    divergence: Divergence
+    num_diverged: int
+
+
+class PlaySession:
+    """A real game and its dream.
+
+    Args:
+        env: the emulator, made by `make_atari_env`.
+        engine: a DreamEngine, or anything with its reset, step, history, restore and tokens.
+        seed: seed of the first game; the next game has the next one.
+    """
+
+    def __init__(self, env: AtariFrameEnv, engine, seed: int = 0, tape: Tape | None = None):
+        num_actions = len(env.action_meanings)
+        if engine.num_actions != num_actions:
+            raise ValueError(
+                f"the model knows {engine.num_actions} actions and {env.config.game} has "
+                f"{num_actions}: load weights of this game with --run or --checkpoint"
+            )
+        self.env, self.engine, self.tape = env, engine, tape
+        self.game = env.config.game
+        self.mode = "both"
+        self.agreements: list[float] = []  # of every measured step, also across syncs
+        self.ball_errors: list[float] = []
+        self.paddle_errors: list[float] = []
+        self.num_steps = 0
+        self.divergence = Divergence()
+        self._has_truth = truth.has_truth(self.game)
+        self._snapshots: deque[_Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
+        self._seed = seed - 1
+        self._new_game()
+
+    # ------------------------------------------------------------------ playing
+
+    def step(self, action: int) -> Moment:
+        """Take one step on every side that the mode lets run."""
+        self._remember()
+        self.num_steps += 1
+        step = dict(step=self.moment.step + 1, action=action, notice="")
+        is_over = False
+        if self.mode != "dream":
+            values, is_over = self._step_real(action)
+            step |= values
+        if self.mode != "real":
+            step |= self._step_dream(action)
+        self.moment = dataclasses.replace(self.moment, **step)
+        if is_over:
+            self._new_game()
+        elif self.mode == "both":
+            self._measure()
+        elif self.mode == "dream" and self.moment.dream_end_prob > END_PROB:
+            self.sync("the dream's game is over: synced")
+        return self.moment
+
+    def _step_real(self, action: int) -> tuple[dict, bool]:
+        frame, reward, terminated, truncated, _ = self.env.step(action)
+        self.frames.append(frame)
+        self.actions.append(action)
+        self.ram = self.env.ram
+        if self.tape:
+            self.tape.step(action, reward, frame, self.ram, terminated)
+        values = dict(real_frame=frame, reward=reward, score=self.moment.score + reward,
+                      lives=self._lives())  # fmt: skip
+        return values, terminated or truncated
+
+    def _step_dream(self, action: int) -> dict:
+        frame = self.engine.step(action)
+        self.dream_tokens = np.array(self.engine.tokens)
+        return dict(dream_frame=frame, dream_reward=float(self.engine.last_reward),
+                    dream_end_prob=float(self.engine.last_terminated))  # fmt: skip
+
+    def _new_game(self) -> None:
+        """Reset the emulator and let it run for the frames that the dream starts from."""
+        over = hasattr(self, "moment")
+        score = self.moment.score if over else 0.0
+        self._seed += 1
+        is_random = self.env.config.repeat_action_probability > 0
+        frame, _ = self.env.reset(seed=self._seed if is_random or not over else None)
+        self.ram = self.env.ram
+        self.frames = deque([frame], maxlen=HISTORY_FRAMES)
+        self.actions = deque(maxlen=HISTORY_FRAMES - 1)
+        if self.tape:
+            self.tape.begin(self._seed, frame, self.ram)
+        self.moment = Moment(self.moment.step if over else 0, 0, frame, frame, mode=self.mode)
+        for _ in range(HISTORY_FRAMES - 1):
+            values, _ = self._step_real(0)
+            self.moment = dataclasses.replace(self.moment, **values)
+        self.sync(f"game over with {score:.0f} points: a new game" if over else "")
+
+    def _lives(self) -> int:
+        return self.env.unwrapped.ale.lives()
+
+    # ------------------------------------------------------------------ the dream
+
+    def sync(self, notice: str = "synced") -> Moment:
+        """Start the dream from the real game's last four frames."""
+        self.engine.reset(np.stack(self.frames), np.array(self.actions))
+        self.dream_tokens = np.array(self.engine.tokens)
+        frame = self.engine.decode(self.dream_tokens[None])[0]
+        self.divergence = Divergence()
+        self.moment = dataclasses.replace(
+            self.moment, dream_frame=frame, dream_reward=0.0, dream_end_prob=0.0, notice=notice
+        )
+        return self.moment
+
+    def set_mode(self, mode: str) -> Moment:
+        """Choose which sides run; a dream that the real game left behind is synced first."""
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        names = {"both": "both", "dream": "dream only: the real game waits", "real": "real only"}
+        was, self.mode = self.mode, mode
+        self.moment = dataclasses.replace(self.moment, mode=mode, notice=names[mode])
+        if mode != "real" and was != mode and not (was == "both" and mode == "dream"):
+            self.sync(f"{names[mode]}, synced")
+        return self.moment
+
+    def _measure(self) -> None:
+        tokens = self.engine.encode(self.moment.real_frame[None])[0]
+        self.divergence.agreement.append(float(np.mean(tokens == self.dream_tokens)))
+        ball, paddle = self._distances() if self._has_truth else (np.nan, np.nan)
+        self.divergence.ball_px.append(ball)
+        self.divergence.paddle_px.append(paddle)
+        self.agreements.append(self.divergence.agreement[-1])
+        self.ball_errors.append(ball)
+        self.paddle_errors.append(paddle)
+
+    def _distances(self) -> tuple[float, float]:
+        real = truth.read_ram(self.game, self.ram[None])
+        dream = truth.read_frames(self.game, self.moment.dream_frame[None])
+        ball = np.linalg.norm(real.ball[0] - dream.ball[0])
+        return float(ball), float(abs(real.paddle[0] - dream.paddle[0]))
+
+    # ------------------------------------------------------------------ the way back
+
+    def _remember(self) -> None:
+        self._snapshots.append(_Snapshot(
+            self.env.unwrapped.clone_state(), self.engine.history, self.dream_tokens,
+            tuple(self.frames), tuple(self.actions), self.moment, self.ram, self._seed,
+            self.divergence, len(self.divergence),
+        ))  # fmt: skip
+
+    def rewind(self, num_steps: int = REWIND_STEPS) -> Moment:
+        """Take both sides back by `num_steps`, or as far as there is memory."""
+        if not self._snapshots:
+            self.moment = dataclasses.replace(self.moment, notice="nothing to rewind")
+            return self.moment
+        num_steps = min(num_steps, len(self._snapshots))
+        for _ in range(num_steps):
+            snapshot = self._snapshots.pop()
+        self.env.unwrapped.restore_state(snapshot.env_state)
+        self.engine.restore(snapshot.dream_state)
+        self.dream_tokens, self.ram = snapshot.dream_tokens, snapshot.ram
+        self.frames.clear(), self.actions.clear()
+        self.frames.extend(snapshot.frames), self.actions.extend(snapshot.actions)
+        self.divergence = snapshot.divergence.cut(snapshot.num_diverged)
+        self._seed = snapshot.seed
+        if self.tape:
+            self.tape.begin(self._seed, self.frames[-1], self.ram)
+        self.moment = dataclasses.replace(
+            snapshot.moment, mode=self.mode, notice=f"back by {num_steps} steps"
+        )
+        return self.moment

@@ -1,0 +1,247 @@
+"""Train the VQ-VAE that turns frames into tokens.
+
+    python v2/train/train_vqvae_hires.py --epochs 50
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import dataclasses
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from v2 import checkpoint, command_line
+from v2.data.atari_dataset import DATA_NAME, GameData, data_sha256, game_directory, load_game_data
+from v2.data.frames import float_to_frames, frames_to_float
+from v2.data.importance import median_frame, rarity_weights
+from v2.device import autocast, choose_device
+from v2.eval.round_trip import ball_round_trip, perplexity, psnr
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.pictures import save_grid
+from v2.run_dir import CHECKPOINTS, RunDir
+from v2.train.steps import GradientGuard, learning_rate, step_rng
+
+NUM_MEDIAN_FRAMES = 1001
+NUM_HELD_OUT_FRAMES = 512
+NUM_PICTURES = 8
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--game", default="breakout")
+    parser.add_argument("--data", type=Path, help="npz of frames (default: the game's)")
+    parser.add_argument("--out", type=Path, help="directory of runs/ (default: the game's)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="mark the run: never shipped or latest")
+    length = parser.add_argument_group("length")
+    length.add_argument("--epochs", type=command_line.positive_int, default=50)
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=640,
+                        help="random frames an epoch; 0: as many as there are")  # fmt: skip
+    length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
+    length.add_argument("--max-minutes", type=command_line.positive_float,
+                        help="save and stop then; --resume goes on")  # fmt: skip
+    length.add_argument("--resume", type=Path, metavar="RUN", help="continue a run's folder")
+    length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
+    length.add_argument("--eval-steps", type=command_line.positive_int, default=200)
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--batch-size", type=command_line.positive_int, default=16)
+    recipe.add_argument("--lr", type=command_line.positive_float, default=1e-3)
+    recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
+    recipe.add_argument("--decay", type=command_line.probability, default=0.4,
+                        help="share of the steps over which the rate falls to zero")  # fmt: skip
+    recipe.add_argument("--unquantized", type=command_line.probability, default=0.12,
+                        help="share of the steps before the codebook starts")  # fmt: skip
+    recipe.add_argument("--revive-until", type=command_line.probability, default=0.7,
+                        help="share of the steps after which dead codes stay")  # fmt: skip
+    recipe.add_argument("--rarity", type=command_line.non_negative_float, default=20.0,
+                        help="extra weight of pixels unlike the median frame")  # fmt: skip
+    recipe.add_argument("--worst-pixel", type=command_line.non_negative_float, default=0.01)
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    device = choose_device(args.device)
+    torch.manual_seed(args.seed)
+    directory = game_directory(CHECKPOINTS, args.game)
+    data = load_game_data(args.data or directory / f"{DATA_NAME}.npz")
+    train_rows, held_out_rows = data.rows_of("train"), data.rows_of("val")
+    per_epoch = args.samples_per_epoch or len(train_rows)
+    num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
+    model = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
+    trainer = Trainer(args, model, data, train_rows, held_out_rows, num_steps, device)
+    if args.resume:
+        run = RunDir(args.resume)
+        run.acquire()
+        trainer.load(run)
+    else:
+        config = {"args": _plain_args(args), "is_smoke": args.smoke, "game": data.emulator.game}
+        run = RunDir.create(args.out or directory, "vqvae", config)
+    try:
+        return trainer.train(run)
+    finally:
+        run.release()
+
+
+class Trainer:
+    """The state of a run: model, optimizer and step."""
+
+    def __init__(self, args, model, data: GameData, train_rows, held_out_rows, num_steps, device):
+        self.args, self.model, self.data, self.device = args, model, data, device
+        self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
+        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+        self.guard = GradientGuard(self.optimizer, max_norm=1.0)
+        self.generator = torch.Generator().manual_seed(args.seed)
+        spread = np.linspace(0, len(train_rows) - 1, min(NUM_MEDIAN_FRAMES, len(train_rows)))
+        self.median = median_frame(self.pixels(train_rows[spread.astype(int)]))
+        spread = np.linspace(0, len(held_out_rows) - 1, min(NUM_HELD_OUT_FRAMES, len(held_out_rows)))
+        self.held_out_rows = held_out_rows[spread.astype(int)]
+        self.best = -float("inf")
+
+    def pixels(self, rows: np.ndarray) -> torch.Tensor:
+        """Return frames as float (B, 3, H, W), channels last."""
+        return frames_to_float(torch.from_numpy(self.data.frames[rows]).to(self.device))
+
+    def train(self, run: RunDir) -> int:
+        args, began, saved = self.args, time.monotonic(), time.monotonic()
+        first_step = self.step
+        with command_line.StopRequest() as stop, tqdm(
+            total=self.num_steps, initial=self.step, unit="step", disable=None
+        ) as bar:
+            while self.step < self.num_steps and not stop:
+                metrics = self.train_step()
+                self.step += 1
+                bar.update()
+                now = time.monotonic()
+                is_out_of_time = args.max_minutes and now - began > 60 * args.max_minutes
+                is_last = self.step == self.num_steps
+                if self.step % 20 == 0 or is_last:
+                    metrics["images_per_second"] = (
+                        (self.step - first_step) * args.batch_size / (now - began)
+                    )
+                    run.log(self.step, **metrics)
+                    bar.set_postfix(loss=f"{float(metrics['reconstruction']):.5f}")
+                if self.step % args.eval_steps == 0 or is_last:
+                    self.evaluate(run)
+                if is_last or is_out_of_time or stop or now - saved > 60 * args.save_minutes:
+                    self.save(run)
+                    saved = now
+                if is_out_of_time:
+                    break
+        is_finished = self.step >= self.num_steps
+        run.set_status(is_finished=is_finished, step=self.step, minutes=(time.monotonic() - began) / 60)
+        print(f"{self.step} of {self.num_steps} steps: {run.path}")
+        script = f"python v2/train/train_vqvae_hires.py --resume {run.path}"
+        print(f"next: {'python v2/data/tokenize_atari.py' if is_finished else script}")
+        return stop.exit_code
+
+    def train_step(self) -> dict:
+        args, step = self.args, self.step
+        rows = step_rng(args.seed, step).choice(self.train_rows, args.batch_size)
+        pixels = self.pixels(np.sort(rows))
+        warmup = int(args.unquantized * self.num_steps)
+        if step == warmup:
+            self.start_codebook()
+        with autocast(self.device):
+            output = self.model(pixels, is_quantized=step >= warmup)
+        loss, metrics = self.loss(pixels, output.pixels.float())
+        if step >= warmup:
+            loss = loss + self.model.config.commitment_weight * output.commitment
+            metrics |= {"commitment": output.commitment.detach()} | _code_use(output.tokens)
+        loss.backward()
+        rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
+        metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
+        if step >= warmup:
+            is_reviving = step < args.revive_until * self.num_steps
+            latents = output.latents.detach().float()
+            self.model.quantizer.update(latents, output.tokens, 1.0 if is_reviving else 0.0)
+        return metrics | {"lr": rate, "skipped": self.guard.num_skipped}
+
+    def loss(self, pixels: torch.Tensor, decoded: torch.Tensor):
+        """Return the rarity-weighted squared error with the worst pixel's, and metrics."""
+        squared = (decoded - pixels).square()
+        weights = rarity_weights(pixels, self.median, self.args.rarity)
+        reconstruction = (squared * weights).sum() / (weights.sum() * 3)
+        worst = squared.mean(1).flatten(1).amax(1).mean()
+        return reconstruction + self.args.worst_pixel * worst, {
+            "reconstruction": reconstruction.detach(),
+            "worst_pixel": worst.detach(),
+        }
+
+    @torch.no_grad()
+    def start_codebook(self) -> None:
+        rows = step_rng(self.args.seed, self.num_steps).choice(self.train_rows, 64)
+        latents = self.model.encoder(self.pixels(np.sort(rows))).float()
+        self.model.quantizer.initialise(latents, self.generator)
+
+    @torch.no_grad()
+    def evaluate(self, run: RunDir) -> None:
+        """Measure the round trip of held-out frames, as tokenizing does it, and draw some."""
+        frames = self.data.frames[self.held_out_rows]
+        decoded, tokens = [], []
+        for rows in np.array_split(self.held_out_rows, max(1, len(self.held_out_rows) // 32)):
+            tokens.append(self.model.encode(self.pixels(rows)))
+            decoded.append(float_to_frames(self.model.decode(tokens[-1])).cpu().numpy())
+        decoded = np.concatenate(decoded)
+        held_out = {"held_out_psnr": float(np.mean(psnr(decoded, frames)))}
+        held_out |= {f"held_out_{k}": v for k, v in _code_use(torch.cat(tokens)).items()}
+        held_out |= ball_round_trip(
+            self.data.emulator.game, self.data.ram[self.held_out_rows], decoded, frames
+        )
+        run.log(self.step, **held_out)
+        tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
+        shown = np.linspace(0, len(frames) - 1, NUM_PICTURES).astype(int)
+        save_grid(run.path / "samples" / f"{self.step:06d}.png", [frames[shown], decoded[shown]])
+        score = held_out["held_out_psnr"] + 20 * held_out.get("ball_recall", 0.0)
+        if self.step > self.args.unquantized * self.num_steps and score > self.best:
+            self.best = score
+            checkpoint.save_checkpoint(run.path / "best.pt", "vqvae", self.model, **self.state(held_out))
+
+    def state(self, metrics: dict | None = None) -> dict:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "rng": {"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
+            "metrics": metrics or {},
+            "best": self.best,
+            "train_args": _plain_args(self.args),
+            "num_steps": self.num_steps,
+            "emulator": self.data.meta["emulator"],
+            "action_meanings": self.data.meta["action_meanings"],
+            "data_sha256": data_sha256(self.data.meta),
+        }
+
+    def save(self, run: RunDir) -> None:
+        checkpoint.save_rotating(run.path / "last.pt", "vqvae", self.model, **self.state())
+
+    def load(self, run: RunDir) -> None:
+        """Continue exactly where the run's last checkpoint is."""
+        state = checkpoint.load_checkpoint(run.path / "last.pt", "vqvae")
+        if state["data_sha256"] != data_sha256(self.data.meta):
+            raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = state["step"], state["best"]
+        self.generator.set_state(state["rng"]["generator"])
+        torch.set_rng_state(state["rng"]["torch"])
+        run.forget_after(self.step)
+
+
+def _code_use(tokens: torch.Tensor) -> dict:
+    counts = torch.bincount(tokens.flatten(), minlength=1).float()
+    return {"codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts.numpy())}
+
+
+def _plain_args(args) -> dict:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+if __name__ == "__main__":
+    command_line.run(main)
