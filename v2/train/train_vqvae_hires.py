@@ -52,7 +52,7 @@ def build_parser():
     length.add_argument("--eval-steps", type=command_line.positive_int, default=200)
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.positive_int, default=16)
-    recipe.add_argument("--lr", type=command_line.positive_float, default=1e-3)
+    recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
     recipe.add_argument("--decay", type=command_line.probability, default=0.4,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
