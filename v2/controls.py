@@ -90,7 +90,7 @@ class ActionMap:
 
 
 def _is_combination(name: str) -> bool:
-    return name == "NOOP" or re.sub("UP|DOWN|LEFT|RIGHT|FIRE", "", name) == ""
+    return re.fullmatch(f"NOOP|({'|'.join(INPUTS)})+", name) is not None
 
 
 def _inputs_of(meaning: str) -> frozenset[str]:

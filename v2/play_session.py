@@ -20,6 +20,7 @@ HISTORY_FRAMES = 4
 REWIND_STEPS = 30
 MAX_SNAPSHOTS = 900  # a minute at 15 steps a second
 END_PROB = 0.5  # the dream says that its game is over
+LOST_BALL_STEPS = 15
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Moment:
     dream_reward: float = 0.0
     dream_end_prob: float = 0.0
     mode: str = "both"
+    has_lost_ball: bool = False  # the real game has had a ball for a second and the dream none
     notice: str = ""
 
 
@@ -104,18 +106,17 @@ class PlaySession:
         self.paddle_errors: list[float] = []
         self.num_steps = 0
         self.divergence = Divergence()
-        self._has_truth = truth.has_truth(self.game)
+        self.has_truth = truth.has_truth(self.game)
+        self._num_lost_steps = 0
         self._snapshots: deque[_Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
         self._seed = seed - 1
         self._new_game()
-
-    # ------------------------------------------------------------------ playing
 
     def step(self, action: int) -> Moment:
         """Take one step on every side that the mode lets run."""
         self._remember()
         self.num_steps += 1
-        step = dict(step=self.moment.step + 1, action=action, notice="")
+        step = {"step": self.moment.step + 1, "action": action, "notice": ""}
         is_over = False
         if self.mode != "dream":
             values, is_over = self._step_real(action)
@@ -138,15 +139,15 @@ class PlaySession:
         self.ram = self.env.ram
         if self.tape:
             self.tape.step(action, reward, frame, self.ram, terminated)
-        values = dict(real_frame=frame, reward=reward, score=self.moment.score + reward,
-                      lives=self._lives())  # fmt: skip
+        score = self.moment.score + reward
+        values = {"real_frame": frame, "reward": reward, "score": score, "lives": self._lives()}
         return values, terminated or truncated
 
     def _step_dream(self, action: int) -> dict:
         frame = self.engine.step(action)
         self.dream_tokens = np.array(self.engine.tokens)
-        return dict(dream_frame=frame, dream_reward=float(self.engine.last_reward),
-                    dream_end_prob=float(self.engine.last_terminated))  # fmt: skip
+        reward, end_prob = float(self.engine.last_reward), float(self.engine.last_terminated)
+        return {"dream_frame": frame, "dream_reward": reward, "dream_end_prob": end_prob}
 
     def _new_game(self) -> None:
         """Reset the emulator and let it run for the frames that the dream starts from."""
@@ -169,17 +170,15 @@ class PlaySession:
     def _lives(self) -> int:
         return self.env.unwrapped.ale.lives()
 
-    # ------------------------------------------------------------------ the dream
-
     def sync(self, notice: str = "synced") -> Moment:
         """Start the dream from the real game's last four frames."""
-        self.engine.reset(np.stack(self.frames), np.array(self.actions))
+        frame = self.engine.reset(np.stack(self.frames), np.array(self.actions))
         self.dream_tokens = np.array(self.engine.tokens)
-        frame = self.engine.decode(self.dream_tokens[None])[0]
-        self.divergence = Divergence()
+        self.divergence, self._num_lost_steps = Divergence(), 0
         self.moment = dataclasses.replace(
-            self.moment, dream_frame=frame, dream_reward=0.0, dream_end_prob=0.0, notice=notice
-        )
+            self.moment, dream_frame=frame, dream_reward=0.0, dream_end_prob=0.0,
+            has_lost_ball=False, notice=notice,
+        )  # fmt: skip
         return self.moment
 
     def set_mode(self, mode: str) -> Moment:
@@ -196,7 +195,7 @@ class PlaySession:
     def _measure(self) -> None:
         tokens = self.engine.encode(self.moment.real_frame[None])[0]
         self.divergence.agreement.append(float(np.mean(tokens == self.dream_tokens)))
-        ball, paddle = self._distances() if self._has_truth else (np.nan, np.nan)
+        ball, paddle = self._distances() if self.has_truth else (np.nan, np.nan)
         self.divergence.ball_px.append(ball)
         self.divergence.paddle_px.append(paddle)
         self.agreements.append(self.divergence.agreement[-1])
@@ -206,10 +205,12 @@ class PlaySession:
     def _distances(self) -> tuple[float, float]:
         real = truth.read_ram(self.game, self.ram[None])
         dream = truth.read_frames(self.game, self.moment.dream_frame[None])
+        is_lost = np.isnan(dream.ball[0, 0]) and not np.isnan(real.ball[0, 0])
+        self._num_lost_steps = self._num_lost_steps + 1 if is_lost else 0
+        has_lost_ball = self._num_lost_steps >= LOST_BALL_STEPS
+        self.moment = dataclasses.replace(self.moment, has_lost_ball=has_lost_ball)
         ball = np.linalg.norm(real.ball[0] - dream.ball[0])
         return float(ball), float(abs(real.paddle[0] - dream.paddle[0]))
-
-    # ------------------------------------------------------------------ the way back
 
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(

@@ -1,2 +1,151 @@
-class TemporalWorldModel: pass
-class WorldModelConfig: pass
+"""The world model: a transformer that predicts the next frame's tokens from the last four and the action.
+
+Contract: the sequence is the N = 336 positions of the frame to be predicted, all predicted in one
+pass; history is fused at each position, so every token of it is in reach; the action enters by
+FiLM (arXiv 1709.07871) in every layer and by a learned spatial bias.
+Knows nothing of pixels, codebooks or games.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    num_actions: int  # A
+    num_codes: int = 32  # K
+    grid_height: int = 21  # h
+    grid_width: int = 16  # w
+    history: int = 4  # frames
+    dim: int = 256  # D
+    heads: int = 8
+    layers: int = 10
+    ffn_dim: int = 1024
+    local_layers: int = 4  # first layers with a 3x3 depthwise convolution: a short path for motion
+    copy_bias: float = 4.0  # initial logit of the last frame's token
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("local_layers", "copy_bias") else 1
+            if value < least:
+                raise ValueError(f"{field.name} must be at least {least}, got {value}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim must divide by heads, got {self.dim} and {self.heads}")
+
+    @property
+    def num_positions(self) -> int:
+        return self.grid_height * self.grid_width
+
+
+class Prediction(NamedTuple):
+    logits: torch.Tensor  # (B, N, K) of the next frame's tokens
+    reward_logits: torch.Tensor  # (B, 3): negative, zero, positive
+    terminated_logits: torch.Tensor  # (B,)
+
+
+class TemporalWorldModel(nn.Module):
+    def __init__(self, config: WorldModelConfig):
+        super().__init__()
+        self.config = config
+        slots, unknown = config.history, 1
+        self.token_tables = nn.Embedding(slots * config.num_codes, config.dim)  # one a slot
+        self.position = nn.Parameter(torch.zeros(config.num_positions, config.dim))
+        self.spatial_bias = nn.Parameter(
+            torch.zeros(config.num_actions, config.num_positions, config.dim)
+        )
+        past = (slots - 1) * (config.num_actions + unknown)
+        self.past_action_tables = nn.Embedding(past, config.dim)
+        self.blocks = nn.ModuleList(
+            Block(config, has_local_path=layer < config.local_layers)
+            for layer in range(config.layers)
+        )
+        self.to_logits = nn.Linear(config.dim, config.num_codes)
+        self.copy_table = nn.Embedding(config.num_codes, config.num_codes)
+        self.to_outcome = nn.Linear(2 * config.dim, 4)
+        self._initialise()
+
+    def forward(self, history: torch.Tensor, actions: torch.Tensor) -> Prediction:
+        """Predict the frame after the last one of the history.
+
+        Args:
+            history: tokens, int64 (B, 4, N), oldest first.
+            actions: int64 (B, 4): the three between the frames of the history, then the one taken
+                now. `num_actions` stands for an unknown one among the first three.
+        """
+        B, T, N = history.shape
+        codes, actions_now = self.config.num_codes, actions[:, -1]
+        slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
+        x = self.token_tables(history + slots).sum(1)  # (B, N, D)
+        past = torch.arange(T - 1, device=history.device) * (self.config.num_actions + 1)
+        x = x + self.past_action_tables(actions[:, :-1] + past).sum(1, keepdim=True)
+        x = x + self.position + self.spatial_bias[actions_now]
+        for block in self.blocks:
+            x = block(x, actions_now)
+        x = F.layer_norm(x, x.shape[-1:])
+        logits = self.to_logits(x) + self.copy_table(history[:, -1])  # (B, N, K)
+        outcome = self.to_outcome(torch.cat([x.mean(1), x.amax(1)], dim=-1)).float()  # (B, 4)
+        return Prediction(logits.float(), outcome[:, :3], outcome[:, 3])
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if "table" in name or name in ("position", "spatial_bias"):
+                nn.init.normal_(parameter, std=0.02 if name == "spatial_bias" else 0.1)
+        for block in self.blocks:
+            block.initialise()
+        nn.init.zeros_(self.to_outcome.weight)
+        nn.init.zeros_(self.to_outcome.bias)
+        nn.init.zeros_(self.to_logits.weight)
+        nn.init.zeros_(self.to_logits.bias)
+        with torch.no_grad():
+            self.copy_table.weight.copy_(self.config.copy_bias * torch.eye(self.config.num_codes))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP whose inputs are scaled and shifted by the action."""
+
+    def __init__(self, config: WorldModelConfig, has_local_path: bool):
+        super().__init__()
+        dim = config.dim
+        self.heads, self.grid = config.heads, (config.grid_height, config.grid_width)
+        self.film = nn.Embedding(config.num_actions, 4 * dim)
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if has_local_path else None
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attended = nn.Linear(dim, dim, bias=False)
+        self.expand = nn.Linear(dim, config.ffn_dim, bias=False)
+        self.contract = nn.Linear(config.ffn_dim, dim, bias=False)
+
+    def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        scale_a, shift_a, scale_m, shift_m = self.film(action).unsqueeze(1).chunk(4, dim=-1)
+        if self.local is not None:
+            grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
+            x = x + self.local(grid).flatten(2).transpose(1, 2)
+        x = x + self._attend(_modulated(x, scale_a, shift_a))
+        hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m))).square()
+        return x + self.contract(hidden)
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
+        return self.attended(mixed.transpose(1, 2).reshape(B, N, D))
+
+    def initialise(self) -> None:
+        """Start as the identity: no FiLM, no local path, no residual branch."""
+        nn.init.zeros_(self.film.weight)
+        for layer in (self.qkv, self.expand):
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+        nn.init.zeros_(self.attended.weight)
+        nn.init.zeros_(self.contract.weight)
+        if self.local is not None:
+            nn.init.normal_(self.local.weight, std=0.1)
+            nn.init.zeros_(self.local.bias)
+
+
+def _modulated(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), 1 + scale)

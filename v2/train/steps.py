@@ -56,3 +56,13 @@ class GradientGuard:
                 "lower --lr; the last good state is kept"
             )
         return float(norm)
+
+
+@torch.no_grad()
+def average_weights(
+    average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int
+) -> None:
+    """Move the averaged weights toward the model's; faster in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    state = model.state_dict()
+    torch._foreach_lerp_([average[k] for k in state], list(state.values()), 1 - decay)

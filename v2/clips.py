@@ -1,0 +1,59 @@
+"""Short videos saved in the background, with the actions beside them.
+
+Contract: play goes on while a clip is drawn and encoded; one clip at a time; `close` waits for it
+and raises what it raised.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from v2.files import write_text
+from v2.recording import open_recording
+from v2.render import View, render
+
+
+def save_clip(path: Path, views: Sequence[View], scale: int, fps: float, details: dict) -> int:
+    """Write a video and, beside it, a JSON file; return the number of frames."""
+    with open_recording(path, fps) as recording:
+        for view in views:
+            recording.write(render(view, scale))
+    write_text(Path(path).with_suffix(".json"), json.dumps(details, indent=1) + "\n")
+    return recording.num_frames
+
+
+class BackgroundClips:
+    """Save clips on a thread of their own."""
+
+    def __init__(self):
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="clip")
+        self._future: Future | None = None
+        self._path: Path | None = None
+
+    def save(self, path: Path, views: Sequence[View], scale: int, fps: float, details: dict) -> str:
+        """Begin to save; return what to tell the user."""
+        if not views:
+            return "nothing to save yet"
+        if self._future is not None and not self._future.done():
+            return "still saving the last clip"
+        self._raise_failure()
+        self._path = path
+        self._future = self._executor.submit(save_clip, path, views, scale, fps, details)
+        print(f"clip: {path} and {path.with_suffix('.json').name}", flush=True)
+        return f"saving {path.name}"
+
+    @property
+    def notice(self) -> str:
+        """What is being saved now."""
+        is_saving = self._future is not None and not self._future.done()
+        return f"saving {self._path.name}" if is_saving else ""
+
+    def close(self) -> None:
+        """Wait for the last clip."""
+        self._executor.shutdown(wait=True)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._future is not None:
+            self._future.result()

@@ -1,0 +1,51 @@
+"""Turn collected frames into `atari_tokens_hires.npz`, bound by hash to data and VQ-VAE.
+
+    python v2/data/tokenize_atari.py --game breakout
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from v2 import checkpoint, command_line
+from v2.data.atari_dataset import DATA_NAME, game_directory
+from v2.data.tokens import TOKENS_NAME, tokenize
+from v2.device import choose_device
+from v2.run_dir import CHECKPOINTS, find_weights
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--game", default="breakout")
+    parser.add_argument("--data", type=Path, help="npz of frames (default: the game's)")
+    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
+    parser.add_argument("--out", type=Path, help="npz to write (default: the game's)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=command_line.positive_int, default=32)
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    device = choose_device(args.device)
+    directory = game_directory(CHECKPOINTS, args.game)
+    path = find_weights(args.vqvae, "vqvae", args.game)
+    vqvae, info = checkpoint.load_vqvae(path)
+    print(f"VQ-VAE: {path}")
+    out = args.out or directory / f"{TOKENS_NAME}.npz"
+    with command_line.StopRequest() as stop:
+        tokens = tokenize(
+            args.data or directory / f"{DATA_NAME}.npz", vqvae, device, args.batch_size, stop
+        )
+        if tokens is None:
+            return stop.exit_code
+        tokens.save(out)
+    print(f"{len(tokens)} frames: {out}")
+    print("next: python v2/train/train_wm_hires.py --epochs 100 --rollout-steps 5 --rollout-ratio 0.5")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

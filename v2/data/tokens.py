@@ -1,0 +1,122 @@
+"""Tokenized episodes: `atari_tokens_hires.npz`.
+
+Contract: the file carries the hashes of the data and of the VQ-VAE that made it, and is refused or
+made again when either differs. Knows nothing of training.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from v2.checkpoint import model_sha256
+from v2.data.atari_dataset import (
+    ARRAY_FIELDS,
+    EmulatorConfig,
+    array_sha256,
+    data_paths,
+    data_sha256,
+    rows_of_split,
+)
+from v2.data.frames import frames_to_float
+from v2.data.npz import read_meta, read_npz, write_npz
+from v2.device import autocast
+from v2.models.vqvae_hires import VQVAE
+
+TOKENS_NAME = "atari_tokens_hires"
+STEP_FIELDS = ("actions", "rewards", "terminated", "truncated", "episode_ids", "has_action")
+KEPT_META = ("game", "emulator", "action_meanings", "seed", "policy")
+
+
+@dataclass
+class TokenData:
+    """Tokens of every frame with what happened at it; rows as in the data file."""
+
+    tokens: np.ndarray  # uint8 (M, N)
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    episode_ids: np.ndarray
+    has_action: np.ndarray
+    meta: dict
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_actions(self) -> int:
+        return len(self.meta["action_meanings"])
+
+    @property
+    def emulator(self) -> EmulatorConfig:
+        return EmulatorConfig(**self.meta["emulator"])
+
+    def rows_of(self, split: str) -> np.ndarray:
+        return rows_of_split(self.episode_ids, self.meta["episodes"], split)
+
+    def save(self, path: Path) -> None:
+        arrays = {"tokens": self.tokens} | {name: getattr(self, name) for name in STEP_FIELDS}
+        hashes = {name: array_sha256(array) for name, array in arrays.items()}
+        write_npz(path, arrays, self.meta | {"sha256": hashes})
+
+
+def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
+    """Load a token file; None where it is missing or was made from other data or weights."""
+    if not Path(path).exists():
+        return None
+    meta = read_meta(path)
+    if meta.get("vqvae_sha256") != model_sha256(vqvae):
+        return None
+    if meta.get("data_sha256") != _data_sha256(data_paths(data)):
+        return None
+    num_positions = vqvae.config.grid[0] * vqvae.config.grid[1]
+    fields = {"tokens": (np.uint8, (num_positions,))} | {n: ARRAY_FIELDS[n] for n in STEP_FIELDS}
+    arrays, meta = read_npz(path, fields)
+    if arrays["tokens"].max() >= vqvae.config.num_codes:
+        raise ValueError(
+            f"{path}: token {arrays['tokens'].max()} of a codebook of {vqvae.config.num_codes}; "
+            "make the file again"
+        )
+    return TokenData(**arrays, meta=meta)
+
+
+@torch.inference_mode()
+def tokenize(
+    data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 32, stop=False
+) -> TokenData | None:
+    """Tokenize a data file shard by shard; None when `stop` became true."""
+    vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
+    paths, parts, episodes, meta = data_paths(data), [], [], {}
+    total = sum(episode["frames"] for path in paths for episode in read_meta(path)["episodes"])
+    with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
+        for path in paths:
+            arrays, meta = read_npz(path, ARRAY_FIELDS)
+            episodes += meta["episodes"]
+            tokens = []
+            for frames in np.array_split(arrays["frames"], -(-len(arrays["frames"]) // batch_size)):
+                if stop:
+                    return None
+                pixels = frames_to_float(torch.from_numpy(frames).to(device))
+                with autocast(device):
+                    tokens.append(vqvae.encode(pixels).to(torch.uint8).cpu().numpy())
+                bar.update(len(frames))
+            kept = {name: arrays[name] for name in STEP_FIELDS}
+            parts.append({"tokens": np.concatenate(tokens)} | kept)
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    meta = {key: meta[key] for key in KEPT_META} | {
+        "format": 1,
+        "episodes": episodes,
+        "data_sha256": _data_sha256(paths),
+        "vqvae_sha256": model_sha256(vqvae),
+    }
+    return TokenData(**joined, meta=meta)
+
+
+def _data_sha256(paths: list[Path]) -> str:
+    metas = [read_meta(path) for path in paths]
+    if len(metas) == 1:
+        return data_sha256(metas[0])
+    return data_sha256({"shards": [meta["sha256"] for meta in metas]})

@@ -1,0 +1,112 @@
+"""Metrics with 95 % intervals: ratios of sums, and quantiles, resampled over whole episodes.
+
+Contract: frames of one episode are not independent, so episodes are drawn and not frames; the same
+data gives the same interval. Knows nothing of what is measured.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+NUM_RESAMPLES = 1000
+
+
+@dataclass
+class Metric:
+    """A number with its interval and its baselines; `sums` and `counts` belong to `episodes`."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+    num_samples: int = 0
+    baselines: dict[str, "Metric"] = field(default_factory=dict)
+    episodes: list = field(default_factory=list)
+    sums: list = field(default_factory=list)
+    counts: list = field(default_factory=list)
+
+    def to_dict(self) -> dict:
+        """Return plain values; NaN as None, which JSON can say."""
+        plain = {name: _plain(getattr(self, name)) for name in ("value", "low", "high")}
+        plain["num_samples"] = int(self.num_samples)
+        if self.baselines:
+            plain["baselines"] = {name: m.to_dict() for name, m in self.baselines.items()}
+        if self.episodes:
+            plain["episodes"] = [int(episode) for episode in self.episodes]
+            plain["sums"] = [_plain(value) for value in self.sums]
+            plain["counts"] = [_plain(value) for value in self.counts]
+        return plain
+
+
+def _plain(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def mean_metric(values, episodes, counts=None) -> Metric:
+    """Return sum(values) / sum(counts) with its interval; by default every value counts once.
+
+    Samples whose value is NaN are left out.
+    """
+    values = np.asarray(values, float).reshape(-1)
+    episodes = np.asarray(episodes).reshape(-1)
+    counts = np.ones_like(values) if counts is None else np.asarray(counts, float).reshape(-1)
+    known = np.isfinite(values)
+    values, episodes, counts = values[known], episodes[known], counts[known]
+    if counts.sum() == 0:
+        return Metric(float("nan"))
+    names, index = np.unique(episodes, return_inverse=True)
+    sums = np.bincount(index, values)
+    totals = np.bincount(index, counts)
+    draws = episode_draws(len(names))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        resampled = (draws @ sums) / (draws @ totals)
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return Metric(
+        float(sums.sum() / totals.sum()), float(low), float(high), int(counts.sum()),
+        episodes=names.tolist(), sums=sums.tolist(), counts=totals.tolist(),
+    )  # fmt: skip
+
+
+def quantile_metric(values, episodes, quantile: float) -> Metric:
+    """Return a quantile of the values with its interval; NaN values are left out."""
+    values, episodes = np.asarray(values, float).reshape(-1), np.asarray(episodes).reshape(-1)
+    known = np.isfinite(values)
+    values, episodes = values[known], episodes[known]
+    if len(values) == 0:
+        return Metric(float("nan"))
+    names, index = np.unique(episodes, return_inverse=True)
+    order = np.argsort(values)
+    values, index = values[order], index[order]
+    weights = episode_draws(len(names))[: NUM_RESAMPLES // 2, index].cumsum(1)
+    position = (weights < quantile * weights[:, -1:]).sum(1).clip(max=len(values) - 1)
+    low, high = np.percentile(values[position], [2.5, 97.5])
+    middle = float(np.quantile(values, quantile))
+    return Metric(middle, float(low), float(high), len(values))
+
+
+def paired_difference(first: dict, second: dict) -> tuple[float, float, float] | None:
+    """Return second - first with its interval, from two metrics' plain values.
+
+    Episodes are resampled in pairs where both carry the same ones; otherwise (quantiles) the two
+    intervals are added in quadrature. None where one of the two has no value.
+    """
+    if first["value"] is None or second["value"] is None:
+        return None
+    difference = second["value"] - first["value"]
+    if first.get("episodes") and first["episodes"] == second.get("episodes"):
+        draws = episode_draws(len(first["episodes"]))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratios = [(draws @ np.array(m["sums"])) / (draws @ np.array(m["counts"]))
+                      for m in (first, second)]  # fmt: skip
+        low, high = np.nanpercentile(ratios[1] - ratios[0], [2.5, 97.5])
+        return difference, float(low), float(high)
+    if None in (first["low"], second["low"]):
+        return difference, float("nan"), float("nan")
+    down = np.hypot(first["high"] - first["value"], second["value"] - second["low"])
+    up = np.hypot(first["value"] - first["low"], second["high"] - second["value"])
+    return difference, difference - float(down), difference + float(up)
+
+
+def episode_draws(num_episodes: int) -> np.ndarray:
+    """Return how often each episode stands in each resample, (1000, E)."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(num_episodes, np.full(num_episodes, 1 / num_episodes), NUM_RESAMPLES)

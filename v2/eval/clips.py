@@ -1,0 +1,173 @@
+"""Clips: recorded windows that a model continues from their first four frames.
+
+Contract: a clip never crosses an episode, nor a life except in the stratum `life_lost`; horizons
+count steps after its last history frame, so that `frames[:, 3 + h]` is the truth at horizon h and
+`actions[:, 2 + h]` the action that leads to it. Knows nothing of models or files.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from v2.data.atari_dataset import GameData, window_starts
+from v2.eval import truth
+from v2.eval.truth import Objects
+
+HISTORY = 4
+STRATA = ("flight", "wall", "paddle", "brick", "serve", "life_lost")
+ANY = "any"  # the stratum of a game whose memory is not read
+EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
+FLIGHT_STEPS = 8  # free flight: no event in so many steps
+LIFE_LOST_STEPS = (5, 15)
+
+
+@dataclass
+class Clips:
+    """B recorded windows of 4 + H frames."""
+
+    game: str
+    frames: np.ndarray  # uint8 (B, 4 + H, 84, 64, 3)
+    actions: np.ndarray  # uint8 (B, 3 + H)
+    rewards: np.ndarray  # float32 (B, 3 + H)
+    terminated: np.ndarray  # bool (B, 3 + H)
+    ram: np.ndarray  # uint8 (B, 4 + H, 128)
+    episodes: np.ndarray  # int (B,): the game's seed, what the intervals are resampled over
+    strata: np.ndarray  # str (B,)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def horizon(self) -> int:
+        return self.frames.shape[1] - HISTORY
+
+    @property
+    def history(self) -> np.ndarray:
+        return self.frames[:, :HISTORY]
+
+    @property
+    def past_actions(self) -> np.ndarray:
+        return self.actions[:, : HISTORY - 1]
+
+    def frames_at(self, horizon: int) -> np.ndarray:
+        return self.frames[:, HISTORY - 1 + horizon]
+
+    def actions_to(self, horizon: int) -> np.ndarray:
+        """Return the actions that lead to this horizon from the one before, (B,)."""
+        return self.actions[:, HISTORY - 2 + horizon]
+
+    def objects_at(self, horizon: int) -> Objects:
+        """Return the true objects; digits as the frame shows them, which may lag by a step."""
+        objects = truth.read_ram(self.game, self.ram[:, HISTORY - 1 + horizon])
+        shown = truth.read_frames(self.game, self.frames_at(horizon))
+        objects.score, objects.lives = shown.score, shown.lives
+        return objects
+
+
+def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> Clips:
+    """Cut windows whose last history frame is at rows `starts`."""
+    starts = np.asarray(starts)
+    rows = starts[:, None] + np.arange(1 - HISTORY, horizon + 1)  # (B, 4 + H)
+    if not (data.episode_ids[rows] == data.episode_ids[starts][:, None]).all():
+        raise ValueError(f"a clip of {horizon} steps crosses an episode")
+    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
+    return Clips(
+        game=data.meta["game"],
+        frames=data.frames[rows],
+        actions=data.actions[rows[:, :-1]],
+        rewards=data.rewards[rows[:, :-1]],
+        terminated=data.terminated[rows[:, :-1]],
+        ram=data.ram[rows],
+        episodes=np.array([seeds[k] for k in data.episode_ids[starts]]),
+        strata=np.array([ANY] * len(starts) if strata is None else strata),
+    )
+
+
+def random_starts(
+    data: GameData, num_starts: int, horizon: int, rng: np.random.Generator, rows=None
+) -> np.ndarray:
+    """Return ascending rows with a whole window around them, drawn without repetition."""
+    firsts = window_starts(data.episode_ids, HISTORY + horizon, rows)
+    chosen = rng.choice(firsts, min(num_starts, len(firsts)), replace=False)
+    return np.sort(chosen) + HISTORY - 1
+
+
+def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
+    """Return evenly spread rows with a whole window around them."""
+    firsts = window_starts(data.episode_ids, HISTORY + horizon)
+    chosen = np.linspace(0, len(firsts) - 1, min(num_starts, len(firsts))).astype(int)
+    return firsts[np.unique(chosen)] + HISTORY - 1
+
+
+def stratified_starts(
+    data: GameData, per_stratum: int, horizon: int, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    """Return rows and strata: in each stratum as many games as there are take turns."""
+    if not truth.has_truth(data.meta["game"]):
+        starts = random_starts(data, per_stratum * len(STRATA), horizon, rng)
+        return starts, [ANY] * len(starts)
+    candidates = _candidates(data, horizon)
+    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
+    starts, strata = [], []
+    for stratum in STRATA:
+        by_game: dict[int, list[int]] = {}
+        for row in rng.permutation(candidates[stratum]):
+            by_game.setdefault(seeds[data.episode_ids[row]], []).append(int(row))
+        games = list(by_game)
+        rng.shuffle(games)
+        turns = (rows[k] for k in range(per_stratum) for rows in map(by_game.get, games)
+                 if k < len(rows))  # fmt: skip
+        chosen = [row for _, row in zip(range(per_stratum), turns, strict=False)]
+        starts += chosen
+        strata += [stratum] * len(chosen)
+    return np.array(starts, np.int64), strata
+
+
+def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
+    """Return the rows that may start a clip of each stratum."""
+    objects = truth.read_ram(data.meta["game"], data.ram)
+    events = _events(objects)
+    rows = window_starts(data.episode_ids, HISTORY + horizon) + HISTORY - 1
+    first = rows + 1 - HISTORY
+    in_play = ~np.isnan(objects.ball[:, 0])
+    lost = np.concatenate([[0], np.cumsum(np.diff(objects.lives) < 0)])
+    keeps_life = lost[rows + horizon] == lost[first]
+    flies = _count(in_play, first, rows) == HISTORY
+    some = np.logical_or.reduce(list(events.values()))
+    is_calm = _count(some, first, rows) == 0
+    found = {}
+    for stratum, event in events.items():
+        soon = _count(event, rows, rows + EVENT_STEPS - 1) > 0
+        is_next = _count(some & ~event, rows, rows + EVENT_STEPS - 1) == 0
+        ready = ~in_play[rows] if stratum == "serve" else flies
+        found[stratum] = rows[keeps_life & ready & soon & is_next]
+    calm_after = _count(some, rows, rows + FLIGHT_STEPS - 1) == 0
+    found["flight"] = rows[keeps_life & flies & is_calm & calm_after]
+    early, late = LIFE_LOST_STEPS
+    found["life_lost"] = rows[
+        flies & (lost[rows + early] == lost[first]) & (lost[rows + late] > lost[first])
+    ]
+    return found
+
+
+def _events(objects: Objects) -> dict[str, np.ndarray]:
+    """Return, for each row, whether something happens to the ball between it and the next."""
+    x, y = np.nan_to_num(objects.ball, nan=0).T
+    in_play = ~np.isnan(objects.ball[:, 0])
+    step_x, step_y = np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])
+    bricks = objects.bricks.sum((1, 2))
+
+    def ahead(values):
+        return np.append(values[1:], values[-1])
+
+    keeps = in_play & ahead(in_play)
+    brick = keeps & (ahead(bricks) < bricks)
+    paddle = keeps & (step_y > 0) & (ahead(step_y) < 0) & (y > 60)
+    wall = keeps & (step_x * ahead(step_x) < 0) & ~brick & (y < 60) & ((x < 12) | (x > 52))
+    return {"wall": wall, "paddle": paddle, "brick": brick, "serve": ~in_play & ahead(in_play)}
+
+
+def _count(flags: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Count the flags in rows first .. last."""
+    total = np.concatenate([[0], np.cumsum(flags)])
+    return total[np.minimum(last + 1, len(flags))] - total[first]

@@ -1,0 +1,159 @@
+"""Long dreams: a scripted player in the dream, who sees only dreamed frames.
+
+Contract: a dream has no memory to read and no truth to meet, so what is asked is whether it still
+looks like the game: one ball while one is in play, frames that move, codes used as in the game,
+frames that the tokenizer knows. The same figures of real clips stand beside. Knows the engine only
+by v2.eval.dreaming.Engine.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from v2.data.policies import SCRIPTED, STICKY, make_policy
+from v2.eval import metrics, truth
+from v2.eval.bootstrap import Metric, mean_metric
+from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
+from v2.eval.truth import NATIVE_PIXELS, Objects
+
+USAGE_STEPS = (50, 200, 1000)
+USAGE_WINDOW = 20  # steps before each of them whose codes are counted
+RESIDUAL_EVERY = 20  # steps between two frames whose round trip is measured
+FLOOR_PX = 66.0  # a ball last seen below this may have been lost, and not by the model
+SERVE_STEPS = 3  # a ball that is gone for so long after that is out of play
+Scores = dict[str, Metric]
+
+
+class DreamPlayer:
+    """Plays one dream from what the detector sees of it."""
+
+    def __init__(self, game: str, action_meanings: list[str], seed: int):
+        self.game = game
+        self.is_scripted = game == "breakout"
+        config = SCRIPTED if self.is_scripted else STICKY
+        rng = np.random.default_rng(seed)
+        self.policy = make_policy(config, game, action_meanings, rng)
+
+    def act(self, objects: Objects | None, index: int) -> int:
+        ram = np.zeros(128, np.uint8)
+        if self.is_scripted:
+            x, y = objects.ball[index] * NATIVE_PIXELS
+            if np.isfinite(x):
+                ram[99], ram[101] = np.clip([round(x - 1) + 49, round(y - 2) - 9], 1, 255)
+            paddle = objects.paddle[index] * NATIVE_PIXELS
+            ram[72] = np.clip(round(paddle - 8) + 47, 0, 255) if np.isfinite(paddle) else 125
+        return self.policy.act(ram)
+
+
+def long_dream_scores(
+    engine: Engine,
+    game: str,
+    action_meanings: list[str],
+    history: np.ndarray,
+    past_actions: np.ndarray,
+    steps: int,
+    real_clips: list[np.ndarray],
+    num_codes: int = 32,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[Scores, np.ndarray]:
+    """Return the metrics and a few dreamed frames to look at, uint8 (B, 5, 84, 64, 3).
+
+    Args:
+        history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
+        real_clips: recorded episodes, uint8 (M, 84, 64, 3), for the figures of the real game.
+    """
+    looks, tokens, sampled, pictures = [], [], [], []
+    for chunk in chunks(len(history)):
+        parts = _play(engine, game, action_meanings, history[chunk], past_actions[chunk], steps,
+                      chunk.start, progress)  # fmt: skip
+        for whole, part in zip((looks, tokens, sampled, pictures), parts, strict=True):
+            whole.append(part)
+    tokens = np.concatenate(tokens)  # (B, steps, N)
+    dreams = np.arange(len(tokens))
+    real_frames = np.concatenate([clip[:: RESIDUAL_EVERY] for clip in real_clips])
+    still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
+    scores = {"long/frozen_frames": mean_metric(still, dreams)}
+    real_still = [(clip[1:] == clip[:-1]).all((1, 2, 3)).mean() for clip in real_clips]
+    scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
+    if truth.has_truth(game):
+        balls = np.concatenate([look[0] for look in looks]), np.concatenate([l[1] for l in looks])
+        scores["long/one_ball"] = _one_ball(*balls)
+        real = [truth.read_frames(game, clip) for clip in real_clips]
+        scores["long/one_ball"].baselines["real"] = _one_ball_of([
+            (objects.num_balls, objects.ball[:, 1]) for objects in real])  # fmt: skip
+    kept, real_tokens = round_trip(engine, real_frames)
+    limit = np.percentile(_residual(kept, real_frames), 99)
+    sampled = np.concatenate(sampled)
+    off = _off_distribution(engine, sampled, limit)
+    scores["long/strange_frames"] = mean_metric(off.mean(1), dreams)
+    scores["long/strange_frames"].baselines["real"] = Metric(0.01)
+    real_usage = metrics.code_histogram(real_tokens, num_codes)
+    for step in (s for s in USAGE_STEPS if s <= steps):
+        late = tokens[:, max(0, step - USAGE_WINDOW) : step]
+        kl = [metrics.histogram_kl(metrics.code_histogram(t, num_codes), real_usage) for t in late]
+        scores[f"long/code_kl@{step}"] = mean_metric(kl, dreams)
+    return scores, np.concatenate(pictures)
+
+
+def _play(engine, game, meanings, history, past_actions, steps, first_seed, progress):
+    """Dream one batch; return balls and heights, tokens, sampled frames and pictures."""
+    players = [DreamPlayer(game, meanings, first_seed + k) for k in range(len(history))]
+    engine.reset(history, past_actions)
+    frames = history[:, -1]
+    num_balls, heights, tokens, sampled, shown = [], [], [], [], []
+    for step in range(1, steps + 1):
+        objects = truth.read_frames(game, frames) if truth.has_truth(game) else None
+        actions = np.array([player.act(objects, k) for k, player in enumerate(players)])
+        frames = engine.step(actions)
+        tokens.append(flat(engine.tokens).astype(np.uint16))
+        if objects is not None:
+            num_balls.append(objects.num_balls)
+            heights.append(objects.ball[:, 1])
+        if step % RESIDUAL_EVERY == 0:
+            sampled.append(frames)
+        if step % max(1, steps // 5) == 0 and len(shown) < 5:
+            shown.append(frames)
+        if progress:
+            progress(len(frames))
+    look = [np.stack(part, 1) if part else None for part in (num_balls, heights)]
+    sampled = np.stack(sampled, 1) if sampled else frames[:, None]
+    return look, np.stack(tokens, 1), sampled, np.stack(shown, 1)
+
+
+def _one_ball(num_balls: np.ndarray, heights: np.ndarray) -> Metric:
+    return _one_ball_of(list(zip(num_balls, heights, strict=True)))
+
+
+def _one_ball_of(games: list[tuple[np.ndarray, np.ndarray]]) -> Metric:
+    """Return the share of steps with exactly one ball, of those while one is in play.
+
+    A ball is in play from its first sight until it has been seen near the floor and then not for
+    three steps; a ball that vanishes higher up stays in play, and is missed, for ever.
+    """
+    shares, episodes, counts = [], [], []
+    for index, (num_balls, heights) in enumerate(games):
+        in_play, last_height, missing, right, total = False, 0.0, 0, 0, 0
+        for balls, height in zip(num_balls, heights, strict=True):
+            if balls:
+                in_play, last_height, missing = True, height, 0
+            else:
+                missing += 1
+                lost = last_height > FLOOR_PX
+                in_play = in_play and not (lost and missing > SERVE_STEPS)
+            if in_play and not (missing and last_height > FLOOR_PX):
+                total += 1
+                right += balls == 1
+        shares.append(right)
+        counts.append(total)
+        episodes.append(index)
+    return mean_metric(shares, episodes, counts)
+
+
+def _residual(kept: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    return np.square(kept.astype(np.float32) - frames.astype(np.float32)).mean((1, 2, 3))
+
+
+def _off_distribution(engine: Engine, sampled: np.ndarray, limit: float) -> np.ndarray:
+    flat_frames = sampled.reshape(-1, *sampled.shape[2:])
+    kept, _ = round_trip(engine, flat_frames)
+    return (_residual(kept, flat_frames) > limit).reshape(sampled.shape[:2])

@@ -1,0 +1,236 @@
+"""The protocol: tokenizer, teacher-forced one step, open-loop rollouts; one code for every judge.
+
+Contract: takes any engine (v2.eval.dreaming.Engine) and recorded clips, returns named metrics with
+intervals over episodes and with their baselines in the same row. Horizons count steps after the
+last real frame. `gold_eval` calls it on the frozen set, training on its validation split
+(`quick_scores`). Knows nothing of files, and of the game only whether its objects can be read.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from v2.data.atari_dataset import GameData
+from v2.eval import metrics, truth
+from v2.eval.bootstrap import Metric, mean_metric, quantile_metric
+from v2.eval.clips import HISTORY, Clips, cut_clips, random_starts
+from v2.eval.dreaming import Engine, chunks, dream, encode, flat, round_trip
+
+VERSION = 1  # raise it when a number may change
+Scores = dict[str, Metric]
+Progress = Callable[[int], object] | None
+MIN_TERMINATION_PROB = 0.5
+
+
+def tokenizer_scores(engine: Engine, clips: Clips, num_codes: int = 32) -> Scores:
+    """Score the round trip of two consecutive frames a clip: the ceiling of all that follows.
+
+    Args:
+        clips: of at least one step; the last history frame and the next one are used.
+    """
+    here, there = clips.frames_at(0), clips.frames_at(1)
+    kept, tokens = round_trip(engine, here)
+    next_tokens = encode(engine, there)
+    episodes, scores = clips.episodes, {}
+    scores["tokenizer/psnr"] = mean_metric(metrics.psnr(kept, here), episodes)
+    scores["tokenizer/ssim"] = mean_metric(metrics.ssim(kept, here), episodes)
+    if truth.has_truth(clips.game):
+        true = clips.objects_at(0)
+        seen = truth.read_frames(clips.game, kept)
+        real = truth.read_frames(clips.game, here)
+        scores |= _ball_rows("tokenizer", "", true, seen, episodes, {"real": real})
+        scores["tokenizer/paddle_error_px"] = _paddle_error(true, seen, episodes)
+        scores["tokenizer/brick_f1"] = _brick_f1(true.bricks, seen.bricks, episodes)
+    spurious = metrics.spurious_changes(here, there, tokens, next_tokens)
+    scores["tokenizer/spurious_changes"] = mean_metric(spurious, episodes)
+    changed = (tokens != next_tokens).mean(1)
+    scores["tokenizer/changed_tokens"] = mean_metric(changed, episodes)
+    histogram = metrics.code_histogram(tokens, num_codes)
+    scores["tokenizer/codes_used"] = Metric(float((histogram > 0).sum()), num_samples=len(tokens))
+    scores["tokenizer/perplexity"] = Metric(metrics.perplexity(histogram), num_samples=len(tokens))
+    return scores
+
+
+def one_step_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Scores:
+    """Score the step after four real frames (teacher-forced)."""
+    last, target = encode(engine, clips.frames_at(0)), encode(engine, clips.frames_at(1))
+    predicted, losses, signs, ends = [], [], [], []
+    for chunk in chunks(len(clips)):
+        engine.reset(clips.history[chunk], clips.past_actions[chunk])
+        engine.step(clips.actions_to(1)[chunk].astype(np.int64))
+        predicted.append(flat(engine.tokens))
+        losses.append(_cross_entropy(engine.logits, target[chunk]))
+        signs.append(engine.last_reward)
+        ends.append(engine.last_terminated)
+        if progress:
+            progress(len(predicted[-1]))
+    predicted, losses = np.concatenate(predicted), np.concatenate(losses)
+    episodes, scores = clips.episodes, {}
+    accuracy = mean_metric(metrics.token_accuracy(predicted, target), episodes)
+    counts = metrics.change_counts(predicted, target, last)
+    accuracy.baselines["copy_last"] = mean_metric(metrics.token_accuracy(last, target), episodes)
+    scores["one_step/token_accuracy"] = accuracy
+    scores["one_step/cross_entropy"] = mean_metric(losses, episodes)
+    changed = mean_metric(counts["changed_right"], episodes, counts["changed"])
+    changed.baselines["copy_last"] = Metric(0.0)
+    scores["one_step/changed_accuracy"] = changed
+    false_changes = mean_metric(counts["false_changes"], episodes, counts["unchanged"])
+    false_changes.baselines["copy_last"] = Metric(0.0)
+    scores["one_step/false_changes"] = false_changes
+    gains = clips.rewards[:, HISTORY - 1] != 0
+    right = np.sign(clips.rewards[:, HISTORY - 1]) == np.concatenate(signs)
+    guessed = np.concatenate(signs) != 0
+    scores |= _detection("reward", gains, guessed, guessed & right, episodes)
+    is_over = clips.terminated[:, HISTORY - 1]
+    guessed = np.concatenate(ends) > MIN_TERMINATION_PROB
+    return scores | _detection("termination", is_over, guessed, guessed & is_over, episodes)
+
+
+def _cross_entropy(logits, target: np.ndarray) -> np.ndarray:
+    if logits is None:
+        return np.full(len(target), np.nan)
+    goal = torch.as_tensor(target, dtype=torch.long, device=logits.device)
+    loss = F.cross_entropy(logits.float().transpose(1, 2), goal, reduction="none")
+    return loss.mean(1).cpu().numpy()
+
+
+def _detection(name, real, guessed, right, episodes) -> Scores:
+    """Score a rare event: `right` are the guesses that are real and of the right sign."""
+    return {
+        f"{name}/precision": mean_metric(right & real, episodes, guessed),
+        f"{name}/recall": mean_metric(right & real, episodes, real),
+        f"{name}/f1": mean_metric(2.0 * (right & real), episodes, real.astype(int) + guessed),
+    }
+
+
+def _ball_rows(stage, suffix, true, seen, episodes, others: dict) -> Scores:
+    """Score the position of the ball: recall and precision within 2 px, and the error.
+
+    Args:
+        others: baseline name -> Objects.
+    """
+    rows = {}
+    for name, objects in {"": seen, **others}.items():
+        counts = metrics.ball_counts(true, objects)
+        errors = np.where(counts["hits"], metrics.ball_errors(true, objects), np.nan)
+        parts = {
+            "ball_recall": mean_metric(counts["hits"], episodes, counts["visible"]),
+            "ball_precision": mean_metric(
+                counts["balls"] - counts["ghosts"], episodes, counts["balls"]
+            ),
+            "ball_error_px": quantile_metric(errors, episodes, 0.5),
+            "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
+        }
+        for part, metric in parts.items():
+            key = f"{stage}/{part}{suffix}"
+            if name:
+                rows[key].baselines[name] = metric
+            else:
+                rows[key] = metric
+    return rows
+
+
+def _paddle_error(true, seen, episodes) -> Metric:
+    """Return the paddle's mean error; a paddle that is not there is off by half the field."""
+    errors = np.abs(seen.paddle - true.paddle)
+    return mean_metric(np.where(np.isnan(errors), 32.0, errors), episodes)
+
+
+def _brick_f1(true: np.ndarray, seen: np.ndarray, episodes) -> Metric:
+    counts = metrics.brick_counts(true, seen)
+    return mean_metric(2.0 * counts["both"], episodes, counts["there"] + counts["seen"])
+
+
+def quick_scores(
+    engine: Engine,
+    data: GameData,
+    rows: np.ndarray | None = None,
+    rng: np.random.Generator | None = None,
+    num_starts: int = 24,
+    horizon: int = 10,
+    progress: Progress = None,
+) -> dict[str, float]:
+    """Score open-loop rollouts from random starts at canary size, for `best.pt`.
+
+    Takes `num_starts` * `horizon` steps of the engine; no intervals. `score` is what `best.pt` is
+    chosen by: the mean of token accuracy at 5 and 10 steps as a share of copy-last's error
+    removed, and of the ball's hit rate over the first ten steps where the ball can be read.
+
+    Args:
+        rows: whole episodes to start in, as `GameData.rows_of("val")` gives; default: all.
+        rng: equal generators give equal starts; default: seed 0.
+    """
+    rng = rng or np.random.default_rng(0)
+    clips = cut_clips(data, random_starts(data, num_starts, horizon, rng, rows), horizon)
+    last = encode(engine, clips.frames_at(0))
+    dreams = dream(
+        engine, clips.history, clips.past_actions, clips.actions[:, HISTORY - 1 :], None, progress
+    )
+    scores, shares = {}, []
+    for h in sorted({h for h in (1, 5, 10) if h <= horizon}):
+        real = encode(engine, clips.frames_at(h))
+        frames, tokens = dreams.at(h)
+        accuracy = float(metrics.token_accuracy(tokens, real).mean())
+        copied = float(metrics.token_accuracy(last, real).mean())
+        scores[f"token_accuracy@{h}"], scores[f"copy_last@{h}"] = accuracy, copied
+        scores[f"psnr@{h}"] = float(metrics.psnr(frames, clips.frames_at(h)).mean())
+        shares.append(1 - (1 - accuracy) / max(1 - copied, 1e-6))
+        if h == 1:
+            counts = metrics.change_counts(tokens, real, last)
+            scores["changed_accuracy@1"] = _share(counts["changed_right"], counts["changed"])
+            scores["false_changes@1"] = _share(counts["false_changes"], counts["unchanged"])
+    scores["score"] = float(np.clip(np.mean(shares[-2:]), -1, 1))
+    if truth.has_truth(clips.game):
+        scores |= _quick_objects(clips, dreams)
+        if np.isfinite(scores["ball_hit"]):
+            scores["score"] = (scores["score"] + scores["ball_hit"]) / 2
+    return scores
+
+
+def _quick_objects(clips: Clips, dreams) -> dict[str, float]:
+    """Return the ball's hit rate over all horizons and at the last, and the paddle's error."""
+    hits, visible, found, ghosts, paddle = [], [], [], [], []
+    for h in dreams.horizons:
+        true = truth.read_ram(clips.game, clips.ram[:, HISTORY - 1 + h])
+        seen = truth.read_frames(clips.game, dreams.at(h)[0])
+        counts = metrics.ball_counts(true, seen)
+        hits.append(counts["hits"].sum())
+        visible.append(counts["visible"].sum())
+        found.append(counts["found"].sum())
+        ghosts.append((counts["balls"] > 1).mean())
+        paddle.append(float(np.nanmean(np.abs(seen.paddle - true.paddle).clip(max=32))))
+    hits, visible = np.array(hits), np.array(visible)
+    scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
+    scores["ball_doubled"] = float(np.mean(ghosts))
+    for h in (1, 5, 10):
+        if h in dreams.horizons:
+            k = dreams.horizons.index(h)
+            scores[f"ball_hit@{h}"] = _share(hits[k : k + 1], visible[k : k + 1])
+            scores[f"paddle_error_px@{h}"] = paddle[k]
+    return scores
+
+
+def _share(part, whole) -> float:
+    return float(np.sum(part) / np.sum(whole)) if np.sum(whole) else float("nan")
+
+
+def speed_scores(engine: Engine, clips: Clips, steps_per_second: float, steps: int = 60) -> Scores:
+    """Time single dream steps on this device, after a few to warm up."""
+    engine.reset(clips.history[:1], clips.past_actions[:1])
+    seconds = []
+    for k in range(steps + 5):
+        action = clips.actions[:1, k % clips.actions.shape[1]].astype(np.int64)
+        began = time.perf_counter()
+        engine.step(action)
+        seconds.append(time.perf_counter() - began)
+    milliseconds = 1000 * np.array(seconds[5:])
+    rate = 1000 / milliseconds.mean()
+    return {
+        "speed/steps_per_second": Metric(float(rate), num_samples=steps),
+        "speed/latency_p50_ms": Metric(float(np.percentile(milliseconds, 50)), num_samples=steps),
+        "speed/latency_p95_ms": Metric(float(np.percentile(milliseconds, 95)), num_samples=steps),
+        "speed/real_time_factor": Metric(float(rate / steps_per_second), num_samples=steps),
+    }

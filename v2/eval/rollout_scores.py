@@ -1,0 +1,205 @@
+"""Open-loop rollouts against the game: tokens, pixels, ball, paddle, bricks, digits.
+
+Contract: the dream is given, every number is compared at the same horizon with the real frame and
+memory, beside what copying the last real frame (and flying on at constant velocity) would score.
+Knows nothing of engines or files.
+"""
+
+import numpy as np
+
+from v2.eval import metrics, truth
+from v2.eval.bootstrap import Metric, episode_draws, mean_metric, quantile_metric
+from v2.eval.clips import HISTORY, STRATA, Clips
+from v2.eval.dreaming import Dreams
+from v2.eval.truth import Objects
+
+HORIZONS = (1, 5, 10, 20, 50, 100, 200)
+STRATUM_HORIZONS = (1, 5, 10, 20)
+HIT_RADII_PX = (1, 2)
+LOST_PADDLE_ERROR_PX = 32.0  # half the field
+Scores = dict[str, Metric]
+
+
+def rollout_scores(
+    clips: Clips, dreams: Dreams, tokens: dict, kept: dict, horizons=HORIZONS
+) -> Scores:
+    """Score dreams of every horizon up to the last.
+
+    Args:
+        tokens: horizon -> tokens (B, N) of the real frames, horizon 0 included.
+        kept: horizon -> real frames (B, 84, 64, 3) after a tokenizer round trip, the ceiling.
+    """
+    scores: Scores = {}
+    horizons = [h for h in horizons if h <= clips.horizon]
+    for h in horizons:
+        scores |= _picture_rows(clips, dreams, tokens, kept, h)
+    if truth.has_truth(clips.game):
+        reader = Reader(clips, dreams)
+        for h in horizons:
+            scores |= _ball_rows(reader, h, kept[h])
+            scores |= _other_rows(reader, h)
+        scores["rollout/ball_half_life"] = _half_life_row(reader)
+        scores |= _stratum_rows(reader, horizons)
+    return dict(sorted(scores.items(), key=lambda item: _order(item[0])))
+
+
+def _order(name: str):
+    stem, _, horizon = name.partition("@")
+    stem, _, stratum = stem.partition("[")
+    return stem, stratum, int(horizon or 0)
+
+
+def _picture_rows(clips, dreams, tokens, kept, h) -> Scores:
+    frames, dreamed = dreams.at(h)
+    real, last, episodes = clips.frames_at(h), clips.frames_at(0), clips.episodes
+    rows = {
+        f"rollout/token_accuracy@{h}": (metrics.token_accuracy, dreamed, tokens[h], {
+            "copy_last": tokens[0]}),
+        f"rollout/psnr@{h}": (metrics.psnr, frames, real, {
+            "copy_last": last, "ceiling": kept[h]}),
+        f"rollout/ssim@{h}": (metrics.ssim, frames, real, {
+            "copy_last": last, "ceiling": kept[h]}),
+    }  # fmt: skip
+    scores = {}
+    for name, (measure, seen, target, others) in rows.items():
+        scores[name] = mean_metric(measure(seen, target), episodes)
+        for baseline, values in others.items():
+            scores[name].baselines[baseline] = mean_metric(measure(values, target), episodes)
+    return scores
+
+
+class Reader:
+    """The objects of clips and dreams at every horizon, each read once."""
+
+    def __init__(self, clips: Clips, dreams: Dreams):
+        self.clips, self.episodes = clips, clips.episodes
+        self.true = [clips.objects_at(h) for h in range(clips.horizon + 1)]
+        self.seen: dict[int, Objects] = {
+            h: truth.read_frames(clips.game, dreams.at(h)[0]) for h in dreams.horizons
+        }
+        before = truth.read_ram(clips.game, clips.ram[:, HISTORY - 2])
+        self.velocity = self.true[0].ball - before.ball  # NaN unless in play at both
+
+    def hits(self, h: int, radius: float) -> np.ndarray:
+        return metrics.ball_counts(self.true[h], self.seen[h], radius)["hits"]
+
+    def visible(self, h: int) -> np.ndarray:
+        return self.true[h].num_balls > 0
+
+    def guesses(self, h: int) -> dict[str, np.ndarray]:
+        """Return where the baselines put the ball, (B, 2)."""
+        here = self.true[0].ball
+        return {"copy_last": here, "constant_velocity": here + h * self.velocity}
+
+    def guess_hits(self, h: int, radius: float) -> dict[str, np.ndarray]:
+        return {
+            name: self.visible(h) & (np.hypot(*(ball - self.true[h].ball).T) <= radius)
+            for name, ball in self.guesses(h).items()
+        }
+
+
+def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
+    """Score presence (recall, precision, duplicates) and place (hits, error) apart."""
+    true, seen, episodes = reader.true[h], reader.seen[h], reader.episodes
+    ceiling = truth.read_frames(reader.clips.game, kept)
+    scores = {}
+    for name, objects in (("", seen), ("ceiling", ceiling), ("copy_last", reader.true[0])):
+        counts = metrics.ball_counts(true, objects)
+        possible = np.minimum(counts["balls"], ~np.isnan(true.ball[:, 0]))
+        errors = np.where(counts["visible"], metrics.ball_errors(true, objects), np.nan)
+        rows = {
+            "ball_recall": mean_metric(counts["found"], episodes, counts["visible"]),
+            "ball_precision": mean_metric(possible, episodes, counts["balls"]),
+            "ball_duplicates": mean_metric(counts["duplicates"], episodes),
+            "ball_error_px": quantile_metric(errors, episodes, 0.5),
+            "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
+        }
+        for radius in HIT_RADII_PX:
+            hits = metrics.ball_counts(true, objects, radius)["hits"]
+            rows[f"ball_hit_{radius}px"] = mean_metric(hits, episodes, counts["visible"])
+        for row, metric in rows.items():
+            if name:
+                scores[f"rollout/{row}@{h}"].baselines[name] = metric
+            else:
+                scores[f"rollout/{row}@{h}"] = metric
+    for radius in HIT_RADII_PX:
+        flown = reader.guess_hits(h, radius)["constant_velocity"]
+        scores[f"rollout/ball_hit_{radius}px@{h}"].baselines["constant_velocity"] = mean_metric(
+            flown, episodes, reader.visible(h)
+        )
+    return scores
+
+
+def _other_rows(reader: Reader, h: int) -> Scores:
+    true, seen, start, episodes = reader.true[h], reader.seen[h], reader.true[0], reader.episodes
+    scores = {}
+    for name, objects in (("", seen), ("copy_last", start)):
+        paddle = np.abs(objects.paddle - true.paddle)
+        paddle = np.where(np.isnan(paddle), LOST_PADDLE_ERROR_PX, paddle)
+        bricks = metrics.brick_counts(true.bricks, objects.bricks)
+        gone, removed = start.bricks & ~true.bricks, start.bricks & ~objects.bricks
+        removals = metrics.brick_counts(gone, removed)
+        illegal = (objects.bricks & ~start.bricks & ~true.bricks).sum((1, 2))
+        rows = {
+            "paddle_error_px": mean_metric(paddle, episodes),
+            "brick_f1": mean_metric(
+                2.0 * bricks["both"], episodes, bricks["there"] + bricks["seen"]
+            ),
+            "brick_removal_f1": mean_metric(
+                2.0 * removals["both"], episodes, removals["there"] + removals["seen"]
+            ),
+            "bricks_reappeared": mean_metric(illegal, episodes),
+            "score_right": mean_metric(objects.score == true.score, episodes),
+            "lives_right": mean_metric(objects.lives == true.lives, episodes),
+        }
+        for row, metric in rows.items():
+            if name:
+                scores[f"rollout/{row}@{h}"].baselines[name] = metric
+            else:
+                scores[f"rollout/{row}@{h}"] = metric
+    return scores
+
+
+def _half_life_row(reader: Reader) -> Metric:
+    """Return the first horizon at which the hit rate within 2 px is under one half.
+
+    The last horizon stands for "not within the clip".
+    """
+    steps = sorted(reader.seen)
+    visible = np.stack([reader.visible(h) for h in steps], 1)  # (B, H)
+    hits = np.stack([reader.hits(h, 2) for h in steps], 1)
+    row = _half_life(hits, visible, reader.episodes, steps)
+    for name in ("copy_last", "constant_velocity"):
+        guessed = np.stack([reader.guess_hits(h, 2)[name] for h in steps], 1)
+        row.baselines[name] = _half_life(guessed, visible, reader.episodes, steps)
+    return row
+
+
+def _half_life(hits, visible, episodes, steps) -> Metric:
+    names, index = np.unique(episodes, return_inverse=True)
+    sums, totals = (np.zeros((len(names), len(steps))) for _ in range(2))
+    np.add.at(sums, index, hits)
+    np.add.at(totals, index, visible)
+
+    def first_below(parts, wholes):
+        below = (parts < 0.5 * wholes) & (wholes > 0)
+        return np.where(below.any(-1), np.array(steps)[below.argmax(-1)], steps[-1])
+
+    draws = episode_draws(len(names))
+    low, high = np.percentile(first_below(draws @ sums, draws @ totals), [2.5, 97.5])
+    value = first_below(sums.sum(0), totals.sum(0))
+    return Metric(float(value), float(low), float(high), len(episodes))
+
+
+def _stratum_rows(reader: Reader, horizons) -> Scores:
+    """Score the ball's place apart for what happens right after the start."""
+    scores = {}
+    for stratum in STRATA:
+        chosen = reader.clips.strata == stratum
+        for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):
+            name, episodes = f"rollout/ball_hit_2px[{stratum}]@{h}", reader.episodes[chosen]
+            visible = reader.visible(h)[chosen]
+            scores[name] = mean_metric(reader.hits(h, 2)[chosen], episodes, visible)
+            for baseline, hits in reader.guess_hits(h, 2).items():
+                scores[name].baselines[baseline] = mean_metric(hits[chosen], episodes, visible)
+    return scores

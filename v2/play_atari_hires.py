@@ -1,0 +1,158 @@
+"""Play inside the model's prediction, with the real game beside it.
+
+    python v2/play_atari_hires.py --latest
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import contextlib
+import json
+import os
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+
+from v2 import command_line, recording
+from v2.controls import ActionMap
+from v2.data.atari_dataset import EmulatorConfig, make_atari_env
+from v2.dream import DreamEngine
+from v2.play_game import PlayGame, PlaySettings
+from v2.play_loop import run_headless, run_window
+from v2.play_session import PlaySession
+from v2.players import Players, player_names
+from v2.replay import Replay
+from v2.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
+
+RECORDING_SCALE, GIF_SCALE = 5, 3
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    weights = parser.add_argument_group("weights").add_mutually_exclusive_group()
+    weights.add_argument("--latest", action="store_const", const="latest", dest="weights",
+                         default="latest", help="newest finished run, else the shipped weights")  # fmt: skip
+    weights.add_argument("--run", dest="weights", metavar="NAME", default="latest",
+                         help="a run's folder name")  # fmt: skip
+    weights.add_argument("--checkpoint", dest="weights", metavar="FILE", default="latest",
+                         help="a world model file, or `shipped`")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--temperature", type=command_line.non_negative_float, default=0.0,
+                        help="of the dreamed tokens; 0 takes the likeliest")  # fmt: skip
+    _add_play_options(parser.add_argument_group("play"))
+    group = parser.add_argument_group("without a display, and files")
+    group.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
+    group.add_argument("--steps", type=command_line.non_negative_int, default=0,
+                       help="end after so many; 0: no end, or 300 headless without --keys")  # fmt: skip
+    group.add_argument("--record", type=Path, metavar="FILE", help="video of all steps: .mp4, .gif")
+    group.add_argument("--save-data", type=Path, metavar="FILE.npz",
+                       help="save what is played, in the collector's format")  # fmt: skip
+    group.add_argument("--clips", type=Path, metavar="DIR", default=Path("recordings"),
+                       help="where the V key saves the last 10 seconds")  # fmt: skip
+    group.add_argument("--replay", type=Path, metavar="DATA.npz", help="browse recorded episodes")
+    group.add_argument("--episode", type=command_line.non_negative_int, metavar="K",
+                       help="id of the episode to begin with (default: the first)")  # fmt: skip
+    return parser
+
+
+def _add_play_options(group) -> None:
+    group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
+    group.add_argument("--fps", type=command_line.positive_float, metavar="STEPS",
+                       help="steps a second (default: the game's real time, 15)")  # fmt: skip
+    group.add_argument("--scale", type=command_line.non_negative_int, default=0,
+                       help="screen pixels a frame pixel, also of --record; 0: what fits")  # fmt: skip
+    group.add_argument("--seed", type=command_line.non_negative_int, default=0,
+                       help="of the random and scripted players and of sticky games")  # fmt: skip
+    group.add_argument("--policy", choices=("human", "random", "scripted"),
+                       help="who begins (default: human; headless without --keys: scripted, or "
+                       "random where a game has no script)")  # fmt: skip
+    group.add_argument("--dream-only", action="store_true", help="the real game waits")
+    group.add_argument("--keys", metavar="SCRIPT", help='actions to begin with: "RIGHT*10,FIRE"')
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.save_data and args.save_data.exists():
+        raise FileExistsError(f"{args.save_data} is there already: name another file")
+    if args.replay and args.headless:
+        raise ValueError("--replay needs a window: leave --headless out")
+    game, columns = EmulatorConfig(game=args.game).game, 4 if args.replay else 2
+    with contextlib.ExitStack() as stack:
+        window = None
+        if not args.headless:  # first of all: a missing display is said before weights are loaded
+            commands, inputs = (REPLAY_COMMANDS, {}) if args.replay else (PLAY_COMMANDS, INPUT_KEYS)
+            window = Window(f"dream of {game}", commands, inputs, args.scale, columns)
+            stack.enter_context(window)
+        engine = DreamEngine.load(
+            args.weights, game=game, device=args.device, temperature=args.temperature
+        )
+        print(f"weights: {engine.source}", flush=True)
+        stop = stack.enter_context(command_line.StopRequest())
+        if args.replay:
+            browser = Replay(args.replay, engine, game, args.episode, args.fps, args.clips)
+            run_window(browser, window, stop)
+            browser.close()
+            return stop.exit_code
+        return play(args, emulator_of(engine, game), engine, window, stop)
+
+
+def emulator_of(engine, game: str) -> EmulatorConfig:
+    """Return the settings of the emulator that the model's data was collected with."""
+    emulator = EmulatorConfig(**engine.info.get("emulator") or {"game": game})
+    if emulator.game != game:
+        raise ValueError(f"{engine.source} dreams of {emulator.game}: add --game {emulator.game}")
+    return emulator
+
+
+def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
+    """Play until the end, then say what was saved and print the figures as the last line."""
+    env = make_atari_env(config=emulator)
+    actions = ActionMap(env.action_meanings)
+    script = list(actions.script(args.keys)) if args.keys else []
+    players = Players(emulator.game, actions, args.policy or _first_player(args), args.seed)
+    tape, seed = None, args.seed
+    if args.save_data:
+        tape = recording.EpisodeTape(emulator, env.action_meanings, args.seed)
+        seed = tape.first_game_seed(args.seed)
+    session = PlaySession(env, engine, seed, tape)
+    if args.dream_only:
+        session.set_mode("dream")
+    fps = args.fps or emulator.steps_per_second
+    is_gif = args.record is not None and args.record.suffix.lower() == ".gif"
+    scale = args.scale or (GIF_SCALE if is_gif else RECORDING_SCALE)
+    settings = PlaySettings(fps, args.clips, scale)
+    steps = args.steps or (300 if args.headless and not script else 0)
+    video = recording.open_recording(args.record, fps) if args.record else contextlib.nullcontext()
+    with video:
+        game = PlayGame(session, players, settings, script, video if args.record else None)
+        if window:
+            run_window(game, window, stop, steps)
+        else:
+            run_headless(game, stop, steps)
+        game.close()
+    return _report(args, game, tape, stop)
+
+
+def _first_player(args) -> str:
+    if not args.headless or args.keys:
+        return "human"
+    return player_names(EmulatorConfig(game=args.game).game)[-1]
+
+
+def _report(args, game: PlayGame, tape, stop) -> int:
+    figures = game.figures()
+    if args.save_data and tape:
+        num_frames, num_episodes = tape.save(args.save_data)
+        figures["data"] = str(args.save_data)
+        print(f"data: {args.save_data} ({num_frames} frames, {num_episodes} episodes)")
+    if args.record and game.recording.num_frames:
+        figures["record"] = str(args.record)
+        print(f"recording: {args.record} ({game.recording.num_frames} frames)")
+    print(json.dumps(figures))
+    return stop.exit_code
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,150 @@
+"""The loops of play: with a window in real time, without one as fast as it goes.
+
+Contract: a step is only begun when the one before has ended, with the keys of that very moment, so
+input never queues; a machine that is too slow plays slower and says so. The models run on a thread
+of their own, one job at a time, so the window answers while they think.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+IDLE_SECONDS = 0.004
+QUIET_SECONDS = 0.5  # a picture is drawn at least so often, for notices that end
+FOCUS_HINT = "click this window, then press a key: SPACE serves, arrows move, H shows all keys"
+SPEED_STEPS = 30  # the measured speed is a mean over these
+
+
+class Speed:
+    """Steps a second and how long a step takes."""
+
+    def __init__(self):
+        self.step_seconds: list[float] = []
+        self._ends: deque[float] = deque(maxlen=SPEED_STEPS + 1)
+        self._num_gaps, self._gap_seconds = 0, 0.0
+
+    def stepped(self, began: float, ended: float) -> None:
+        self.step_seconds.append(ended - began)
+        if self._ends:
+            self._num_gaps += 1
+            self._gap_seconds += ended - self._ends[-1]
+        self._ends.append(ended)
+
+    def interrupted(self) -> None:
+        """Leave a pause out of the speed."""
+        self._ends.clear()
+
+    @property
+    def steps_per_second(self) -> float:
+        """The speed of the last steps."""
+        if len(self._ends) < 2:
+            return 0.0
+        return (len(self._ends) - 1) / (self._ends[-1] - self._ends[0])
+
+    @property
+    def mean_steps_per_second(self) -> float:
+        return self._num_gaps / self._gap_seconds if self._gap_seconds else 0.0
+
+    def step_ms(self, quantile: float) -> float:
+        return float(np.quantile(self.step_seconds, quantile) * 1000) if self.step_seconds else 0.0
+
+
+class Clock:
+    """When the next step is due; steps that were missed are not made up for."""
+
+    def __init__(self, steps_per_second: float):
+        self.period = 1 / steps_per_second
+        self.due = time.perf_counter()
+
+    def is_due(self) -> bool:
+        return time.perf_counter() >= self.due
+
+    def began(self) -> None:
+        now = time.perf_counter()
+        self.due = self.due + self.period if now - self.due < self.period else now + self.period
+
+
+class Worker:
+    """A thread that does one job at a time and hands errors back."""
+
+    def __init__(self):
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="dream")
+        self._future: Future | None = None
+        self._timing = (0.0, 0.0)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._executor.shutdown(wait=True)
+
+    @property
+    def is_idle(self) -> bool:
+        return self._future is None
+
+    def start(self, job: Callable, *args) -> None:
+        assert self.is_idle
+        self._future = self._executor.submit(self._timed, job, *args)
+
+    def finished(self) -> bool:
+        """Return whether a job has ended since the last call; raise what it raised."""
+        if self._future is None or not self._future.done():
+            return False
+        future, self._future = self._future, None
+        future.result()
+        return True
+
+    @property
+    def timing(self) -> tuple[float, float]:
+        """When the last job began and ended."""
+        return self._timing
+
+    def _timed(self, job: Callable, *args) -> None:
+        began = time.perf_counter()
+        job(*args)
+        self._timing = (began, time.perf_counter())
+
+
+def run_window(game, window, stop, max_steps: int = 0) -> None:
+    """Play in a window until someone quits, `stop` is set or `max_steps` are done.
+
+    Args:
+        game: a PlayGame or a Replay.
+    """
+    clock, drawn = Clock(game.steps_per_second), 0.0
+    with Worker() as worker:
+        while not (stop or game.is_over or 0 < max_steps <= game.num_steps):
+            commands = window.poll()
+            for command in commands:
+                game.command(command)
+            has_ended = worker.finished()
+            if has_ended:
+                game.job_done(*worker.timing)
+            if worker.is_idle:
+                _start_job(game, window, worker, clock)
+            wait = clock.period if game.is_animated else QUIET_SECONDS
+            if commands or has_ended or time.perf_counter() - drawn > wait:
+                window.show(game.view("" if window.has_seen_key else FOCUS_HINT))
+                drawn = time.perf_counter()
+            time.sleep(IDLE_SECONDS)
+
+
+def _start_job(game, window, worker: Worker, clock: Clock) -> None:
+    job = game.urgent_job()
+    if job is None and clock.is_due():
+        clock.began()
+        job = game.step_job(window.held.take())
+    if job is not None:
+        worker.start(*job)
+
+
+def run_headless(game, stop, max_steps: int) -> None:
+    """Play `max_steps` steps as fast as the machine goes; 0: until the script of keys is over."""
+    while not stop and (game.num_steps < max_steps or not (max_steps or game.script_is_over)):
+        began = time.perf_counter()
+        job, *args = game.step_job([])
+        job(*args)
+        game.job_done(began, time.perf_counter())

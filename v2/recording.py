@@ -1,0 +1,179 @@
+"""What play leaves on the disk: videos, animated pictures, episodes to train on.
+
+Contract: a file is complete or absent, also after Ctrl-C: it appears when it is closed. Video goes
+through PyAV, animated pictures through Pillow. Knows nothing of windows or models.
+"""
+
+import contextlib
+import importlib.metadata
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from v2.data.atari_dataset import (
+    GOLD_SEED_START,
+    EmulatorConfig,
+    GameData,
+    emulator_dict,
+    save_game_data,
+)
+from v2.data.recorder import Segment, join_segments
+from v2.files import atomic_path
+
+# Above the seeds of every collect_atari.py --seed, below those of the gold games.
+HUMAN_SEED_START = 990_000_000
+MAX_PLAY_SEED = 9_999
+VIDEO_SUFFIXES = (".mp4", ".gif")
+MP4_OPTIONS = {"crf": "18", "preset": "veryfast"}
+GIF_TICK_SECONDS = 0.01  # GIF counts time in hundredths of a second
+
+
+def open_recording(path: Path, fps: float) -> "Mp4Recording | GifRecording":
+    """Open a video or an animated picture for writing; it is a context manager.
+
+    Raises:
+        ValueError: a suffix other than .mp4 or .gif.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise ValueError(f"{path}: a recording ends in {' or '.join(VIDEO_SUFFIXES)}")
+    return (Mp4Recording if path.suffix.lower() == ".mp4" else GifRecording)(path, fps)
+
+
+class _Recording(contextlib.AbstractContextManager):
+    """Count frames; an unused recording leaves no file."""
+
+    def __init__(self, path: Path, fps: float):
+        self.path, self.fps, self.num_frames = path, fps, 0
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+class Mp4Recording(_Recording):
+    """H.264 in the pixel format that every player and browser shows."""
+
+    def __init__(self, path: Path, fps: float):
+        super().__init__(path, fps)
+        self._stack = contextlib.ExitStack()
+        self._container = None
+
+    def write(self, picture: np.ndarray) -> None:
+        """Add one uint8 (H, W, 3) picture; all have one size."""
+        import av
+
+        picture = _even(picture)
+        if self._container is None:
+            self._open(av, *picture.shape[:2])
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        self._container.mux(self._stream.encode(frame))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        if self._container is None:
+            return
+        self._container.mux(self._stream.encode(None))
+        self._stack.close()
+        self._container = None
+
+    def _open(self, av, height: int, width: int) -> None:
+        temporary = self._stack.enter_context(atomic_path(self.path))
+        self._container = self._stack.enter_context(
+            av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+        )
+        rate = Fraction(self.fps).limit_denominator(1000)
+        self._stream = self._container.add_stream("libx264", rate=rate, options=MP4_OPTIONS)
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = "yuv420p"
+
+
+class GifRecording(_Recording):
+    """An animated GIF; frames wait in memory, one byte a pixel, until it is closed."""
+
+    def __init__(self, path: Path, fps: float):
+        super().__init__(path, fps)
+        self._pictures = []
+
+    def write(self, picture: np.ndarray) -> None:
+        """Add one uint8 (H, W, 3) picture."""
+        from PIL import Image
+
+        image = Image.fromarray(picture)
+        self._pictures.append(image.quantize(128, dither=Image.Dither.NONE))
+        self.num_frames += 1
+
+    def close(self) -> None:
+        if not self._pictures:
+            return
+        ends = np.rint(np.arange(self.num_frames + 1) / self.fps / GIF_TICK_SECONDS)
+        durations = [int(ticks) * 10 for ticks in np.diff(ends)]
+        first, *others = self._pictures
+        with atomic_path(self.path) as temporary:
+            first.save(temporary, format="GIF", save_all=True, append_images=others,
+                       duration=durations, loop=0, optimize=False)  # fmt: skip
+        self._pictures = []
+
+
+def _even(picture: np.ndarray) -> np.ndarray:
+    """Cut the odd row and column that H.264 cannot hold."""
+    height, width = picture.shape[:2]
+    return picture[: height - height % 2, : width - width % 2]
+
+
+class EpisodeTape:
+    """Record what is played in the collector's format, so that it can be trained on.
+
+    A rewind begins a new episode of the same game, as in the collector.
+    """
+
+    def __init__(self, config: EmulatorConfig, action_meanings: list[str], seed: int):
+        if not 0 <= seed <= MAX_PLAY_SEED:
+            raise ValueError(f"--seed must be 0 to {MAX_PLAY_SEED} with --save-data, got {seed}")
+        self.config, self.action_meanings, self.seed = config, action_meanings, seed
+        self.player = "human"
+        self._segments: list[Segment] = []
+
+    @staticmethod
+    def first_game_seed(seed: int) -> int:
+        """Return the seed of a session's first game; it decides the split, as for every game."""
+        assert HUMAN_SEED_START + (MAX_PLAY_SEED + 1) * 1000 <= GOLD_SEED_START
+        return HUMAN_SEED_START + seed * 1000
+
+    def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None:
+        self._segments.append(Segment(seed, self.player, [frame], [ram], [], []))
+
+    def step(self, action, reward, frame, ram, terminated) -> None:
+        now = self._segments[-1]
+        now.frames.append(frame)
+        now.ram.append(ram)
+        now.actions.append(action)
+        now.rewards.append(reward)
+        now.terminated = bool(terminated)
+        if self.player not in now.policy.split("+"):
+            now.policy += f"+{self.player}"
+
+    def save(self, path: Path) -> tuple[int, int]:
+        """Write the data file; return how many frames and episodes it holds."""
+        kept = [
+            _as_arrays(segment) for segment in self._segments if len(segment) > 1
+        ]
+        if not kept:
+            return 0, 0
+        arrays, episodes = join_segments(kept, 0)
+        meta = {
+            "format": 1, "game": self.config.game, "emulator": emulator_dict(self.config),
+            "action_meanings": self.action_meanings,
+            "ale_py": importlib.metadata.version("ale-py"), "policy": "human",
+            "mix": {"human": 1.0}, "seed": self.seed, "episodes": episodes,
+        }  # fmt: skip
+        save_game_data(path, GameData(**arrays, meta=meta))
+        return len(arrays["frames"]), len(episodes)
+
+
+def _as_arrays(segment: Segment) -> Segment:
+    return Segment(
+        segment.seed, segment.policy, np.stack(segment.frames), np.stack(segment.ram),
+        np.array(segment.actions, np.uint8), np.array(segment.rewards, np.float32),
+        segment.terminated,
+    )  # fmt: skip

@@ -1,0 +1,291 @@
+"""A browser of recorded episodes: real, tokenizer round trip, teacher-forced, open loop.
+
+Contract: all panes show the same time t. The teacher-forced pane is predicted from the four real
+frames before t, the open-loop pane from its own frames since the anchor, both with the recorded
+actions; frame t is the result of actions[t - 1]. Knows no torch and no events.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from v2.clips import BackgroundClips
+from v2.controls import REPLAY_KEYS, ActionMap
+from v2.data.atari_dataset import EmulatorConfig, GameData, data_paths, load_game_data
+from v2.data.npz import read_meta
+from v2.play_session import HISTORY_FRAMES
+from v2.render import CURVE_STEPS, Curve, Pane, View
+
+FAR_STEPS = 30
+CLIP_SCALE = 4
+CLIP_SECONDS = 10
+HINT = "SPACE play  ·  LEFT RIGHT step  ·  DOWN UP 30 steps  ·  R open loop from here  ·  H keys"
+
+
+@dataclass
+class Episode:
+    """One recorded episode; see `v2.data.atari_dataset` for the time convention."""
+
+    id: int
+    policy: str
+    score: float
+    frames: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+
+
+class EpisodeFile:
+    """The episodes of a data file, or of its shards, of which one is in memory at a time."""
+
+    def __init__(self, path: Path):
+        self.parts = data_paths(path)
+        metas = [read_meta(part) for part in self.parts]
+        self.meta = metas[0]
+        self._places = [
+            (part, entry) for part, meta in zip(self.parts, metas, strict=True)
+            for entry in meta["episodes"] if entry["frames"] > HISTORY_FRAMES
+        ]  # fmt: skip
+        if not self._places:
+            raise ValueError(f"{path} has no episode of more than {HISTORY_FRAMES} frames")
+        self._part: Path | None = None
+        self._data: GameData | None = None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def index_of(self, episode_id: int) -> int:
+        ids = [entry["id"] for _, entry in self._places]
+        if episode_id not in ids:
+            raise ValueError(f"no episode {episode_id}: there are {ids[0]} to {ids[-1]}")
+        return ids.index(episode_id)
+
+    def __getitem__(self, index: int) -> Episode:
+        part, entry = self._places[index]
+        if part != self._part:
+            self._data, self._part = load_game_data(part), part
+        rows = np.flatnonzero(self._data.episode_ids == entry["id"])
+        first, last = rows[0], rows[-1] + 1
+        return Episode(
+            entry["id"], entry["policy"], entry["score"], self._data.frames[first:last],
+            self._data.actions[first:last], self._data.rewards[first:last],
+        )  # fmt: skip
+
+
+class Predictions:
+    """What the models make of one episode; each time is computed once, in single small jobs.
+
+    Args:
+        anchor: the open loop starts from the four real frames that end here.
+    """
+
+    def __init__(self, episode: Episode, engine, anchor: int = HISTORY_FRAMES - 1):
+        self.episode, self.engine = episode, engine
+        self.real_tokens: dict[int, np.ndarray] = {}
+        self.round_trip: dict[int, np.ndarray] = {}
+        self.teacher_forced: dict[int, tuple] = {}  # time -> (frame, token agreement)
+        self.restart(anchor)
+
+    def restart(self, anchor: int) -> None:
+        """Let the open loop start at another time."""
+        self.open_loop = OpenLoop(self, anchor)
+
+    def missing_job(self, time: int) -> Callable | None:
+        """Return the next job that completes the panes of a time."""
+        if time not in self.round_trip:
+            return lambda: self._tokenize(time)
+        if time not in self.teacher_forced and time >= HISTORY_FRAMES:
+            return lambda: self._predict(time)
+        loop = self.open_loop
+        return loop.advance if loop.time < time else None
+
+    def start(self, time: int) -> np.ndarray:
+        """Start the engine from the four real frames that end at a time."""
+        first = time - HISTORY_FRAMES + 1
+        frames, actions = self.episode.frames, self.episode.actions
+        return self.engine.reset(frames[first : time + 1], actions[first:time].astype(int))
+
+    def agreement(self, time: int) -> float:
+        """Return the share of the engine's tokens that equal the real frame's."""
+        if time not in self.real_tokens:
+            self._tokenize(time)
+        return float(np.mean(np.asarray(self.engine.tokens) == self.real_tokens[time]))
+
+    def _tokenize(self, time: int) -> None:
+        tokens = self.engine.encode(self.episode.frames[time : time + 1])
+        self.real_tokens[time] = tokens[0]
+        self.round_trip[time] = self.engine.decode(tokens)[0]
+
+    def _predict(self, time: int) -> None:
+        self.start(time - 1)
+        frame = self.engine.step(int(self.episode.actions[time - 1]))
+        self.teacher_forced[time] = (frame, self.agreement(time))
+
+
+class OpenLoop:
+    """A dream along the recorded actions, one step a job."""
+
+    def __init__(self, predictions: Predictions, anchor: int):
+        self.predictions, self.anchor, self.time = predictions, anchor, anchor
+        self.frames: dict[int, tuple] = {}  # time -> (frame, token agreement)
+        self._state = None
+
+    def advance(self) -> None:
+        engine = self.predictions.engine
+        if self._state is None:
+            self.predictions.start(self.anchor)
+        else:
+            engine.restore(self._state)
+        frame = engine.step(int(self.predictions.episode.actions[self.time]))
+        self._state = engine.history
+        self.frames[self.time + 1] = (frame, self.predictions.agreement(self.time + 1))
+        self.time += 1
+
+
+class Replay:
+    """The browser as `v2.play_loop.run_window` sees it.
+
+    Args:
+        episode_id: the episode to begin with; None: the first.
+        clips: directory of the videos that V saves.
+    """
+
+    def __init__(self, path: Path, engine, game: str, episode_id: int | None = None,
+                 fps: float | None = None, clips: Path = Path("recordings")):  # fmt: skip
+        self.file, self.engine, self.clips = EpisodeFile(path), engine, clips
+        emulator = EmulatorConfig(**self.file.meta["emulator"])
+        if emulator.game != game:
+            raise ValueError(f"{path} holds {emulator.game}: add --game {emulator.game}")
+        if len(self.file.meta["action_meanings"]) != engine.num_actions:
+            raise ValueError(f"{path} has other actions than the model knows: load other weights")
+        self.game, self.actions = game, ActionMap(self.file.meta["action_meanings"])
+        self.steps_per_second = fps or emulator.steps_per_second
+        self.is_over = self.shows_help = False
+        self.is_paused = True
+        self.time = HISTORY_FRAMES - 1
+        self.num_steps = 0
+        self._index = self.file.index_of(episode_id) if episode_id is not None else 0
+        self._shown = Predictions(self.file[self._index], engine)
+        self._wants_episode = 0
+        self._writer = BackgroundClips()
+        self.notice = ""
+
+    @property
+    def is_animated(self) -> bool:
+        return not self.is_paused
+
+    @property
+    def last(self) -> int:
+        return len(self._shown.episode.frames) - 1
+
+    def close(self) -> None:
+        """Wait for a clip that is being saved."""
+        self._writer.close()
+
+    def command(self, name: str) -> None:
+        """Take a command of `v2.window.REPLAY_COMMANDS`."""
+        moves = {"back": -1, "on": 1, "far back": -FAR_STEPS, "far on": FAR_STEPS,
+                 "first": -self.last, "last": self.last}  # fmt: skip
+        if name == "quit":
+            self.is_over = True
+        elif name == "help":
+            self.shows_help = not self.shows_help
+        elif name == "pause":
+            self.is_paused = not self.is_paused
+        elif name in moves:
+            self.is_paused = True
+            self.time = min(self.last, max(HISTORY_FRAMES - 1, self.time + moves[name]))
+        elif name == "sync":
+            self._shown.restart(self.time)
+        elif name in ("next", "previous"):
+            self._wants_episode = 1 if name == "next" else -1
+        elif name == "clip":
+            self._save_clip()
+
+    def urgent_job(self) -> tuple | None:
+        """Return what the panes of this time still lack."""
+        if self._wants_episode:
+            return (self._change_episode,)
+        job = self._shown.missing_job(self.time)
+        return None if job is None else (job,)
+
+    def step_job(self, inputs) -> None:
+        """Go on by one frame while playing; the frame's jobs are urgent ones."""
+        if not self.is_paused:
+            self.time, self.num_steps = min(self.last, self.time + 1), self.num_steps + 1
+            self.is_paused = self.time == self.last
+
+    def job_done(self, began: float, ended: float) -> None:
+        """Take over what a job has left: caches, which the next view reads."""
+
+    def _change_episode(self) -> None:
+        index = (self._index + self._wants_episode) % len(self.file)
+        shown = Predictions(self.file[index], self.engine)
+        self.time, self._index, self._shown, self._wants_episode = HISTORY_FRAMES - 1, index, shown, 0
+
+    def _save_clip(self) -> None:
+        first = max(HISTORY_FRAMES - 1, self.time + 1 - round(CLIP_SECONDS * self.steps_per_second))
+        episode = self._shown.episode
+        actions = episode.actions[first : self.time].tolist()
+        details = {
+            "game": self.game, "weights": self.engine.source, "episode": episode.id,
+            "first_frame": first, "last_frame": self.time, "actions": actions,
+        }  # fmt: skip
+        views = [self._view_at(time) for time in range(first, self.time + 1)]
+        name = f"{self.game}_episode{episode.id}_{self.time:06d}.mp4"
+        self.notice = self._writer.save(
+            self.clips / name, views, CLIP_SCALE, self.steps_per_second, details
+        )
+
+    def view(self, hint: str = "") -> View:
+        """Return the picture of this time."""
+        rows = REPLAY_KEYS if self.shows_help else ()
+        return replace(self._view_at(self.time), notice=self._writer.notice or self.notice, help=rows)
+
+    def _view_at(self, time: int) -> View:
+        shown = self._shown
+        episode, loop = shown.episode, shown.open_loop
+        forced, dreamed = shown.teacher_forced.get(time), loop.frames.get(time)
+        since = time - loop.anchor
+        where = f"{since} steps" if since > 0 else "starts here" if since == 0 else "not yet"
+        panes = (
+            Pane("real", episode.frames[time], "real", f"frame {time}"),
+            Pane("round trip", shown.round_trip.get(time), "ball", "tokenizer"),
+            Pane("teacher-forced", forced and forced[0], "paddle", _percent(forced)),
+            Pane("open loop", dreamed and dreamed[0], "dream", _percent(dreamed) or where),
+        )
+        action = int(episode.actions[time]) if time < self.last else 0
+        return View(
+            title=f"{self.game.replace('_', ' ').title()}: episode {episode.id}", columns=4,
+            subtitle=f"{episode.policy}, score {episode.score:.0f}, {self.engine.source}",
+            panes=panes, inputs=self.actions.inputs(action),
+            badges=(("stopped" if self.is_paused else "playing", "ball"),),
+            action=self.actions.meanings[action], stats=self._stats(time, where),
+            chart_title="tokens that differ from the real frame", curves=self._curves(time),
+            hint=HINT,
+        )  # fmt: skip
+
+    def _stats(self, time: int, where: str) -> tuple[tuple[str, str], ...]:
+        rewards = self._shown.episode.rewards
+        return (
+            ("frame", f"{time} of {self.last}"),
+            ("score so far", f"{rewards[:time].sum():g}"),
+            ("reward of this step", f"{rewards[time]:g}"),
+            ("open loop", where),
+            ("episodes", f"{self._index + 1} of {len(self.file)}"),
+        )
+
+    def _curves(self, time: int) -> tuple[Curve, ...]:
+        loop, forced = self._shown.open_loop, self._shown.teacher_forced
+        times = range(max(loop.anchor + 1, time + 1 - CURVE_STEPS), time + 1)
+        return tuple(
+            Curve(label, [100 * (1 - found[t][1]) if t in found else np.nan for t in times], color, "%")
+            for label, found, color in (
+                ("open loop", loop.frames, "dream"), ("teacher-forced", forced, "paddle"),
+            )
+        )  # fmt: skip
+
+
+def _percent(found: tuple | None) -> str:
+    return f"{100 * found[1]:.1f}%" if found else ""

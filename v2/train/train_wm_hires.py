@@ -1,0 +1,299 @@
+"""Train the world model on tokens, with multi-step rollouts and hybrid importance weights.
+
+    python v2/train/train_wm_hires.py --epochs 100 --rollout-steps 5 --rollout-ratio 0.5
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import dataclasses
+import time
+
+import torch
+from tqdm import tqdm
+
+from v2 import checkpoint, command_line
+from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
+from v2.data.importance import ImportanceConfig
+from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, tokenize
+from v2.device import choose_device
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.vqvae_hires import VQVAE
+from v2.run_dir import CHECKPOINTS, RunDir, find_weights, read_config
+from v2.train.steps import GradientGuard, average_weights, learning_rate, step_rng
+from v2.train.wm_evaluation import Evaluation
+from v2.train.wm_loss import LossConfig, WorldModelLoss, sample_windows
+
+VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
+
+
+def build_parser():
+    loss, importance = LossConfig(), ImportanceConfig()
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--game", default="breakout")
+    parser.add_argument("--data", type=Path, help="npz of frames (default: the game's)")
+    parser.add_argument("--tokens", type=Path, help="npz of tokens (default: the game's); "
+                        "made when missing or stale")  # fmt: skip
+    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
+    parser.add_argument("--out", type=Path, help="directory of runs/ (default: the game's)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
+    parser.add_argument("--smoke", action="store_true", help="mark the run: never shipped or latest")
+    length = parser.add_argument_group("length")
+    length.add_argument("--epochs", type=command_line.positive_int, default=100)
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=128,
+                        help="random windows an epoch; 0: as many as there are")  # fmt: skip
+    length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
+    length.add_argument("--max-minutes", type=command_line.positive_float,
+                        help="save and stop then; --resume goes on")  # fmt: skip
+    length.add_argument("--resume", type=Path, metavar="RUN", help="continue a run's folder")
+    length.add_argument("--init-from", type=Path, metavar="FILE",
+                        help="start from a world model's weights, with a fresh optimizer")  # fmt: skip
+    length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
+    length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
+    recipe = parser.add_argument_group("recipe")
+    recipe.add_argument("--batch-size", type=command_line.positive_int, default=8)
+    recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
+    recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
+    recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
+    recipe.add_argument("--decay", type=command_line.probability, default=0.4,
+                        help="share of the steps over which the rate falls to zero")  # fmt: skip
+    recipe.add_argument("--ema", type=command_line.probability, default=0.998,
+                        help="decay of the averaged weights; 0: off")  # fmt: skip
+    rollouts = parser.add_argument_group("rollouts")
+    rollouts.add_argument("--rollout-steps", type=command_line.positive_int, metavar="K",
+                          default=loss.rollout_steps)  # fmt: skip
+    rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
+                          help="share of the batches that unroll K steps; 0: off")  # fmt: skip
+    rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.5,
+                          help="share of the steps before the first rollout")  # fmt: skip
+    rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
+                          default=loss.teacher_forcing_prob)  # fmt: skip
+    rollouts.add_argument("--discount", type=command_line.probability, default=loss.discount)
+    weights = parser.add_argument_group("importance weights")
+    weights.add_argument("--motion-scale", type=command_line.non_negative_float,
+                         default=importance.motion_scale)  # fmt: skip
+    weights.add_argument("--event-scale", type=command_line.non_negative_float,
+                         default=importance.event_scale)  # fmt: skip
+    weights.add_argument("--persistence-scale", type=command_line.non_negative_float,
+                         default=importance.persistence_scale)  # fmt: skip
+    weights.add_argument("--importance-cap", type=command_line.positive_float,
+                         default=importance.cap, help="times the sample's median")  # fmt: skip
+    weights.add_argument("--no-importance", action="store_true", help="equal weights")
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    device = choose_device(args.device)
+    torch.manual_seed(args.seed)
+    if args.resume and args.init_from:
+        raise ValueError("--resume and --init-from exclude each other")
+    directory = game_directory(CHECKPOINTS, args.game)
+    vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
+    if args.resume:
+        vqvae_path = args.resume / VQVAE_NAME
+        read_config(args.resume)
+    vqvae, vqvae_state = checkpoint.load_vqvae(vqvae_path)
+    print(f"VQ-VAE: {vqvae_path}")
+    data = args.data or directory / f"{DATA_NAME}.npz"
+    tokens = _load_or_make_tokens(
+        args.tokens or directory / f"{TOKENS_NAME}.npz", vqvae, data, device
+    )
+    model = TemporalWorldModel(_model_config(vqvae, tokens)).to(device)
+    trainer = Trainer(args, model, vqvae, tokens, data, device)
+    if args.resume:
+        run = RunDir(args.resume)
+        run.acquire()
+        trainer.load(run)
+    else:
+        if args.init_from:
+            trainer.start_from(args.init_from)
+        config = {"args": _plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
+        run = RunDir.create(args.out or directory, "world_model", config)
+        extra = {key: vqvae_state[key] for key in ("step", "metrics", "train_args", "emulator")}
+        checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
+    try:
+        return trainer.train(run)
+    finally:
+        run.release()
+
+
+def _load_or_make_tokens(path: Path, vqvae: VQVAE, data: Path, device) -> TokenData:
+    tokens = load_tokens(path, vqvae, data)
+    if tokens is None:
+        print(f"{path} is missing or of other data or VQ-VAE: making it")
+        tokens = tokenize(data, vqvae, device)
+        tokens.save(path)
+    return tokens
+
+
+def _model_config(vqvae: VQVAE, tokens: TokenData) -> WorldModelConfig:
+    height, width = vqvae.config.grid
+    return WorldModelConfig(
+        num_actions=tokens.num_actions,
+        num_codes=vqvae.config.num_codes,
+        grid_height=height,
+        grid_width=width,
+    )
+
+
+class Trainer:
+    """The state of a run: model, averaged weights, optimizer and step."""
+
+    def __init__(self, args, model, vqvae: VQVAE, tokens: TokenData, data: Path, device):
+        self.args, self.model, self.tokens, self.device = args, model, tokens, device
+        self.step, self.best = 0, -float("inf")
+        self.loss = WorldModelLoss(_loss_config(args), vqvae, tokens, device)
+        rows = tokens.rows_of("train")
+        history = model.config.history
+        self.starts = {
+            steps: window_starts(tokens.episode_ids, history + steps, rows)
+            for steps in {1, args.rollout_steps}
+        }
+        per_epoch = args.samples_per_epoch or len(self.starts[1])
+        self.num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
+        self.optimizer = torch.optim.AdamW(
+            _parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True
+        )
+        self.guard = GradientGuard(self.optimizer, max_norm=1.0)
+        self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
+        self.vqvae_sha256 = checkpoint.model_sha256(vqvae)
+        self.evaluation = Evaluation(vqvae, tokens, data, device)
+
+    def train(self, run: RunDir) -> int:
+        args, began, saved = self.args, time.monotonic(), time.monotonic()
+        num_samples = 0
+        with command_line.StopRequest() as stop, tqdm(
+            total=self.num_steps, initial=self.step, unit="step", disable=None
+        ) as bar:
+            while self.step < self.num_steps and not stop:
+                metrics, samples = self.train_step()
+                self.step += 1
+                num_samples += samples
+                bar.update()
+                now = time.monotonic()
+                is_out_of_time = args.max_minutes and now - began > 60 * args.max_minutes
+                is_last = self.step == self.num_steps
+                if self.step % 20 == 0 or is_last:
+                    run.log(self.step, **metrics, samples_per_second=num_samples / (now - began))
+                    bar.set_postfix({k: f"{float(metrics[k]):.4f}" for k in metrics if "loss" in k})
+                if self.step % args.eval_steps == 0 or is_last:
+                    self.evaluate(run)
+                if is_last or is_out_of_time or stop or now - saved > 60 * args.save_minutes:
+                    self.save(run)
+                    saved = now
+                if is_out_of_time:
+                    break
+        return self.finish(run, stop, (time.monotonic() - began) / 60)
+
+    def finish(self, run: RunDir, stop, minutes: float) -> int:
+        is_finished = self.step >= self.num_steps
+        run.set_status(is_finished=is_finished, step=self.step, minutes=minutes)
+        print(f"{self.step} of {self.num_steps} steps: {run.path}")
+        resume = f"python v2/train/train_wm_hires.py --resume {run.path}"
+        play = f"python v2/play_atari_hires.py --game {self.args.game} --run {run.path.name}"
+        print(f"next: {play if is_finished else resume}")
+        return stop.exit_code
+
+    def train_step(self) -> tuple[dict, int]:
+        """Do one step; return metrics and the number of frames predicted."""
+        args, rng = self.args, step_rng(self.args.seed, self.step)
+        is_rollout = self.step >= args.rollout_start * self.num_steps
+        is_rollout = is_rollout and rng.random() < args.rollout_ratio
+        steps = args.rollout_steps if is_rollout else 1
+        windows = sample_windows(
+            self.tokens, self.starts[steps], args.batch_size, self.model.config.history, steps, rng
+        )
+        loss, metrics = self.loss(self.model, windows.to(self.device), rng)
+        rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
+        norm = self.guard.apply(loss, rate)
+        if self.average:
+            average_weights(self.average, self.model, args.ema, self.step)
+        prefix = "rollout" if is_rollout else "one_step"
+        metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
+        return metrics, args.batch_size * steps
+
+    def evaluate(self, run: RunDir) -> None:
+        """Measure the averaged weights on held-out episodes and keep the best."""
+        trained = {k: v.clone() for k, v in self.model.state_dict().items()}
+        if self.average:
+            self.model.load_state_dict(self.average)
+        self.model.eval()
+        held_out, score = self.evaluation(self.model, run.path / "samples" / f"{self.step:06d}.png")
+        run.log(self.step, **held_out)
+        tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
+        self.model.load_state_dict(trained)
+        self.model.train()
+        if score > self.best:
+            self.best = score
+            self._save(checkpoint.save_checkpoint, run.path / "best.pt", held_out)
+
+    def save(self, run: RunDir) -> None:
+        self._save(checkpoint.save_rotating, run.path / "last.pt")
+
+    def _save(self, write, path: Path, metrics: dict | None = None) -> None:
+        write(
+            path, "world_model", self.model,
+            ema=self.average, optimizer=self.optimizer.state_dict(), step=self.step,
+            rng={"torch": torch.get_rng_state()}, metrics=metrics or {}, best=self.best,
+            train_args=_plain_args(self.args), num_steps=self.num_steps,
+            emulator=self.tokens.meta["emulator"],
+            action_meanings=self.tokens.meta["action_meanings"],
+            vqvae_sha256=self.vqvae_sha256, tokens_sha256=array_sha256(self.tokens.tokens),
+        )  # fmt: skip
+
+    def load(self, run: RunDir) -> None:
+        """Continue exactly where the run's last checkpoint is."""
+        state = checkpoint.load_checkpoint(run.path / "last.pt", "world_model")
+        if state["tokens_sha256"] != array_sha256(self.tokens.tokens):
+            raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["ema"]
+        self.step, self.best = state["step"], state["best"]
+        torch.set_rng_state(state["rng"]["torch"])
+        run.forget_after(self.step)
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of another world model and nothing else."""
+        model, _ = checkpoint.load_world_model(path, self.vqvae_sha256)
+        self.model.load_state_dict(model.state_dict())
+        if self.average:
+            self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
+
+
+def _loss_config(args) -> LossConfig:
+    importance = ImportanceConfig(
+        args.motion_scale, args.event_scale, args.persistence_scale, args.importance_cap
+    )
+    return LossConfig(
+        rollout_steps=args.rollout_steps,
+        teacher_forcing_prob=args.teacher_forcing_prob,
+        discount=args.discount,
+        importance=None if args.no_importance else importance,
+    )
+
+
+def _parameter_groups(model: TemporalWorldModel, weight_decay: float) -> list[dict]:
+    """Decay the matrices of the blocks; tables and biases learn without."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n]
+    matrices = [p for p in matrices if p.shape[0] != model.config.num_actions]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _plain_args(args) -> dict:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,123 @@
+"""The world model's loss: weighted cross-entropy over one step or a rollout of K.
+
+Contract: loss = sum_k g^k L_k / sum_k g^k, so its scale does not depend on K; every step is
+back-propagated as it comes, so memory does not grow with K. Scheduled sampling (arXiv 1506.03099):
+the model reads its own argmax, except where the truth is given with a small probability.
+Knows nothing of files or optimizers.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from v2.data.importance import (
+    ImportanceConfig,
+    change_rarity,
+    code_distances,
+    importance_weights,
+)
+from v2.data.tokens import TokenData
+from v2.device import autocast
+from v2.models.temporal_world_model import Prediction, TemporalWorldModel
+from v2.models.vqvae_hires import VQVAE
+from v2.rollout import unroll
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    rollout_steps: int = 5
+    teacher_forcing_prob: float = 0.1
+    discount: float = 1.0
+    outcome_weight: float = 0.02  # of reward and termination, beside the tokens
+    importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
+
+
+@dataclass
+class Windows:
+    """B windows of 4 + K frames."""
+
+    tokens: torch.Tensor  # int64 (B, 4 + K, N)
+    actions: torch.Tensor  # int64 (B, 3 + K), each taken at the frame of its index
+    reward_signs: torch.Tensor  # int64 (B, K) in 0, 1, 2: negative, zero, positive
+    terminated: torch.Tensor  # float32 (B, K)
+
+    def to(self, device: torch.device) -> "Windows":
+        return Windows(*(t.to(device, non_blocking=True) for t in self.__dict__.values()))
+
+
+def sample_windows(
+    data: TokenData, starts: np.ndarray, count: int, history: int, steps: int,
+    rng: np.random.Generator,
+) -> Windows:  # fmt: skip
+    """Draw windows of `history` + `steps` frames at random starts."""
+    return read_windows(data, rng.choice(starts, count), history, steps)
+
+
+def read_windows(data: TokenData, starts: np.ndarray, history: int, steps: int) -> Windows:
+    """Read the windows that begin at these rows."""
+    rows = starts[:, None] + np.arange(history + steps)
+    outcome = rows[:, history - 1 : -1]  # the steps whose results are predicted
+    return Windows(
+        torch.from_numpy(data.tokens[rows]).long(),
+        torch.from_numpy(data.actions[rows[:, :-1]]).long(),
+        torch.from_numpy(np.sign(data.rewards[outcome])).long() + 1,
+        torch.from_numpy(data.terminated[outcome]).float(),
+    )
+
+
+class WorldModelLoss:
+    """Computes and back-propagates the loss of a batch of windows."""
+
+    def __init__(self, config: LossConfig, vqvae: VQVAE, data: TokenData, device: torch.device):
+        self.config, self.device, self.grid = config, device, vqvae.config.grid
+        self.distances = code_distances(vqvae.quantizer.codebook).to(device)
+        rows = data.rows_of("train")
+        is_step = torch.from_numpy(data.has_action[rows])
+        self.rarity = change_rarity(torch.from_numpy(data.tokens[rows]), is_step).to(device)
+
+    def __call__(
+        self, model: TemporalWorldModel, windows: Windows, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, dict]:
+        """Leave the gradients in the model; return the detached loss and metrics."""
+        history = model.config.history
+        B, T, N = windows.tokens.shape
+        steps = T - history
+        truth = windows.tokens[:, history:]
+        is_forced = rng.random((B, steps)) < self.config.teacher_forcing_prob
+        is_forced = torch.from_numpy(is_forced).to(self.device)
+        factors = self.config.discount ** torch.arange(steps, dtype=torch.float32)
+        factors = (factors / factors.sum()).tolist()
+        total, metrics = torch.zeros((), device=self.device), {}
+        rollout = unroll(model, windows.tokens[:, :history], windows.actions, truth, is_forced)
+        for k in range(steps):
+            with autocast(self.device):
+                tokens, prediction = next(rollout)
+            loss, metrics = self.step_loss(prediction, windows, k, history)
+            (factors[k] * loss).backward()
+            total = total + factors[k] * loss.detach()
+        rollout.close()
+        accuracy = (tokens == truth[:, -1]).float().mean()
+        return total, {"loss": total, "accuracy": accuracy} | metrics
+
+    def step_loss(
+        self, prediction: Prediction, windows: Windows, k: int, history: int
+    ) -> tuple[torch.Tensor, dict]:
+        """Return the loss of step k; weights come from the true tokens."""
+        target = windows.tokens[:, history + k]
+        entropy = F.cross_entropy(prediction.logits.transpose(1, 2), target, reduction="none")
+        if self.config.importance is None:
+            tokens_loss = entropy.mean()
+        else:
+            seen = windows.tokens[:, k : history + k + 1]  # four frames and the target
+            weights = importance_weights(
+                seen, self.config.importance, self.distances, self.rarity, self.grid
+            )
+            tokens_loss = (entropy * weights).mean()
+        reward = F.cross_entropy(prediction.reward_logits, windows.reward_signs[:, k])
+        ended = F.binary_cross_entropy_with_logits(
+            prediction.terminated_logits, windows.terminated[:, k]
+        )
+        loss = tokens_loss + self.config.outcome_weight * (reward + ended)
+        return loss, {"reward_loss": reward.detach(), "terminated_loss": ended.detach()}
