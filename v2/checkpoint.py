@@ -41,14 +41,18 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
     path = Path(path)
     try:
         with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+            with open(temporary, "wb") as file:  # given a path, torch hides what went wrong
+                torch.save(state, file)
             # The sidecar names the new and the old hash, so that it is right whichever of the
             # two files a kill leaves in place.
             hashes = [file_sha256(temporary), *_known_hashes(path)[:1]]
             write_text(_sidecar(path), "".join(f"{h}  {path.name}\n" for h in hashes))
-    except RuntimeError as error:  # torch hides the OSError of a full disk
-        if isinstance(error.__context__, OSError):
-            raise OSError(f"cannot write {path}: {error.__context__.strerror}") from error
+    except RuntimeError as error:
+        cause = error.__context__
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause:
+            raise OSError(f"cannot write {path}: {cause.strerror}") from error
         raise
 
 

@@ -1,6 +1,7 @@
 """Where the numbers are crunched: device, precision and threads, decided once by a script."""
 
 import contextlib
+import shutil
 
 import torch
 
@@ -36,6 +37,15 @@ def autocast(device: torch.device):
     if has_fast_bfloat16(device):
         return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def compiled(model: torch.nn.Module):
+    """Return the model compiled at its first call, or itself, with one line, without a compiler."""
+    if torch.cuda.is_available() or shutil.which("c++") or shutil.which("g++"):
+        print("compiling at the first step: up to a minute without progress", flush=True)
+        return torch.compile(model)
+    print("no C++ compiler found: going on without --compile", flush=True)
+    return model
 
 
 def _devices() -> list[str]:

@@ -71,6 +71,12 @@ def game_directory(root: Path, game: str) -> Path:
     return Path(root) / ("atari" if game_id(game) == "breakout" else game_id(game))
 
 
+def emulator_version() -> str:
+    import ale_py
+
+    return ale_py.__version__
+
+
 @functools.cache
 def _known_games() -> list[str]:
     _register()

@@ -11,7 +11,6 @@ if not __package__:
 
 import time
 
-import ale_py
 import numpy as np
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from v2.data.atari_dataset import (
     GameData,
     data_paths,
     emulator_dict,
+    emulator_version,
     game_directory,
     make_atari_env,
     save_game_data,
@@ -70,7 +70,7 @@ def main(argv=None) -> int:
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,
-        "ale_py": ale_py.__version__, "policy": args.policy,
+        "ale_py": emulator_version(), "policy": args.policy,
         "mix": {config.name: config.share for config in mix}, "seed": args.seed,
     }  # fmt: skip
     began = time.perf_counter()

@@ -19,6 +19,7 @@ ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
 LIFE_LOST_STEPS = (5, 15)
+PART_ROWS = 500  # early and late parts of a game take turns in a stratum
 
 
 @dataclass
@@ -102,21 +103,20 @@ def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
 def stratified_starts(
     data: GameData, per_stratum: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Return rows and strata: in each stratum as many games as there are take turns."""
+    """Return rows and strata: in each stratum parts of all games take turns."""
     if not truth.has_truth(data.meta["game"]):
         starts = random_starts(data, per_stratum * len(STRATA), horizon, rng)
         return starts, [ANY] * len(starts)
     candidates = _candidates(data, horizon)
-    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
     for stratum in STRATA:
-        by_game: dict[int, list[int]] = {}
+        parts: dict[tuple[int, int], list[int]] = {}
         for row in rng.permutation(candidates[stratum]):
-            by_game.setdefault(seeds[data.episode_ids[row]], []).append(int(row))
-        games = list(by_game)
-        rng.shuffle(games)
-        turns = (rows[k] for k in range(per_stratum) for rows in map(by_game.get, games)
-                 if k < len(rows))  # fmt: skip
+            part = int(data.episode_ids[row]), int(row) // PART_ROWS
+            parts.setdefault(part, []).append(int(row))
+        order = list(parts.values())
+        rng.shuffle(order)
+        turns = (rows[k] for k in range(per_stratum) for rows in order if k < len(rows))
         chosen = [row for _, row in zip(range(per_stratum), turns, strict=False)]
         starts += chosen
         strata += [stratum] * len(chosen)

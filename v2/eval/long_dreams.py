@@ -13,14 +13,13 @@ import numpy as np
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
+from v2.eval.dreaming import Engine, chunks, flat, round_trip
 from v2.eval.truth import NATIVE_PIXELS, Objects
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 20  # steps between two frames whose round trip is measured
-FLOOR_PX = 66.0  # a ball last seen below this may have been lost, and not by the model
-SERVE_STEPS = 3  # a ball that is gone for so long after that is out of play
+FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player
 Scores = dict[str, Metric]
 
 
@@ -76,11 +75,13 @@ def long_dream_scores(
     real_still = [(clip[1:] == clip[:-1]).all((1, 2, 3)).mean() for clip in real_clips]
     scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
     if truth.has_truth(game):
-        balls = np.concatenate([look[0] for look in looks]), np.concatenate([l[1] for l in looks])
-        scores["long/one_ball"] = _one_ball(*balls)
+        dreamed = [look for batch in looks for look in zip(*batch, strict=True)]
         real = [truth.read_frames(game, clip) for clip in real_clips]
-        scores["long/one_ball"].baselines["real"] = _one_ball_of([
-            (objects.num_balls, objects.ball[:, 1]) for objects in real])  # fmt: skip
+        real = [(objects.num_balls, objects.ball[:, 1]) for objects in real]
+        scores["long/one_ball"] = _one_ball(dreamed, starts_in_play=True)
+        scores["long/one_ball"].baselines["real"] = _one_ball(real, starts_in_play=False)
+        scores["long/ball_seen"] = _ball_seen(dreamed)
+        scores["long/ball_seen"].baselines["real"] = _ball_seen(real)
     kept, real_tokens = round_trip(engine, real_frames)
     limit = np.percentile(_residual(kept, real_frames), 99)
     sampled = np.concatenate(sampled)
@@ -115,38 +116,34 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
             shown.append(frames)
         if progress:
             progress(len(frames))
-    look = [np.stack(part, 1) if part else None for part in (num_balls, heights)]
+    look = [np.stack(part, 1) for part in (num_balls, heights) if part]
     sampled = np.stack(sampled, 1) if sampled else frames[:, None]
     return look, np.stack(tokens, 1), sampled, np.stack(shown, 1)
 
 
-def _one_ball(num_balls: np.ndarray, heights: np.ndarray) -> Metric:
-    return _one_ball_of(list(zip(num_balls, heights, strict=True)))
-
-
-def _one_ball_of(games: list[tuple[np.ndarray, np.ndarray]]) -> Metric:
+def _one_ball(games: list[tuple[np.ndarray, np.ndarray]], starts_in_play: bool) -> Metric:
     """Return the share of steps with exactly one ball, of those while one is in play.
 
-    A ball is in play from its first sight until it has been seen near the floor and then not for
-    three steps; a ball that vanishes higher up stays in play, and is missed, for ever.
+    A ball is in play from its first sight until it has been seen near the floor and then not any
+    more; a ball that vanishes higher up stays in play, and is missed, until one is seen again.
+
+    Args:
+        games: number of balls and height of the strongest at each step, of each game.
     """
-    shares, episodes, counts = [], [], []
-    for index, (num_balls, heights) in enumerate(games):
-        in_play, last_height, missing, right, total = False, 0.0, 0, 0, 0
-        for balls, height in zip(num_balls, heights, strict=True):
-            if balls:
-                in_play, last_height, missing = True, height, 0
-            else:
-                missing += 1
-                lost = last_height > FLOOR_PX
-                in_play = in_play and not (lost and missing > SERVE_STEPS)
-            if in_play and not (missing and last_height > FLOOR_PX):
-                total += 1
-                right += balls == 1
-        shares.append(right)
-        counts.append(total)
-        episodes.append(index)
-    return mean_metric(shares, episodes, counts)
+    right, counts = [], []
+    for num_balls, heights in games:
+        steps = np.arange(len(num_balls))
+        sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
+        last_height = np.where(sights < 0, 0.0 if starts_in_play else np.inf, heights[sights])
+        in_play = (num_balls > 0) | (last_height <= FLOOR_PX)
+        right.append((in_play & (num_balls == 1)).sum())
+        counts.append(in_play.sum())
+    return mean_metric(right, range(len(right)), counts)
+
+
+def _ball_seen(games: list[tuple[np.ndarray, np.ndarray]]) -> Metric:
+    seen = [(num_balls > 0).sum() for num_balls, _ in games]
+    return mean_metric(seen, range(len(seen)), [len(num_balls) for num_balls, _ in games])
 
 
 def _residual(kept: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from v2 import checkpoint, command_line
 from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
 from v2.data.importance import ImportanceConfig
 from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, tokenize
-from v2.device import choose_device
+from v2.device import choose_device, compiled
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import CHECKPOINTS, RunDir, find_weights, read_config
@@ -54,6 +54,8 @@ def build_parser():
                         help="start from a world model's weights, with a fresh optimizer")  # fmt: skip
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
+    length.add_argument("--compile", action="store_true",
+                        help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.positive_int, default=8)
     recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
@@ -146,6 +148,7 @@ class Trainer:
 
     def __init__(self, args, model, vqvae: VQVAE, tokens: TokenData, data: Path, device):
         self.args, self.model, self.tokens, self.device = args, model, tokens, device
+        self.forward = compiled(model) if args.compile else model
         self.step, self.best = 0, -float("inf")
         self.loss = WorldModelLoss(_loss_config(args), vqvae, tokens, device)
         rows = tokens.rows_of("train")
@@ -208,7 +211,7 @@ class Trainer:
         windows = sample_windows(
             self.tokens, self.starts[steps], args.batch_size, self.model.config.history, steps, rng
         )
-        loss, metrics = self.loss(self.model, windows.to(self.device), rng)
+        loss, metrics = self.loss(self.forward, windows.to(self.device), rng)
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
         if self.average:

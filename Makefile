@@ -1,0 +1,37 @@
+# make play | test | test-slow | train [PRESET=smoke] | eval | ship
+.PHONY: play test test-slow train train-smoke ship eval
+
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+GAME ?= breakout
+PRESET ?= default
+FRAMES ?= 200000
+
+$(READY): requirements.txt
+	@test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+play: $(READY)
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
+	  $(PYTHON) v2/play_atari_hires.py --latest; \
+	else \
+	  echo "no display here: playing 300 steps without one and recording a video"; \
+	  $(PYTHON) v2/play_atari_hires.py --latest --headless --steps 300 --record recordings/play.mp4; \
+	fi
+
+test: $(READY)
+	$(PYTHON) -m pytest -q
+
+test-slow: $(READY)
+	$(PYTHON) -m pytest -q -m slow
+
+train: $(READY)
+	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) --frames $(FRAMES)
+
+eval: $(READY)
+	$(PYTHON) v2/eval/gold_eval.py --latest
+
+ship: $(READY)
+	$(PYTHON) v2/train/ship.py --game $(GAME)

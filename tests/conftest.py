@@ -1,0 +1,89 @@
+"""Shared fixtures: small models and a synthetic game whose truth is known."""
+
+import os
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+
+import numpy as np
+import pytest
+import torch
+
+from v2.data.atari_dataset import EmulatorConfig, GameData, emulator_dict
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+
+SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, coarse_dim=8, pixel_dim=8,
+                   coarse_blocks=1, decoder_blocks=1)  # fmt: skip
+SMALL_WORLD_MODEL = dict(dim=32, heads=2, layers=2, ffn_dim=64, local_layers=1)
+
+
+@pytest.fixture
+def vqvae():
+    torch.manual_seed(0)
+    return VQVAE(VQVAEConfig(**SMALL_VQVAE)).eval()
+
+
+@pytest.fixture
+def world_model():
+    """A small world model whose every table and matrix matters."""
+    torch.manual_seed(1)
+    model = TemporalWorldModel(WorldModelConfig(num_actions=4, **SMALL_WORLD_MODEL))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def synthetic_frame(position: int, last_action: int) -> np.ndarray:
+    """Draw a bright block in the column `position` and a stripe whose grey is the last action."""
+    frame = np.zeros((84, 64, 3), np.uint8)
+    frame[40:48, 8 * position : 8 * position + 8] = (200, 72, 72)
+    frame[0:4] = 50 * last_action
+    return frame
+
+
+def synthetic_step(position: int, action: int) -> int:
+    """Action 2 moves right, 3 left, others stay; the eight columns are a ring."""
+    return (int(position) + (action == 2) - (action == 3)) % 8
+
+
+@pytest.fixture
+def game_data() -> GameData:
+    """Twenty episodes of 30 frames of the synthetic game."""
+    rng = np.random.default_rng(0)
+    columns = {name: [] for name in ("frames", "actions", "rewards", "episode_ids", "ram")}
+    has_action, terminated, episodes = [], [], []
+    for episode in range(20):
+        position, last = int(rng.integers(8)), 0
+        for t in range(30):
+            is_last = t == 29
+            action = 0 if is_last else int(rng.integers(4))
+            columns["frames"].append(synthetic_frame(position, last))
+            columns["actions"].append(action)
+            columns["episode_ids"].append(episode)
+            ram = np.zeros(128, np.uint8)
+            ram[:2] = position, t
+            columns["ram"].append(ram)
+            following = position if is_last else synthetic_step(position, action)
+            columns["rewards"].append(float(following < position and action == 2))
+            has_action.append(not is_last)
+            terminated.append(t == 28)
+            position, last = following, action
+        episodes.append({"id": episode, "seed": episode, "policy": "random", "frames": 30, "score": 0.0})
+    meta = {
+        "format": 1, "game": "breakout", "emulator": emulator_dict(EmulatorConfig()),
+        "action_meanings": ["NOOP", "FIRE", "RIGHT", "LEFT"], "policy": "random", "seed": 0,
+        "episodes": episodes, "ale_py": "0", "mix": {"random": 1.0},
+    }  # fmt: skip
+    return GameData(
+        frames=np.stack(columns["frames"]),
+        actions=np.array(columns["actions"], np.uint8),
+        rewards=np.array(columns["rewards"], np.float32),
+        terminated=np.array(terminated),
+        truncated=np.zeros(600, np.bool_),
+        episode_ids=np.array(columns["episode_ids"], np.int32),
+        has_action=np.array(has_action),
+        ram=np.stack(columns["ram"]),
+        meta=meta,
+    )

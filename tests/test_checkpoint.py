@@ -1,0 +1,195 @@
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from v2 import checkpoint
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+
+
+def _save(path, vqvae, **extra):
+    checkpoint.save_checkpoint(path, "vqvae", vqvae, **extra)
+
+
+def test_a_checkpoint_rebuilds_the_model_from_itself(vqvae, tmp_path):
+    _save(tmp_path / "a.pt", vqvae, step=7)
+    state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
+    model = checkpoint.build_model(state, tmp_path / "a.pt")
+    assert state["step"] == 7 and model.config == vqvae.config
+    for name, tensor in vqvae.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_rounding_for_shipping_changes_neither_hash_nor_tokens(vqvae, tmp_path):
+    _save(tmp_path / "a.pt", vqvae)
+    loaded, _ = checkpoint.load_vqvae(tmp_path / "a.pt")
+    shipped = VQVAE(vqvae.config)
+    shipped.load_state_dict(vqvae.state_dict())
+    shipped.half()
+    _save(tmp_path / "half.pt", shipped)
+    from_half, _ = checkpoint.load_vqvae(tmp_path / "half.pt")
+    assert checkpoint.model_sha256(loaded) == checkpoint.model_sha256(from_half)
+    assert checkpoint.model_sha256(vqvae) == checkpoint.model_sha256(loaded)
+    pixels = torch.rand(2, 3, 84, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode(pixels), from_half.encode(pixels))
+
+
+def test_a_world_model_refuses_another_tokenizer(world_model, tmp_path):
+    checkpoint.save_checkpoint(tmp_path / "w.pt", "world_model", world_model, vqvae_sha256="a" * 64)
+    checkpoint.load_world_model(tmp_path / "w.pt", "a" * 64)
+    with pytest.raises(ValueError, match="VQ-VAE aaaaaaaaaaaa, not of bbbbbbbbbbbb"):
+        checkpoint.load_world_model(tmp_path / "w.pt", "b" * 64)
+
+
+def test_the_wrong_kind_is_refused(vqvae, tmp_path):
+    _save(tmp_path / "a.pt", vqvae)
+    with pytest.raises(ValueError, match="is a vqvae checkpoint, not a world_model"):
+        checkpoint.load_checkpoint(tmp_path / "a.pt", "world_model")
+
+
+def test_a_newer_format_is_refused(vqvae, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    _save(tmp_path / "a.pt", vqvae)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="newer"):
+        checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
+
+
+@pytest.mark.parametrize("content, looks", [
+    (b"", "empty"),
+    (b"<!DOCTYPE html><html>", "HTML"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "LFS pointer"),
+    (b"\x89PNG\r\n", "PNG"),
+    (b"PK\x03\x04 cut", "truncated zip"),
+])  # fmt: skip
+def test_a_foreign_file_is_named_by_its_looks(content, looks, tmp_path):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=looks) as error:
+        checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
+    assert "weights_only" not in str(error.value)
+
+
+def test_a_flipped_bit_is_noticed(vqvae, tmp_path):
+    path = tmp_path / "a.pt"
+    _save(path, vqvae)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum mismatch"):
+        checkpoint.load_checkpoint(path, "vqvae")
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.99])
+def test_a_truncated_file_is_refused(keep, vqvae, tmp_path):
+    path = tmp_path / "a.pt"
+    _save(path, vqvae)
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoint.load_checkpoint(path, "vqvae")
+
+
+class _Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path):
+    marker = tmp_path / "exploded"
+    torch.save({"kind": "vqvae", "model": _Bomb(marker)}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(_Bomb(marker)))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(ValueError):
+            checkpoint.load_checkpoint(tmp_path / name, "vqvae")
+    assert not marker.exists()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(vqvae, tmp_path):
+    with torch.no_grad():
+        vqvae.encoder.stem.weight[0] = float("nan")
+    _save(tmp_path / "a.pt", vqvae)
+    with pytest.raises(ValueError, match="encoder.stem.weight is not finite"):
+        checkpoint.load_vqvae(tmp_path / "a.pt")
+
+
+def test_a_config_that_does_not_fit_its_weights_is_refused_by_name(vqvae, tmp_path):
+    vqvae.config = dataclasses.replace(vqvae.config, stem_dim=9)
+    _save(tmp_path / "a.pt", vqvae)
+    with pytest.raises(ValueError, match="encoder.stem.weight is .8, 3, 4, 4., its config says"):
+        checkpoint.load_vqvae(tmp_path / "a.pt")
+
+
+def test_the_one_before_is_kept(vqvae, tmp_path):
+    path = tmp_path / "last.pt"
+    for step in (1, 2, 3):
+        checkpoint.save_rotating(path, "vqvae", vqvae, step=step)
+    assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 3
+    assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "last-1.pt", "last-1.pt.sha256", "last.pt", "last.pt.sha256"]  # fmt: skip
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(vqvae, tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def spy(*args, name=name, real=real):
+            calls.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, spy)
+    _save(tmp_path / "a.pt", vqvae)
+    assert calls == ["fsync", "replace", "fsync", "fsync", "replace", "fsync"]  # sidecar, weights
+
+
+FULL_DISK = """
+import resource, signal, sys
+from v2 import checkpoint
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+checkpoint.save_rotating(sys.argv[1], "vqvae", VQVAE(VQVAEConfig()), step=2)
+"""
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(vqvae, tmp_path):
+    path = tmp_path / "last.pt"
+    _save(path, VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8)), step=1)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError: cannot write" in done.stderr
+    assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 1
+    assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
+
+
+KILLED = """
+import os, sys
+from v2 import checkpoint, files
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+real, calls = os.replace, []
+def replace(*args):
+    calls.append(args)
+    if len(calls) == int(sys.argv[2]):
+        os._exit(9)
+    return real(*args)
+os.replace = replace
+model = VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8))
+checkpoint.save_rotating(sys.argv[1], "vqvae", model, step=2)
+"""
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_a_kill_between_any_two_moves_leaves_a_good_checkpoint(call, tmp_path):
+    path = tmp_path / "last.pt"
+    model = VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8))
+    checkpoint.save_rotating(path, "vqvae", model, step=1)
+    code = subprocess.run([sys.executable, "-c", KILLED, str(path), str(call)]).returncode
+    assert code == 9
+    assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 1

@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+
+from tests.conftest import synthetic_frame, synthetic_step
+from v2.data import recorder
+from v2.data.atari_dataset import (
+    GOLD_SEED_START,
+    EmulatorConfig,
+    array_sha256,
+    game_id,
+    load_game_data,
+    make_atari_env,
+    save_game_data,
+    split_of_game,
+    window_starts,
+)
+from v2.data.policies import SCRIPTED, STICKY, UNIFORM, policy_mix
+from v2.data.recorder import GameJob, join_segments, record, record_game
+
+
+def _hashes(segments):
+    return [array_sha256(segment.frames) for segment in segments]
+
+
+@pytest.mark.parametrize("name", ["Breakout", "breakout", "ALE/Breakout-v5"])
+def test_a_game_has_one_name_in_any_spelling(name):
+    assert game_id(name) == "breakout"
+
+
+def test_a_misspelt_game_is_refused_with_a_hint():
+    with pytest.raises(ValueError, match="'Breakot'.*breakout"):
+        game_id("Breakot")
+
+
+@pytest.mark.parametrize("game, least_actions", [("breakout", 4), ("pong", 6), ("seaquest", 18)])
+def test_games_give_frames_and_their_own_actions(game, least_actions):
+    env = make_atari_env(game)
+    frame, _ = env.reset()
+    assert frame.shape == (84, 64, 3) and frame.dtype == np.uint8
+    assert len(env.action_meanings) == least_actions
+    frame, reward, *_ = env.step(least_actions - 1)
+    assert env.observation_space.contains(frame)
+
+
+def test_max_pooling_takes_the_brighter_of_the_last_two_screens():
+    pooled, plain = (make_atari_env(config=EmulatorConfig("space_invaders", max_pool=p))
+                     for p in (True, False))  # fmt: skip
+    pooled.reset(), plain.reset()
+    for step in range(60):
+        a, b = pooled.step(step % 6)[0], plain.step(step % 6)[0]
+    assert (a >= b).all() and (a > b).any()
+
+
+def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch):
+    class Ale:
+        def lives(self):
+            return 1
+
+    class Synthetic:
+        """Shows its position and its last action; the policy sees the position in ram[0]."""
+
+        action_meanings = ["NOOP", "FIRE", "RIGHT", "LEFT"]
+
+        def __init__(self):
+            self.unwrapped = type("Unwrapped", (), {"ale": Ale()})()
+
+        def reset(self, seed=None):
+            self.position, self.last, self.steps = 0, 0, 0
+            return self._frame(), {}
+
+        @property
+        def ram(self):
+            return np.full(128, self.position, np.uint8)
+
+        def step(self, action):
+            self.position, self.last = synthetic_step(self.position, action), action
+            self.steps += 1
+            return self._frame(), float(action == 2), self.steps == 40, False, {}
+
+        def _frame(self):
+            return synthetic_frame(self.position, self.last)
+
+    monkeypatch.setattr(recorder, "_env", lambda emulator: Synthetic())
+    segments = record_game(GameJob(EmulatorConfig(), UNIFORM, 3, 100))
+    arrays, episodes = join_segments(segments, 0)
+    assert len(arrays["frames"]) == 41 and arrays["terminated"].tolist() == 39 * [False] + [True, False]
+    for t in range(40):
+        action, position = arrays["actions"][t], arrays["ram"][t, 0]
+        following = synthetic_frame(synthetic_step(position, action), action)
+        assert arrays["has_action"][t]
+        assert (arrays["frames"][t + 1] == following).all()
+        assert arrays["rewards"][t] == (action == 2)
+    assert not arrays["has_action"][40] and arrays["rewards"][40] == 0
+
+
+def test_windows_never_cross_an_episode(game_data):
+    ids = game_data.episode_ids
+    starts = window_starts(ids, 9)
+    assert len(starts) == 20 * (30 - 8)
+    assert all(len(set(ids[t : t + 9])) == 1 for t in starts)
+
+
+def test_windows_longer_than_every_episode_are_refused(game_data):
+    with pytest.raises(ValueError, match="shorter than the 31 frames"):
+        window_starts(game_data.episode_ids, 31)
+
+
+def test_equal_arguments_give_equal_arrays_whatever_the_workers():
+    mix = policy_mix("mix", "breakout")
+    one = list(record(EmulatorConfig(), mix, 1500, 0, workers=1))
+    two = list(record(EmulatorConfig(), mix, 1500, 0, workers=2))
+    assert _hashes(one) == _hashes(two)
+    assert sum(len(segment) for segment in one) == 1500
+
+
+def test_no_episode_stands_twice_and_splits_share_no_seed():
+    mix = policy_mix("mix", "breakout")
+    segments = list(record(EmulatorConfig(), mix, 3000, 0, workers=1))
+    segments += list(record(EmulatorConfig(), mix, 1500, GOLD_SEED_START, workers=1))
+    hashes = _hashes(segments)
+    assert len(set(hashes)) == len(hashes)
+    splits = {split_of_game(segment.seed) for segment in segments}
+    assert splits == {"train", "val", "gold"}
+    seeds = {split: {s.seed for s in segments if split_of_game(s.seed) == split} for split in splits}
+    assert not seeds["train"] & seeds["val"] and not seeds["val"] & seeds["gold"]
+
+
+def test_a_rewind_begins_an_episode_of_the_same_game_without_a_lost_life_inside():
+    rewind = policy_mix("rewind", "breakout")
+    segments = list(record(EmulatorConfig(), rewind, 2500, 0, workers=1))
+    games = {}
+    for segment in segments:
+        games.setdefault(segment.seed, []).append(segment)
+    assert max(len(parts) for parts in games.values()) > 1
+    for parts in games.values():
+        lives = np.concatenate([part.ram[:-1, 57] for part in parts])
+        assert len(set(lives.tolist())) == 1  # the life lost stands only in a last frame
+
+
+def test_scripted_beats_random():
+    scripted, random = (
+        np.mean([sum(s.rewards.sum() for s in record_game(GameJob(EmulatorConfig(), policy, seed, 600)))
+                 for seed in range(3)]) for policy in (SCRIPTED, STICKY))  # fmt: skip
+    assert scripted > random + 5
+
+
+def test_a_data_file_comes_back_unchanged(game_data, tmp_path):
+    path = tmp_path / "ä b" / "atari_game_data.npz"
+    save_game_data(path, game_data)
+    loaded = load_game_data(path)
+    for name, array in game_data.arrays().items():
+        assert np.array_equal(array, loaded.arrays()[name]), name
+
+
+def test_shards_load_as_one(game_data, tmp_path):
+    half = 300
+    for index, rows in enumerate((slice(0, half), slice(half, None))):
+        arrays = {name: array[rows] for name, array in game_data.arrays().items()}
+        ids = set(arrays["episode_ids"].tolist())
+        episodes = [e for e in game_data.meta["episodes"] if e["id"] in ids]
+        part = type(game_data)(**arrays, meta=game_data.meta | {"episodes": episodes})
+        save_game_data(tmp_path / f"atari_game_data-{index:05d}.npz", part)
+    loaded = load_game_data(tmp_path / "atari_game_data.npz")
+    assert np.array_equal(loaded.frames, game_data.frames)
+    assert len(loaded.meta["episodes"]) == 20 and len(loaded.rows_of("val")) == 60
+
+
+def test_an_action_of_another_game_is_refused(game_data, tmp_path):
+    game_data.actions[5] = 9
+    save_game_data(tmp_path / "atari_game_data.npz", game_data)
+    with pytest.raises(ValueError, match="action 9 of a game with 4 actions"):
+        load_game_data(tmp_path / "atari_game_data.npz")

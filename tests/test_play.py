@@ -1,0 +1,466 @@
+"""What play promises about its two sides, its time and its files, on the real emulator."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.fake_engine import FakeEngine
+from v2 import play_atari_hires
+from v2.controls import ActionMap, HeldInputs
+from v2.data.atari_dataset import (
+    EmulatorConfig,
+    load_game_data,
+    make_atari_env,
+    split_of_game,
+    window_starts,
+)
+from v2.data.policies import STICKY
+from v2.data.recorder import GameJob, record_game
+from v2.forks import Forks
+from v2.play_session import HISTORY_FRAMES, PlaySession
+from v2.players import Players, player_names, ram_of_frame
+from v2.recording import HUMAN_SEED_START, EpisodeTape, open_recording
+from v2.replay import Replay
+
+ROOT = Path(__file__).resolve().parents[1]
+BREAKOUT = ["NOOP", "FIRE", "RIGHT", "LEFT"]
+NOOP, FIRE, RIGHT, LEFT = range(4)
+
+
+@pytest.fixture
+def session():
+    return PlaySession(make_atari_env("breakout"), FakeEngine())
+
+
+def play(session, actions):
+    return [session.step(action).real_frame for action in actions]
+
+
+# Keys to actions
+
+
+def test_actions_are_found_by_meaning_not_by_index():
+    full = ActionMap(["NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "RIGHTFIRE"])
+    assert full.meanings[full.action(["RIGHT", "FIRE"])] == "RIGHTFIRE"
+    assert full.meanings[full.action(["RIGHT", "UP"])] == "UPRIGHT"
+    assert full.meanings[full.action([])] == "NOOP"
+
+
+def test_a_combination_that_the_game_lacks_keeps_its_newest_keys():
+    actions = ActionMap(BREAKOUT)
+    assert actions.action(["RIGHT", "FIRE"]) == FIRE
+    assert actions.action(["FIRE", "RIGHT"]) == RIGHT
+    assert actions.action(["UP"]) == NOOP
+
+
+def test_of_two_opposite_keys_the_newer_one_counts():
+    assert ActionMap(BREAKOUT).action(["RIGHT", "LEFT"]) == LEFT
+    assert ActionMap(BREAKOUT).action(["LEFT", "RIGHT"]) == RIGHT
+
+
+def test_a_tap_between_two_steps_counts_for_one_step():
+    held = HeldInputs()
+    held.press(32, "FIRE")
+    held.release(32)
+    assert held.take() == ["FIRE"]
+    assert held.take() == []
+
+
+def test_two_keys_for_one_direction_are_released_one_by_one():
+    held = HeldInputs()
+    held.press(1, "LEFT")
+    held.press(2, "LEFT")
+    held.release(1)
+    held.take()
+    assert "LEFT" in held.take()
+
+
+def test_a_script_of_keys_is_read():
+    script = ActionMap(BREAKOUT).script("RIGHT*3, noop*2,SPACE")
+    assert list(script) == [RIGHT] * 3 + [NOOP] * 2 + [FIRE]
+
+
+@pytest.mark.parametrize("text", ["", "RIGHT*0", "JUMP", "RIGHT,,LEFT", "RIGHT*-1", "RIGHTFIRE", "+"])
+def test_a_wrong_script_of_keys_is_refused_with_the_known_names(text):
+    with pytest.raises(ValueError, match="NOOP, FIRE, RIGHT, LEFT"):
+        ActionMap(BREAKOUT).script(text)
+
+
+# The two sides
+
+
+def test_play_and_the_collector_see_the_same_frames(session):
+    job = GameJob(EmulatorConfig(), STICKY, seed=3, max_steps=60)
+    recorded = record_game(job)[0]
+    env = make_atari_env("breakout")
+    env.reset()
+    assert (recorded.actions[:3] == recorded.actions[:3]).all()
+    first = [env.step(int(action))[0] for action in recorded.actions]
+    assert np.array_equal(np.stack(first), recorded.frames[1:])
+    actions = [FIRE, RIGHT, RIGHT, LEFT, NOOP] * 8
+    env.reset()
+    for _ in range(HISTORY_FRAMES - 1):
+        env.step(NOOP)
+    expected = [env.step(action)[0] for action in actions]
+    assert np.array_equal(np.stack(expected), np.stack(play(session, actions)))
+
+
+def test_both_sides_take_the_same_action_in_the_same_step(session):
+    actions = [FIRE, RIGHT, LEFT, NOOP, RIGHT]
+    play(session, actions)
+    assert session.engine.actions == actions
+    assert len(session.divergence) == 5
+
+
+def test_a_sync_starts_the_dream_from_the_last_four_real_frames(session):
+    frames = play(session, [FIRE, RIGHT, RIGHT, LEFT, NOOP, RIGHT])
+    session.sync()
+    given, actions = session.engine.resets[-1]
+    assert np.array_equal(given, np.stack(frames[-4:]))
+    assert actions.tolist() == [LEFT, NOOP, RIGHT]
+    assert len(session.divergence) == 0
+
+
+def test_the_four_frames_of_a_sync_carry_the_balls_velocity(session):
+    play(session, [FIRE, *[NOOP] * 11])
+    session.sync()
+    given, _ = session.engine.resets[-1]
+    moved = [np.abs(b.astype(int) - a).sum() for a, b in zip(given, given[1:], strict=False)]
+    assert min(moved) > 0
+
+
+def test_a_model_of_another_game_is_refused():
+    with pytest.raises(ValueError, match="6 actions and breakout has 4"):
+        PlaySession(make_atari_env("breakout"), FakeEngine(num_actions=6))
+
+
+def test_a_lost_game_starts_a_new_one_in_sync(session):
+    num_resets = len(session.engine.resets)
+    notices = [session.step(FIRE).notice for _ in range(400)]
+    assert any("game over" in notice for notice in notices)
+    assert len(session.engine.resets) == num_resets + sum("game over" in n for n in notices)
+    assert session.moment.lives > 0
+
+
+def test_dream_only_leaves_the_real_game_where_it_is(session):
+    play(session, [FIRE, RIGHT])
+    ram = session.env.ram.copy()
+    session.set_mode("dream")
+    play(session, [LEFT] * 5)
+    assert np.array_equal(session.env.ram, ram)
+    assert session.engine.actions[-5:] == [LEFT] * 5
+    session.set_mode("both")
+    assert np.array_equal(session.engine.resets[-1][0][-1], session.moment.real_frame)
+
+
+def test_real_only_does_not_ask_the_model(session):
+    session.set_mode("real")
+    play(session, [FIRE, RIGHT])
+    assert session.engine.actions == []
+    session.set_mode("both")
+    assert session.engine.resets[-1][1].tolist() == [NOOP, FIRE, RIGHT]
+
+
+def test_the_end_of_a_dream_brings_it_back_to_the_real_game(session):
+    session.set_mode("dream")
+    session.engine.last_terminated = 0.9
+    assert "synced" in session.step(NOOP).notice
+    assert session.moment.dream_end_prob == 0
+
+
+def test_a_rewind_takes_both_sides_back_exactly(session):
+    play(session, [FIRE, RIGHT, RIGHT])
+    before, ram, state = session.moment, session.ram.copy(), session.engine.history
+    future = play(session, [LEFT] * 7)
+    session.rewind(7)
+    assert session.moment.step == before.step
+    assert np.array_equal(session.ram, ram)
+    assert session.engine.history is state
+    assert len(session.divergence) == 3
+    assert np.array_equal(np.stack(play(session, [LEFT] * 7)), np.stack(future))
+
+
+def test_a_rewind_goes_back_across_a_lost_game(session):
+    while "game over" not in session.step(FIRE).notice:
+        pass
+    session.rewind(10)
+    assert session.moment.score > 0 or session.moment.lives < 5
+    assert "game over" in [session.step(FIRE).notice for _ in range(10)][-1]
+
+
+def test_a_rewind_with_nothing_to_rewind_says_so(session):
+    assert "nothing" in session.rewind().notice
+
+
+def test_forks_show_what_each_action_leads_to_and_leave_no_trace(session):
+    play(session, [FIRE, RIGHT])
+    ram, state, moment = session.env.ram.copy(), session.engine.history, session.moment
+    forks = Forks(session, num_steps=3)
+    while not forks.is_done:
+        forks.advance()
+    assert np.array_equal(session.env.ram, ram)
+    assert session.engine.history is state and session.moment is moment
+    assert len(forks.real) == len(forks.dream) == 4
+    assert not np.array_equal(forks.real[3][RIGHT], forks.real[3][LEFT])
+    assert not np.array_equal(forks.dream[3][RIGHT], forks.dream[3][LEFT])
+    assert np.array_equal(play(session, [LEFT] * 3)[-1], forks.real[3][LEFT])
+
+
+def test_the_distances_are_zero_while_the_dream_is_the_game(session):
+    session.step(FIRE)
+    session.engine.step = lambda action: session.moment.real_frame
+    real = session.env.step
+
+    def step(action):
+        result = real(action)
+        session.engine.step = lambda action: result[0]
+        return result
+
+    session.env.step = step
+    play(session, [NOOP] * 12)
+    assert np.nanmax(session.divergence.ball_px) < 0.5
+    assert max(session.divergence.paddle_px) < 0.5
+
+
+# Players
+
+
+def test_the_script_sees_in_a_frame_what_it_reads_in_ram(session):
+    play(session, [FIRE, *[NOOP] * 12])
+    seen = ram_of_frame("breakout", session.moment.real_frame).astype(int)
+    ram = session.ram.astype(int)
+    assert abs(seen[[99, 101, 72]] - ram[[99, 101, 72]]).max() <= 2
+
+
+def test_the_script_plays_from_frames_alone_better_than_chance(session):
+    players = Players("breakout", ActionMap(BREAKOUT), "scripted", seed=0)
+    session.mode = "dream"  # the player sees frames only; here they are the real ones
+    env, score = session.env, 0.0
+    for _ in range(300):
+        frame, reward, *_ = env.step(players.act(session, []))
+        session.moment = type(session.moment)(0, 0, frame, frame)
+        score += reward
+    assert score >= 6  # random keys: about 2
+
+
+def test_every_game_has_a_person_and_random_keys():
+    assert player_names("breakout") == ("human", "random", "scripted")
+    assert player_names("seaquest") == ("human", "random")
+    with pytest.raises(ValueError, match="seaquest has no scripted player"):
+        Players("seaquest", ActionMap(["NOOP", "FIRE"]), "scripted", 0)
+
+
+# Files
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_a_recording_holds_every_frame_that_was_written(tmp_path, suffix):
+    path = tmp_path / f"a b{suffix}"
+    rng = np.random.default_rng(0)
+    with open_recording(path, 15) as recording:
+        for _ in range(20):
+            recording.write(rng.integers(0, 255, (71, 65, 3), np.uint8))
+            assert not path.exists()
+    assert count_frames(path) == 20
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_unknown_kind_of_recording_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
+        open_recording(tmp_path / "a.avi", 15)
+
+
+def count_frames(path: Path) -> int:
+    if path.suffix == ".gif":
+        with Image.open(path) as image:
+            return image.n_frames
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_what_is_played_can_be_trained_on(tmp_path):
+    env = make_atari_env("breakout")
+    tape = EpisodeTape(env.config, env.action_meanings, seed=2)
+    session = PlaySession(env, FakeEngine(), tape.first_game_seed(2), tape)
+    frames = play(session, [FIRE, RIGHT, RIGHT, LEFT, NOOP, LEFT])
+    session.rewind(2)
+    play(session, [RIGHT] * 5)
+    path = tmp_path / "human.npz"
+    assert tape.save(path) == (10 + 6, 2)
+    data = load_game_data(path)
+    assert np.array_equal(data.frames[4:10], np.stack(frames))
+    assert data.actions[:9].tolist() == [NOOP] * 3 + [FIRE, RIGHT, RIGHT, LEFT, NOOP, LEFT]
+    assert data.has_action.tolist() == [True] * 9 + [False] + [True] * 5 + [False]
+    assert np.array_equal(data.frames[10], frames[3])  # the rewound moment begins an episode
+    assert data.emulator == EmulatorConfig()
+    assert window_starts(data.episode_ids, 5).max() == 11
+    episode = data.meta["episodes"][0]
+    assert episode["policy"] == "human" and episode["seed"] >= HUMAN_SEED_START
+    assert split_of_game(episode["seed"]) in ("train", "val")
+
+
+# The script
+
+
+@pytest.fixture
+def fake_weights(monkeypatch):
+    engine = FakeEngine()
+    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    return engine
+
+
+def run_main(capsys, *argv) -> tuple[int, list[str]]:
+    code = play_atari_hires.main([str(part) for part in argv])
+    return code, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_headless_play_records_and_ends_with_figures(fake_weights, tmp_path, capsys, suffix):
+    path = tmp_path / f"play.{suffix}"
+    code, lines = run_main(capsys, "--headless", "--steps", 12, "--record", path)
+    figures = json.loads(lines[-1])
+    assert code == 0 and figures["steps"] == 12 and figures["fps"] > 0
+    assert 0 < figures["mean_token_agreement"] <= 1
+    assert str(path) in lines[-2]
+    assert count_frames(path) == 12
+
+
+def test_a_script_of_keys_drives_headless_play_to_its_end(fake_weights, capsys):
+    code, lines = run_main(capsys, "--headless", "--keys", "FIRE,RIGHT*3,NOOP*2")
+    assert code == 0 and json.loads(lines[-1])["steps"] == 6
+    assert fake_weights.actions == [FIRE, RIGHT, RIGHT, RIGHT, NOOP, NOOP]
+
+
+def test_after_the_script_of_keys_nothing_is_pressed(fake_weights, capsys):
+    run_main(capsys, "--headless", "--keys", "FIRE", "--steps", 4)
+    assert fake_weights.actions == [FIRE, NOOP, NOOP, NOOP]
+
+
+def test_dream_only_measures_no_agreement(fake_weights, capsys):
+    _, lines = run_main(capsys, "--headless", "--dream-only", "--steps", 5, "--policy", "random")
+    assert json.loads(lines[-1])["mean_token_agreement"] is None
+
+
+def test_headless_play_saves_data_and_does_not_replace_any(fake_weights, tmp_path, capsys):
+    path = tmp_path / "data.npz"
+    run_main(capsys, "--headless", "--steps", 5, "--save-data", path)
+    assert len(load_game_data(path)) == 9
+    with pytest.raises(FileExistsError, match="data.npz"):
+        play_atari_hires.main(["--headless", "--save-data", str(path)])
+
+
+def test_a_display_that_nobody_sees_is_refused_in_one_line(monkeypatch):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "v2/play_atari_hires.py")], capture_output=True, text=True,
+        env={"SDL_VIDEODRIVER": "dummy", "PATH": "/usr/bin"}, timeout=120, check=False, cwd="/",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "--headless --record" in result.stderr
+
+
+STOPPED = """
+import sys
+sys.path[:0] = [{root!r}]
+from tests.fake_engine import FakeEngine
+from v2 import command_line, play_atari_hires
+play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine(seconds=0.02)
+sys.argv = ["play", "--headless", "--steps", "100000", "--record", {path!r}]
+command_line.run(play_atari_hires.main)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_recording_can_be_read(tmp_path, number, code):
+    path = tmp_path / "play.mp4"
+    program = STOPPED.format(root=str(ROOT), path=str(path))
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        deadline = time.time() + 60
+        while not list(tmp_path.glob(".*.tmp")) and time.time() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert count_frames(path) == json.loads(out.splitlines()[-1])["steps"] > 0
+
+
+# Replay
+
+
+@pytest.fixture
+def episodes(tmp_path):
+    env = make_atari_env("breakout")
+    tape = EpisodeTape(env.config, env.action_meanings, seed=0)
+    session = PlaySession(env, FakeEngine(), tape.first_game_seed(0), tape)
+    play(session, [FIRE, RIGHT, RIGHT, LEFT, NOOP] * 4)
+    session.rewind(10)
+    play(session, [LEFT] * 8)
+    tape.save(tmp_path / "data.npz")
+    return tmp_path / "data.npz"
+
+
+def settle(replay):
+    while job := replay.urgent_job():
+        job[0](*job[1:])
+        replay.job_done(0, 0)
+
+
+def test_replay_predicts_a_frame_from_the_four_before_it(episodes):
+    engine = FakeEngine()
+    replay = Replay(episodes, engine, "breakout")
+    replay.command("on")
+    replay.command("on")
+    settle(replay)
+    data = load_game_data(episodes)
+    frames, actions = engine.resets[0]
+    assert np.array_equal(frames, data.frames[1:5])
+    assert actions.tolist() == data.actions[1:4].tolist()
+    assert engine.actions[0] == data.actions[4]
+    panes = replay.view().panes
+    assert np.array_equal(panes[0].frame, data.frames[5])
+    assert all(pane.frame is not None for pane in panes)
+
+
+def test_replay_runs_the_open_loop_along_the_recorded_actions(episodes):
+    engine = FakeEngine()
+    replay = Replay(episodes, engine, "breakout")
+    replay.command("far on")
+    settle(replay)
+    data = load_game_data(episodes)
+    assert replay.time == 23 and replay.last == 23
+    assert engine.actions[1:] == data.actions[3:23].tolist()  # [0] is the teacher-forced one
+
+
+def test_replay_seeks_restarts_and_changes_the_episode(episodes):
+    replay = Replay(episodes, FakeEngine(), "breakout", episode_id=1)
+    assert replay.view().title.endswith("episode 1")
+    replay.command("last")
+    replay.command("back")
+    replay.command("sync")
+    settle(replay)
+    assert replay.view().panes[3].detail == "starts here"
+    replay.command("previous")
+    settle(replay)
+    assert replay.view().title.endswith("episode 0") and replay.time == 3
+    replay.command("pause")
+    replay.step_job([])
+    assert replay.time == 4 and replay.is_animated
+    with pytest.raises(ValueError, match="no episode 7"):
+        Replay(episodes, FakeEngine(), "breakout", episode_id=7)
+
+
+def test_replay_refuses_data_of_another_game(episodes):
+    with pytest.raises(ValueError, match="--game breakout"):
+        Replay(episodes, FakeEngine(), "pong")

@@ -1,0 +1,108 @@
+"""A real window on a virtual screen, real key presses, a screenshot of both panes."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from v2.render import COLORS
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("Xvfb", "xdotool", "import")
+missing = [tool for tool in ("Xvfb", "xdotool") if shutil.which(tool) is None]
+pytestmark = pytest.mark.skipif(
+    bool(missing), reason=f"apt-get install xvfb xdotool: {' and '.join(missing)} not there"
+)
+
+PROGRAM = """
+import sys
+sys.path[:0] = [{root!r}]
+from tests.fake_engine import FakeEngine
+from v2 import command_line, play_atari_hires
+play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine()
+sys.argv = ["play", "--scale", "4", "--record", {record!r}]
+command_line.run(play_atari_hires.main)
+"""
+
+
+@pytest.fixture
+def display(tmp_path):
+    """Start a virtual screen whose pixels stand in a file; yield its name and that file."""
+    number = next(n for n in range(91, 191) if not Path(f"/tmp/.X11-unix/X{n}").exists())
+    command = ["Xvfb", f":{number}", "-screen", "0", "1024x768x24", "-fbdir", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+        wait_for(Path(f"/tmp/.X11-unix/X{number}").exists)
+        yield f":{number}", tmp_path / "Xvfb_screen0"
+        server.terminate()
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "waited in vain"
+        time.sleep(0.05)
+    return True
+
+
+def screenshot(path: Path) -> np.ndarray:
+    """Read an xwd file of 32-bit pixels; returns uint8 (H, W, 3)."""
+    raw = path.read_bytes()
+    header = np.frombuffer(raw[:100], ">u4").astype(int)
+    size, width, height, line, colors = header[0], header[4], header[5], header[12], header[19]
+    start = size + 12 * colors
+    pixels = np.frombuffer(raw, np.uint8, line * height, start).reshape(height, line // 4, 4)
+    return pixels[:, :width, 2::-1].copy()
+
+
+def test_a_person_plays_in_a_real_window(display, tmp_path):
+    name, screen = display
+    environment = os.environ | {"DISPLAY": name, "SDL_VIDEODRIVER": "x11"}
+    record = tmp_path / "play.mp4"
+    program = PROGRAM.format(root=str(ROOT), record=str(record))
+
+    def xdotool(*words):
+        result = subprocess.run(["xdotool", *words], env=environment, capture_output=True, text=True,
+                                check=False)  # fmt: skip
+        return result.stdout.strip()
+
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=tmp_path,
+                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+        wait_for(lambda: xdotool("search", "--name", "dream of breakout"))
+        window = xdotool("search", "--name", "dream of breakout").split()[0]
+        wait_for(lambda: has_color(screenshot(screen), COLORS["dream"]))
+        xdotool("windowfocus", "--sync", window)
+        first = screenshot(screen)
+        for key in ("space", "Right", "h"):
+            xdotool("keydown", key)
+            time.sleep(0.3)
+            xdotool("keyup", key)
+        helped = screenshot(screen)
+        xdotool("key", "h")
+        time.sleep(0.4)
+        last = screenshot(screen)
+        Image.fromarray(last).save(tmp_path / "screenshot.png")
+        xdotool("key", "q")
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and record.exists()
+    assert '"steps"' in out.splitlines()[-1]
+    assert not np.array_equal(first, last) and not np.array_equal(helped, last)
+    assert_both_panes(last)
+
+
+def has_color(picture: np.ndarray, color) -> bool:
+    return bool((picture == color).all(-1).any())
+
+
+def assert_both_panes(picture: np.ndarray) -> None:
+    """Both halves show the wall of bricks and the grey frame of Breakout."""
+    columns = np.flatnonzero((picture == COLORS["dream"]).all(-1).any(0))
+    middle = columns[0] - 8  # the dream's dot stands at the left edge of its pane
+    for half in (picture[:, :middle], picture[:, middle:]):
+        for color in [(200, 72, 72), (66, 72, 200), (142, 142, 142)]:
+            assert (np.abs(half.astype(int) - color).max(-1) < 12).sum() > 200, color

@@ -1,0 +1,320 @@
+"""The picture and the window: sharp frames, every key by posted events, a loop that never queues."""
+
+import threading
+import time
+
+import numpy as np
+import pygame
+import pytest
+
+from tests.fake_engine import FakeEngine
+from v2.controls import PLAY_KEYS, REPLAY_KEYS, ActionMap
+from v2.data.atari_dataset import make_atari_env
+from v2.play_game import PlayGame, PlaySettings
+from v2.play_loop import Clock, run_window
+from v2.play_session import PlaySession
+from v2.players import Players
+from v2.render import Curve, Pane, View, draw, largest_scale, picture_size, render
+from v2.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
+
+NOOP, FIRE, RIGHT, LEFT = range(4)
+
+
+@pytest.fixture
+def frame():
+    return np.random.default_rng(0).integers(0, 255, (84, 64, 3), np.uint8)
+
+
+def view_of(*frames, **fields) -> View:
+    panes = tuple(Pane(f"pane {index}", frame) for index, frame in enumerate(frames))
+    return View("Breakout", panes, columns=len(frames), **fields)
+
+
+def find_block(picture: np.ndarray, block: np.ndarray) -> bool:
+    """Tell whether a block stands somewhere in a picture, pixel by pixel."""
+    height, width = block.shape[:2]
+    hits = np.argwhere((picture == block[0, 0]).all(-1))
+    return any(np.array_equal(picture[y : y + height, x : x + width], block) for y, x in hits)
+
+
+# The picture
+
+
+@pytest.mark.parametrize("scale", [2, 3, 5])
+def test_frames_are_scaled_by_whole_numbers_and_nothing_else(frame, scale):
+    picture = render(view_of(frame, 255 - frame), scale)
+    for shown in (frame, 255 - frame):
+        assert find_block(picture, shown.repeat(scale, 0).repeat(scale, 1))
+
+
+def test_a_picture_that_fits_is_the_largest_that_does():
+    for size in [(500, 500), (837, 795), (1366, 768), (1920, 1080)]:
+        scale = largest_scale(2, 1, size)
+        width, height = picture_size(2, 1, scale)
+        assert width <= size[0] and height <= size[1]
+        wider, higher = picture_size(2, 1, scale + 1)
+        assert wider > size[0] or higher > size[1]
+
+
+def test_a_resized_window_keeps_the_aspect(frame):
+    surface = pygame.Surface((1500, 700))
+    draw(surface, view_of(frame, frame))
+    picture = pygame.surfarray.array3d(surface).swapaxes(0, 1)
+    scale = largest_scale(2, 1, (1500, 700))
+    assert find_block(picture, frame.repeat(scale, 0).repeat(scale, 1))
+
+
+def test_a_window_that_is_too_small_still_shows_something(frame):
+    draw(pygame.Surface((120, 90)), view_of(frame, frame))
+
+
+def test_a_curve_with_gaps_and_an_empty_one_are_drawn(frame):
+    values = [1.0, np.nan, 3.0, 4.0, np.nan, np.nan]
+    curves = (Curve("ball", values, "ball", "px"), Curve("tokens", [], "tokens", "%"))
+    render(view_of(frame, chart_title="divergence", curves=curves), 3)
+
+
+def test_help_names_every_command():
+    assert len(PLAY_KEYS) == 2 + len(set(PLAY_COMMANDS.values()))  # arrows and SPACE have no command
+    commands = set(REPLAY_COMMANDS.values())
+    pairs = 4  # back/on, far back/far on, first/last and next/previous stand in one line each
+    assert len(REPLAY_KEYS) == len(commands) - pairs
+
+
+# The window
+
+
+@pytest.fixture
+def window(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    with Window("test", PLAY_COMMANDS, INPUT_KEYS, scale=2, must_be_seen=False) as window:
+        pygame.event.clear()
+        yield window
+
+
+def press(key, *kinds):
+    for kind in kinds or (pygame.KEYDOWN, pygame.KEYUP):
+        pygame.event.post(pygame.event.Event(kind, key=key))
+
+
+def test_a_window_that_nobody_sees_is_refused(monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    with pytest.raises(ValueError, match="--headless --record"):
+        Window("test", PLAY_COMMANDS)
+
+
+@pytest.mark.parametrize(("key", "name"), INPUT_KEYS.items())
+def test_every_game_key_is_held_from_down_to_up(window, key, name):
+    press(key, pygame.KEYDOWN)
+    window.poll()
+    assert window.held.take() == [name]
+    assert window.held.take() == [name]
+    press(key, pygame.KEYUP)
+    window.poll()
+    assert window.held.take() == []
+
+
+@pytest.mark.parametrize(("key", "command"), PLAY_COMMANDS.items())
+def test_every_command_key_gives_its_command_once(window, key, command):
+    press(key)
+    assert window.poll() == [command]
+    assert window.poll() == []
+
+
+def test_held_keys_are_released_when_the_focus_is_lost(window):
+    press(pygame.K_RIGHT, pygame.KEYDOWN)
+    window.poll()
+    pygame.event.post(pygame.event.Event(pygame.WINDOWFOCUSLOST))
+    window.poll()
+    assert window.held.take() == []
+
+
+def test_closing_the_window_quits(window):
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    assert window.poll() == ["quit"]
+
+
+# The loop
+
+
+class Typist:
+    """Post events when the game has reached a step, or after a while."""
+
+    def __init__(self, game, plan):
+        self.game, self.plan = game, list(plan)
+        self.thread = threading.Thread(target=self._type, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *exception):
+        self.thread.join(10)
+
+    def _type(self):
+        for wait, action in self.plan:
+            deadline = time.time() + 8
+            while not wait(self.game) and time.time() < deadline:
+                time.sleep(0.002)
+            action()
+
+
+def make_game(tmp_path, engine=None, steps_per_second=200.0) -> PlayGame:
+    env = make_atari_env("breakout")
+    session = PlaySession(env, engine or FakeEngine())
+    players = Players("breakout", ActionMap(env.action_meanings), "human", 0)
+    return PlayGame(session, players, PlaySettings(steps_per_second, tmp_path / "clips", 2))
+
+
+def after(steps):
+    return lambda game: game.num_steps >= steps
+
+
+def keys(*pressed):
+    return lambda: [press(key) for key in pressed]
+
+
+def run(game, window, *plan, max_steps=0):
+    with Typist(game, [*plan, (lambda game: True, keys(pygame.K_q))]):
+        run_window(game, window, stop=False, max_steps=max_steps)
+    game.close()
+
+
+def test_held_keys_move_both_sides_until_released(window, tmp_path):
+    game = make_game(tmp_path)
+    run(
+        game, window,
+        (after(0), lambda: press(pygame.K_RIGHT, pygame.KEYDOWN)),
+        (after(10), lambda: press(pygame.K_RIGHT, pygame.KEYUP)),
+        (after(20), keys()),
+    )  # fmt: skip
+    actions = game.session.engine.actions
+    assert actions[5:9] == [RIGHT] * 4 and actions[-3:] == [NOOP] * 3
+
+
+def test_pause_stops_and_the_period_key_takes_one_step(window, tmp_path):
+    game = make_game(tmp_path)
+    seen = []
+    still = time.time() + 1e9
+
+    def note():
+        nonlocal still
+        seen.append(game.num_steps)
+        still = time.time() + 0.2
+
+    run(
+        game, window,
+        (after(3), keys(pygame.K_p)),
+        (lambda game: game.is_paused and game.session.moment is game.moment, note),
+        (lambda game: time.time() > still, lambda: (note(), press(pygame.K_PERIOD))),
+        (lambda game: time.time() > still, lambda: (note(), press(pygame.K_p))),
+        (lambda game: game.num_steps > seen[-1] + 3, keys()),
+    )  # fmt: skip
+    assert seen[1] - seen[0] <= 1  # the step that was running when P was pressed
+    assert seen[2] == seen[1] + 1
+
+
+def test_sync_mode_player_rewind_and_help_keys_reach_the_session(window, tmp_path):
+    game = make_game(tmp_path)
+    seen = {}
+
+    def note(name, value):
+        return lambda: seen.update({name: value()})
+
+    run(
+        game, window,
+        (after(5), note("resets", lambda: len(game.session.engine.resets))),
+        (after(5), keys(pygame.K_r)),
+        (lambda game: len(game.session.engine.resets) > seen["resets"], keys(pygame.K_TAB)),
+        (lambda game: game.moment.mode == "dream", keys(pygame.K_TAB)),
+        (lambda game: game.moment.mode == "real", keys(pygame.K_TAB)),
+        (lambda game: game.moment.mode == "both", keys(pygame.K_m)),
+        (lambda game: game.players.name == "random", keys(pygame.K_m)),
+        (lambda game: game.players.name == "scripted", keys(pygame.K_h)),
+        (lambda game: game.shows_help, keys()),
+        (lambda game: game.moment.step >= 40, keys(pygame.K_p)),
+        (lambda game: game.is_paused, note("step", lambda: game.moment.step)),
+        (lambda game: True, keys(pygame.K_BACKSPACE)),
+        (lambda game: game.moment.step < seen["step"], note("back", lambda: game.moment.step)),
+    )  # fmt: skip
+    assert 29 <= seen["step"] - seen["back"] <= 30
+    assert game.players.name == "scripted" and game.shows_help
+
+
+def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
+    game = make_game(tmp_path)
+    seen = {}
+
+    def note():
+        seen["titles"] = [pane.title for pane in game.view().panes]
+        seen["step"] = game.num_steps
+        press(pygame.K_f)
+
+    run(
+        game, window,
+        (after(4), keys(pygame.K_f)),
+        (lambda game: game.forks is not None and game.forks.is_done, note),
+        (lambda game: game.forks is None and game.num_steps > seen["step"] + 2, keys()),
+    )  # fmt: skip
+    assert seen["titles"] == ["NOOP", "FIRE", "RIGHT", "LEFT"] * 2
+
+
+def test_a_clip_is_saved_with_its_actions(window, tmp_path):
+    import json
+
+    import av
+
+    game = make_game(tmp_path)
+    run(game, window, (after(12), keys(pygame.K_v)), (after(14), keys()))
+    (video,), (details,) = (sorted((tmp_path / "clips").glob(f"*.{kind}")) for kind in ("mp4", "json"))
+    actions = json.loads(details.read_text())["actions"]
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == len(actions) >= 12
+    assert actions[0]["name"] == "NOOP" and actions[0]["step"] == 1
+
+
+def test_a_slow_model_slows_the_game_and_input_does_not_queue(window, tmp_path):
+    engine = FakeEngine(seconds=0.1)
+    game = make_game(tmp_path, engine, steps_per_second=100)
+    run(
+        game, window,
+        (after(2), lambda: [press(pygame.K_SPACE) for _ in range(20)]),  # twenty taps in one step
+        (after(8), keys()),
+    )  # fmt: skip
+    assert engine.actions.count(FIRE) == 1
+    assert game.real_time_factor < 0.9
+    assert ("slower than real time", "ball") in game.view().badges
+
+
+def test_the_window_answers_while_the_model_thinks(window, tmp_path):
+    game = make_game(tmp_path, FakeEngine(seconds=1.0))
+    pressed = []
+    began = time.time()
+
+    def press_help():
+        pressed.append(time.time())
+        press(pygame.K_h)
+
+    run(game, window, (lambda game: time.time() > began + 0.1, press_help),
+        (lambda game: game.shows_help, lambda: pressed.append(time.time())))  # fmt: skip
+    assert pressed[1] - pressed[0] < 0.5
+
+
+def test_an_error_of_the_model_reaches_the_person(window, tmp_path):
+    game = make_game(tmp_path)
+    game.session.engine.step = lambda action: (_ for _ in ()).throw(ValueError("broken weights"))
+    with pytest.raises(ValueError, match="broken weights"):
+        run_window(game, window, stop=False)
+
+
+def test_missed_steps_are_not_made_up_for():
+    clock = Clock(steps_per_second=100)
+    time.sleep(0.1)
+    assert clock.is_due()
+    clock.began()
+    assert not clock.is_due() and clock.due > time.perf_counter()
+
+
+def test_a_fast_machine_keeps_the_games_time(window, tmp_path):
+    game = make_game(tmp_path, steps_per_second=15.0)
+    run_window(game, window, stop=False, max_steps=20)
+    assert game.speed.mean_steps_per_second == pytest.approx(15, rel=0.1)

@@ -1,0 +1,82 @@
+"""The detector sees what the emulator's memory knows."""
+
+import numpy as np
+import pytest
+
+from v2.data.atari_dataset import EmulatorConfig
+from v2.data.policies import CLUMSY, REWIND
+from v2.data.recorder import GameJob, record_game
+from v2.eval import truth
+from v2.eval.metrics import ball_scores
+
+
+@pytest.fixture(scope="module")
+def real():
+    jobs = [
+        GameJob(EmulatorConfig(), CLUMSY, seed=1_990_000_000, max_steps=700),
+        GameJob(EmulatorConfig(), REWIND, seed=1_990_000_001, max_steps=900),
+    ]
+    segments = [segment for job in jobs for segment in record_game(job)]
+    frames = np.concatenate([s.frames for s in segments])
+    objects = truth.read_ram("breakout", np.concatenate([s.ram for s in segments]))
+    return frames, objects, truth.read_frames("breakout", frames)
+
+
+def test_the_ball_is_seen_where_it_is_visible_and_nowhere_else(real):
+    frames, true, seen = real
+    assert (true.num_balls > 0).sum() > 800
+    scores = ball_scores(true, seen)
+    assert scores["recall"] >= 0.99 and scores["precision"] >= 0.99, scores
+    assert scores["duplicates"] == 0 and scores["error_p90_px"] < 0.5, scores
+
+
+def test_paddle_bricks_score_and_lives_are_read(real):
+    _, true, seen = real
+    assert (np.abs(seen.paddle - true.paddle) < 0.5).mean() > 0.99
+    assert (seen.bricks == true.bricks).mean() > 0.9995
+    assert (seen.lives == true.lives).mean() > 0.99
+    assert (seen.score == true.score).mean() > 0.96  # the screen may lag a step behind
+    lags = seen.score[1:] == true.score[:-1]
+    assert ((seen.score == true.score)[1:] | lags).mean() > 0.995
+
+
+def ball_frame(x: float, y: float, strength: float = 1.0) -> np.ndarray:
+    """Paint a ball, centre in pixels, on an empty field."""
+    screen = np.zeros((84 * 5, 64 * 5), np.float32)
+    left, top = round((x - 0.4) * 5), round((y - 0.8) * 5)
+    screen[top : top + 8, left : left + 4] = strength
+    coverage = screen.reshape(84, 5, 64, 5).mean((1, 3))
+    return (coverage[..., None] * (200, 72, 72)).round().astype(np.uint8)
+
+
+def test_one_ball_is_one_ball_wherever_it_lies_on_the_pixels():
+    places = [(20 + k / 5, 50 + m / 5) for k in range(5) for m in range(5)]
+    seen = truth.read_frames("breakout", np.stack([ball_frame(*place) for place in places]))
+    assert (seen.num_balls == 1).all()
+    assert np.abs(seen.ball - places).max() < 0.25
+
+
+def test_two_balls_are_two():
+    frame = ball_frame(20, 50) + ball_frame(40, 60)
+    assert truth.read_frames("breakout", frame[None]).num_balls[0] == 2
+
+
+def test_a_pale_ball_counts_and_a_speck_does_not():
+    frames = np.stack([ball_frame(30.3, 55.1, strength) for strength in (0.7, 0.3)])
+    assert truth.read_frames("breakout", frames).num_balls.tolist() == [1, 0]
+
+
+def test_a_smear_is_no_ball():
+    frame = np.zeros((1, 84, 64, 3), np.uint8)
+    frame[0, 50:58, 20:30] = (50, 18, 18)
+    assert truth.read_frames("breakout", frame).num_balls[0] == 0
+
+
+def test_an_empty_batch_has_no_objects():
+    assert len(truth.read_frames("breakout", np.zeros((0, 84, 64, 3), np.uint8))) == 0
+
+
+def test_a_game_without_a_reader_is_refused_by_name():
+    assert not truth.has_truth("seaquest")
+    with pytest.raises(ValueError, match="seaquest"):
+        truth.read_frames("seaquest", np.zeros((1, 84, 64, 3), np.uint8))

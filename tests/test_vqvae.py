@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from v2.data.importance import median_frame, rarity_weights
+from v2.models.vqvae_hires import VQVAE, Quantizer, VQVAEConfig
+
+
+def test_parameters_are_within_the_design():
+    model = VQVAE(VQVAEConfig())
+    count = sum(p.numel() for p in model.parameters())
+    assert 5.5e6 <= count <= 6.5e6
+    decoder = sum(p.numel() for p in model.decoder.parameters())
+    assert decoder > 0.8 * count
+
+
+def test_shapes_are_those_of_the_design(vqvae):
+    output = vqvae(torch.rand(2, 3, 84, 64))
+    assert output.pixels.shape == (2, 3, 84, 64)
+    assert output.tokens.shape == (2, 336) and output.latents.shape[2:] == (21, 16)
+
+
+def test_codes_from_tokens_equal_the_quantizers_output(vqvae):
+    latents = torch.randn(2, 16, 21, 16)
+    codes, tokens = vqvae.quantizer(latents)
+    assert torch.equal(vqvae.quantizer.look_up(tokens, (21, 16)), codes)
+    distances = torch.cdist(latents.permute(0, 2, 3, 1).reshape(-1, 16), vqvae.quantizer.codebook)
+    assert torch.equal(distances.argmin(1), tokens.flatten())
+
+
+def test_a_token_does_not_change_when_pixels_far_away_do():
+    torch.manual_seed(0)
+    model = VQVAE(VQVAEConfig())
+    pixels = torch.rand(1, 3, 84, 64)
+    changed = pixels.clone()
+    changed[:, :, 40:44, 32:36] = torch.rand(1, 3, 4, 4)  # one patch
+    with torch.no_grad():
+        difference = (model.encoder(pixels) - model.encoder(changed)).abs().amax(1)[0]  # (h, w)
+    rows, columns = difference.nonzero(as_tuple=True)
+    assert len(rows) > 0
+    assert rows.min() >= 9 and rows.max() <= 11 and columns.min() >= 7 and columns.max() <= 9
+
+
+def test_the_gradient_passes_straight_through(vqvae):
+    pixels = torch.rand(1, 3, 84, 64)
+    output = vqvae(pixels)
+    output.latents.retain_grad()
+    output.pixels.sum().backward()
+    codes = vqvae.quantizer.look_up(output.tokens, (21, 16)).detach().requires_grad_()
+    vqvae.decoder(codes).sum().backward()
+    assert torch.allclose(output.latents.grad, codes.grad, atol=1e-5)
+    assert vqvae.encoder.stem.weight.grad.abs().sum() > 0
+
+
+def test_a_forward_never_moves_the_codebook(vqvae):
+    before = vqvae.quantizer.codebook.clone()
+    vqvae.train()
+    vqvae(torch.rand(2, 3, 84, 64))
+    assert torch.equal(before, vqvae.quantizer.codebook)
+
+
+def test_codes_follow_their_latents():
+    quantizer = Quantizer(4, 2, decay=0.5)
+    quantizer.initialise(torch.randn(1, 2, 8, 8), torch.Generator().manual_seed(0))
+    target = torch.full((1, 2, 4, 4), 3.0)
+    for _ in range(40):
+        quantizer.update(target, quantizer.nearest(target))
+    code = quantizer.codebook[quantizer.nearest(target)[0, 0]]
+    assert torch.allclose(code, torch.full((2,), 3.0), atol=1e-3)
+
+
+def test_dead_codes_revive_on_the_worst_fitted_latents():
+    quantizer = Quantizer(4, 2, decay=0.5)
+    quantizer.codebook.copy_(torch.tensor([[0.0, 0], [100, 100], [101, 100], [102, 100]]))
+    quantizer.sums.copy_(quantizer.codebook)
+    latents = torch.zeros(1, 2, 4, 4)
+    latents[..., 0, 0] = 7.0
+    for _ in range(3):
+        quantizer.update(latents, quantizer.nearest(latents), revive_below=0.9)
+    assert (quantizer.codebook - 7).abs().sum(1).min() < 1e-5
+    assert (quantizer.codebook > 50).sum() == 0
+    assert (quantizer.counts >= 0).all()
+
+
+def test_initial_codes_keep_a_rare_feature():
+    latents = torch.randn(1, 2, 20, 20) * 0.01
+    latents[..., 7, 7] = 50.0
+    quantizer = Quantizer(4, 2, decay=0.9)
+    quantizer.initialise(latents, torch.Generator().manual_seed(0))
+    assert (quantizer.codebook - 50).abs().sum(1).min() < 1e-4
+
+
+def test_rare_pixels_weigh_more():
+    pixels = torch.zeros(5, 3, 8, 8)
+    pixels[2, 0, 3, 3] = 1.0
+    weights = rarity_weights(pixels, median_frame(pixels), extra=20.0)
+    assert weights[2, 0, 3, 3] == 21 and weights.sum() == 5 * 64 + 20
+
+
+@pytest.mark.parametrize("field, value", [("num_codes", 0), ("ema_decay", 1.5), ("height", 83)])
+def test_an_absurd_config_is_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        VQVAEConfig(**{field: value})

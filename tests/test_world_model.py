@@ -1,0 +1,213 @@
+import numpy as np
+import pytest
+import torch
+
+from v2.data.importance import (
+    ImportanceConfig,
+    change_rarity,
+    code_distances,
+    importance_weights,
+)
+from v2.dream import DreamEngine
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.rollout import Sampling, choose_tokens, predict_next, unroll
+from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
+
+GRID = (21, 16)
+
+
+def _windows(steps: int, batch: int = 2, seed: int = 0) -> Windows:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(32, (batch, 1, 336), generator=generator).repeat(1, 4 + steps, 1)
+    for t in range(1, 4 + steps):  # a few tokens change a step
+        moved = torch.randint(336, (batch, 12), generator=generator)
+        new = torch.randint(32, (batch, 12), generator=generator)
+        tokens[:, t:] = tokens[:, t:].scatter(2, moved.unsqueeze(1).expand(-1, 4 + steps - t, -1),
+                                              new.unsqueeze(1).expand(-1, 4 + steps - t, -1))  # fmt: skip
+    actions = torch.randint(4, (batch, 3 + steps), generator=generator)
+    return Windows(tokens, actions, torch.ones(batch, steps).long(), torch.zeros(batch, steps))
+
+
+def _loss(config: LossConfig) -> WorldModelLoss:
+    loss = WorldModelLoss.__new__(WorldModelLoss)
+    loss.config, loss.device, loss.grid = config, torch.device("cpu"), GRID
+    loss.distances = code_distances(torch.randn(32, 8, generator=torch.Generator().manual_seed(5)))
+    loss.rarity = torch.rand(336, generator=torch.Generator().manual_seed(6))
+    return loss
+
+
+def test_parameters_are_within_the_design():
+    model = TemporalWorldModel(WorldModelConfig(num_actions=4))
+    assert 8.2e6 <= sum(p.numel() for p in model.parameters()) <= 8.5e6
+
+
+def test_an_untrained_model_copies_the_last_frame():
+    model = TemporalWorldModel(WorldModelConfig(num_actions=4))
+    history = torch.randint(32, (1, 4, 336))
+    with torch.no_grad():
+        tokens, _ = predict_next(model, history, torch.zeros(1, 4, dtype=torch.long))
+    assert torch.equal(tokens, history[:, -1])
+
+
+def test_every_input_changes_the_prediction(world_model):
+    history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4, dtype=torch.long)
+    with torch.no_grad():
+        logits = world_model(history, actions).logits
+        for slot in range(4):
+            changed = history.clone()
+            changed[0, slot, 100] = (changed[0, slot, 100] + 1) % 32
+            assert not torch.allclose(world_model(changed, actions).logits, logits)
+            other = actions.clone()
+            other[0, slot] = 2
+            assert not torch.allclose(world_model(history, other).logits, logits)
+
+
+def test_a_dream_does_not_depend_on_its_neighbours_in_the_batch(world_model):
+    history, actions = torch.randint(32, (3, 4, 336)), torch.randint(4, (3, 4))
+    with torch.no_grad():
+        together = world_model(history, actions).logits
+        alone = world_model(history[1:2], actions[1:2]).logits
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_model):
+    windows = _windows(steps=3)
+    world_model.zero_grad()
+    loss = _loss(LossConfig(rollout_steps=3, teacher_forcing_prob=1.0))
+    total, _ = loss(world_model, windows, np.random.default_rng(0))
+    expected = 0.0
+    with torch.no_grad():
+        for k in range(3):
+            prediction = world_model(windows.tokens[:, k : k + 4], windows.actions[:, k : k + 4])
+            expected += loss.step_loss(prediction, windows, k, 4)[0] / 3
+    assert torch.allclose(total, expected, atol=1e-6)
+
+
+def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_model):
+    windows = _windows(steps=4)
+    engine = DreamEngine(vqvae, world_model)
+    engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
+    rollout = unroll(world_model, windows.tokens[:, :4], windows.actions)
+    with torch.no_grad():
+        for k, (tokens, prediction) in enumerate(rollout):
+            engine.step_tokens(windows.actions[:, 3 + k].numpy())
+            assert np.array_equal(engine.tokens.reshape(2, -1), tokens.numpy())
+            assert torch.equal(engine.logits, prediction.logits)
+
+
+def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatch):
+    def constant(self, prediction, windows, k, history):
+        return 0 * prediction.logits.sum() + 2.5, {}
+
+    monkeypatch.setattr(WorldModelLoss, "step_loss", constant)
+    for steps in (1, 2, 5):
+        loss = _loss(LossConfig(rollout_steps=steps, discount=0.7))
+        total, _ = loss(world_model, _windows(steps), np.random.default_rng(0))
+        assert abs(float(total) - 2.5) < 1e-5
+
+
+def test_memory_does_not_grow_with_k(world_model):
+    saved = []
+
+    def peak(steps):
+        alive, most = 0, 0
+        saved.clear()
+
+        def pack(tensor):
+            nonlocal alive, most
+            alive += tensor.numel()
+            most = max(most, alive)
+            return tensor
+
+        def unpack(tensor):
+            nonlocal alive
+            alive -= tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            _loss(LossConfig())(world_model, _windows(steps), np.random.default_rng(0))
+        return most
+
+    one, five = peak(1), peak(5)
+    assert five < 1.2 * one
+
+
+def test_equal_weights_where_nothing_moves():
+    tokens = torch.full((2, 5, 336), 7)
+    weights = importance_weights(
+        tokens, ImportanceConfig(), torch.ones(32, 32), torch.ones(336), GRID
+    )
+    assert torch.equal(weights, torch.ones(2, 336))
+
+
+def test_weights_have_mean_one_and_keep_the_cap():
+    windows = _windows(steps=1)
+    distances = code_distances(torch.randn(32, 8))
+    config = ImportanceConfig(motion_scale=100.0, cap=20.0)
+    weights = importance_weights(windows.tokens, config, distances, torch.rand(336), GRID)
+    assert torch.allclose(weights.mean(1), torch.ones(2))
+    assert float((weights.max(1).values / weights.median(1).values).max()) <= 20.001
+    is_changed = windows.tokens[:, -1] != windows.tokens[:, -2]
+    assert weights[is_changed].min() > weights[~is_changed].max()
+
+
+def test_rare_positions_and_moving_neighbourhoods_weigh_more():
+    tokens = torch.zeros(1, 5, 336, dtype=torch.long)
+    tokens[0, 4, [20, 200]] = 1  # two changes now
+    tokens[0, 1:, 201] = torch.tensor([1, 2, 3, 3])  # beside the second, changes before
+    rarity = torch.zeros(336)
+    flat = importance_weights(
+        tokens, ImportanceConfig(0.0, 0.0, 4.0), torch.ones(32, 32), rarity, GRID
+    )
+    assert flat[0, 200] > flat[0, 20]
+    rarity[20] = 1.0
+    rare = importance_weights(
+        tokens, ImportanceConfig(0.0, 4.0, 0.0), torch.ones(32, 32), rarity, GRID
+    )
+    assert rare[0, 20] > rare[0, 200]
+
+
+def test_change_rarity_ignores_the_gap_between_episodes():
+    tokens = torch.zeros(6, 336, dtype=torch.uint8)
+    tokens[3:, 10] = 1  # only between the episodes
+    tokens[1, 20] = 1
+    is_step = torch.tensor([True, True, False, True, True, False])
+    rarity = change_rarity(tokens, is_step)
+    assert rarity[10] == rarity[0] == 1.0 and rarity[20] < 1.0
+
+
+def test_greedy_is_the_limit_of_sampling_and_top_k_bounds_it():
+    logits = torch.randn(2, 50, 32)
+    generator = torch.Generator().manual_seed(0)
+    cold = choose_tokens(logits, Sampling(temperature=1e-4), generator)
+    assert torch.equal(cold, logits.argmax(-1))
+    warm = choose_tokens(logits, Sampling(temperature=5.0, top_k=3), generator)
+    assert not torch.equal(warm, cold)
+    assert (logits.topk(3).indices == warm.unsqueeze(-1)).any(-1).all()
+
+
+@pytest.mark.parametrize("frames", [np.zeros((3, 84, 64, 3), np.uint8), np.zeros((4, 84, 64, 3))])
+def test_a_dream_refuses_foreign_frames(vqvae, world_model, frames):
+    with pytest.raises(ValueError, match="frames must be uint8"):
+        DreamEngine(vqvae, world_model).reset(frames)
+
+
+def test_a_dream_refuses_actions_it_does_not_have(vqvae, world_model):
+    engine = DreamEngine(vqvae, world_model)
+    engine.reset(np.zeros((4, 84, 64, 3), np.uint8))
+    with pytest.raises(ValueError, match="action must be 0 to 3"):
+        engine.step(4)
+
+
+def test_a_batch_of_dreams_equals_single_dreams(vqvae, world_model):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.uint8)
+    batched, single = DreamEngine(vqvae, world_model), DreamEngine(vqvae, world_model)
+    batched.reset(frames, np.array([[0, 1, 2], [3, 0, 1]]))
+    single.reset(frames[1], np.array([3, 0, 1]))
+    for action in (2, 3):
+        frame = batched.step(np.array([0, action]))
+        assert np.array_equal(frame[1], single.step(action))
+    state = single.history
+    first = single.step(1)
+    single.restore(state)
+    assert np.array_equal(first, single.step(1))

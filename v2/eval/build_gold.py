@@ -1,0 +1,167 @@
+"""Rebuild a game's frozen evaluation set from the emulator, bit for bit.
+
+    python v2/eval/build_gold.py --game breakout --out /tmp/breakout.npz
+
+Games come from reserved seeds through the collector's own recorder. Forks replay a recorded game
+from its start, which proves that it is exact, and continue saved states under every action.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import dataclasses
+
+import ale_py
+import numpy as np
+from tqdm import tqdm
+
+from v2 import command_line
+from v2.data.atari_dataset import (
+    GOLD_SEED_START,
+    EmulatorConfig,
+    GameData,
+    emulator_dict,
+    make_atari_env,
+)
+from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
+from v2.data.recorder import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
+from v2.eval.clips import HISTORY, stratified_starts
+from v2.eval.fork_scores import FORK_STEPS, Forks
+from v2.eval.gold import gold_arrays, gold_path, save_gold
+
+MIN_CLIP_FRAMES = 250
+ROLLOUT_STEPS = 200
+STARTS_PER_STRATUM = 8
+NUM_FORKS = 208
+FORK_SPACING = 15  # steps between two forks of a game, one second
+GAMES = {  # policy, games, steps a game
+    "breakout": (
+        (SCRIPTED, 8, 900), (CLUMSY, 8, 600), (REWIND, 3, 4000), (STICKY, 10, 400),
+        (UNIFORM, 6, 400),
+    ),
+}  # fmt: skip
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
+    parser.add_argument("--out", type=Path, help="file (default: the set in the repository)")
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    emulator = EmulatorConfig(args.game)
+    arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_FORKS)
+    path = args.out or gold_path(emulator.game)
+    digest = save_gold(path, arrays, meta)
+    print(f"{len(arrays['frames'])} frames, {len(arrays['start_rows'])} starts, "
+          f"{len(arrays['fork_seeds'])} forks, {path.stat().st_size / 1e6:.1f} MB: {path}")  # fmt: skip
+    print(f"sha256 {digest}")
+    return 0
+
+
+def build(
+    emulator: EmulatorConfig, games: tuple, per_stratum: int, num_forks: int
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Play, choose starts and fork; equal arguments give equal arrays."""
+    segments = record_games(emulator, games)
+    arrays, episodes = join_segments([s for s in segments if len(s) >= MIN_CLIP_FRAMES], 0)
+    meta = {
+        "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
+        "action_meanings": make_atari_env(config=emulator).action_meanings,
+        "ale_py": ale_py.__version__, "episodes": episodes,
+        "mix": {policy.name: [count, steps] for policy, count, steps in games},
+    }  # fmt: skip
+    data = GameData(**arrays, meta=meta)
+    rng = np.random.default_rng(GOLD_SEED_START)
+    starts, strata = stratified_starts(data, per_stratum, ROLLOUT_STEPS, rng)
+    forks = record_forks(emulator, _replayable(segments), num_forks, rng)
+    return gold_arrays(data, starts, strata, forks), meta
+
+
+def record_games(emulator: EmulatorConfig, games: tuple) -> list[Segment]:
+    """Play all games through the collector's recorder, each from a reserved seed."""
+    jobs = [
+        GameJob(emulator, _alone(policy), GOLD_SEED_START + SEEDS_PER_POLICY * k + game, steps)
+        for k, (policy, count, steps) in enumerate(games)
+        for game in range(count)
+    ]
+    return [s for job in tqdm(jobs, unit="game", disable=None) for s in record_game(job)]
+
+
+def _alone(policy: PolicyConfig) -> PolicyConfig:
+    return dataclasses.replace(policy, share=1.0)
+
+
+def _replayable(segments: list[Segment]) -> list[Segment]:
+    """Keep each game's first segment, which alone begins at a reset, if it is long enough."""
+    firsts: dict[int, Segment] = {}
+    for segment in segments:
+        firsts.setdefault(segment.seed, segment)
+    return [s for s in firsts.values() if len(s) > HISTORY + 2 * FORK_SPACING]
+
+
+def record_forks(
+    emulator: EmulatorConfig, segments: list[Segment], num_forks: int, rng: np.random.Generator
+) -> Forks:
+    """Replay games and continue evenly many of their states under every held action.
+
+    Raises:
+        ValueError: too few states, or a game that does not repeat itself.
+    """
+    candidates = [
+        (index, t)
+        for index, segment in enumerate(segments)
+        for t in range(FORK_SPACING, len(segment) - FORK_STEPS - 1, FORK_SPACING)
+        if emulator.game != "breakout" or segment.ram[t][101] > 0  # in play
+    ]
+    if len(candidates) < num_forks:
+        raise ValueError(f"{len(candidates)} states for {num_forks} forks: play more games")
+    chosen = sorted(candidates[k] for k in rng.choice(len(candidates), num_forks, replace=False))
+    env = make_atari_env(config=emulator)
+    parts: dict[str, list] = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
+    for index, segment in enumerate(tqdm(segments, unit="game", disable=None, desc="forks")):
+        times = {t for k, t in chosen if k == index}
+        if times:
+            _fork_game(env, segment, times, parts)
+    return Forks(
+        emulator.game, np.stack(parts["history"]), np.stack(parts["past"]),
+        np.stack(parts["frames"]), np.stack(parts["ram"]), np.array(parts["seed"], np.int64),
+    )  # fmt: skip
+
+
+def _fork_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -> None:
+    env.reset()
+    for t in range(max(times) + 1):
+        if t in times:
+            if not np.array_equal(env.ram, segment.ram[t]):
+                raise ValueError(f"game {segment.seed} does not repeat itself at step {t}")
+            frames, ram = _branches(env)
+            parts["history"].append(segment.frames[t - HISTORY + 1 : t + 1])
+            parts["past"].append(segment.actions[t - HISTORY + 1 : t])
+            parts["frames"].append(frames)
+            parts["ram"].append(ram)
+            parts["seed"].append(segment.seed)
+        env.step(int(segment.actions[t]))
+
+
+def _branches(env) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames (A, 8, 84, 64, 3) and memory (A, 8, 128) of every held action."""
+    state = env.unwrapped.clone_state()
+    frames, ram = [], []
+    for action in range(env.action_space.n):
+        env.unwrapped.restore_state(state)
+        for _ in range(FORK_STEPS):
+            frames.append(env.step(action)[0])
+            ram.append(env.ram)
+    env.unwrapped.restore_state(state)
+    shape = (env.action_space.n, FORK_STEPS)
+    return np.stack(frames).reshape(*shape, 84, 64, 3), np.stack(ram).reshape(*shape, 128)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,112 @@
+"""The frozen set: clips, rollout starts and forks of one game, in one file with a known hash.
+
+Contract: `gold/<game>.npz` is loaded only if its sha256 is the one written here, so that two
+results name the same data. `v2/eval/build_gold.py` makes it. Knows nothing of models.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from v2.data.atari_dataset import ARRAY_FIELDS, GameData, array_sha256, split_of_game
+from v2.data.npz import read_npz, write_npz
+from v2.eval.clips import HISTORY, STRATA
+from v2.eval.fork_scores import FORK_STEPS, Forks
+from v2.files import file_sha256
+
+GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
+GOLD_SHA256 = {
+    "breakout": "",
+}
+START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
+FRAME = (84, 64, 3)
+
+
+@dataclass
+class EvaluationSet:
+    """What gold_eval judges on; `is_gold` only if it is the frozen set."""
+
+    data: GameData
+    starts: np.ndarray  # int64 (S,)
+    strata: list[str]
+    forks: Forks | None
+    is_gold: bool
+    sha256: str
+    source: str
+
+
+def gold_path(game: str) -> Path:
+    return GOLD_DIRECTORY / f"{game}.npz"
+
+
+def gold_arrays(data: GameData, starts, strata, forks: Forks) -> dict[str, np.ndarray]:
+    """Return all arrays of a gold file, by name."""
+    return data.arrays() | {
+        "start_rows": np.asarray(starts, np.int64),
+        "start_strata": np.array([STRATA.index(stratum) for stratum in strata], np.uint8),
+        "fork_history": forks.history,
+        "fork_past_actions": forks.past_actions,
+        "fork_frames": forks.frames,
+        "fork_ram": forks.ram,
+        "fork_seeds": forks.episodes.astype(np.int64),
+    }
+
+
+def save_gold(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> str:
+    """Write a gold file and return its sha256."""
+    hashes = {name: array_sha256(array) for name, array in arrays.items()}
+    write_npz(path, arrays, meta | {"sha256": hashes})
+    return file_sha256(path)
+
+
+def load_gold(game: str) -> EvaluationSet:
+    """Load the frozen set of a game.
+
+    Raises:
+        FileNotFoundError: the game has none.
+        ValueError: the file is not the one that the code names.
+    """
+    path = gold_path(game)
+    if game not in GOLD_SHA256 or not path.exists():
+        raise FileNotFoundError(
+            f"no gold set for {game} at {path}: give --data FILE of v2/data/collect_atari.py"
+        )
+    found = file_sha256(path)
+    if found != GOLD_SHA256[game]:
+        raise ValueError(
+            f"{path} has sha256 {found[:12]}, not {GOLD_SHA256[game][:12]}: restore it with "
+            "git checkout, or rebuild it with python v2/eval/build_gold.py"
+        )
+    gold = read_gold(path)
+    gold.is_gold, gold.sha256, gold.source = True, found, f"gold set {path.name} {found[:12]}"
+    return gold
+
+
+def read_gold(path: Path) -> EvaluationSet:
+    """Read a gold file whatever its hash."""
+    arrays, meta = read_npz(path, ARRAY_FIELDS)
+    starts, _ = read_npz(path, START_FIELDS)
+    num_actions = len(meta["action_meanings"])
+    forks, _ = read_npz(path, _fork_fields(num_actions))
+    data = GameData(**arrays, meta=meta)
+    if any(split_of_game(episode["seed"]) != "gold" for episode in meta["episodes"]):
+        raise ValueError(f"{path} holds games of other splits; make it with build_gold.py")
+    strata = [STRATA[k] for k in starts["start_strata"]]
+    return EvaluationSet(
+        data, starts["start_rows"], strata,
+        Forks(meta["game"], *(forks[name] for name in _fork_fields(num_actions))),
+        is_gold=False, sha256=file_sha256(path), source=str(path),
+    )  # fmt: skip
+
+
+def _fork_fields(num_actions: int) -> dict[str, tuple]:
+    return {
+        "fork_history": (np.uint8, (HISTORY, *FRAME)),
+        "fork_past_actions": (np.uint8, (HISTORY - 1,)),
+        "fork_frames": (np.uint8, (num_actions, FORK_STEPS, *FRAME)),
+        "fork_ram": (np.uint8, (num_actions, FORK_STEPS, 128)),
+        "fork_seeds": (np.int64, ()),
+    }
+
+
