@@ -110,8 +110,9 @@ class PerfectEngine:
         self.last_reward, self.last_terminated = np.array(rewards), np.array(ends)
         self.shown = self.spoil(np.stack(real), truth.read_ram("breakout", np.stack(ram)))
         self.tokens = self.encode(self.shown)
-        logits = torch.nn.functional.one_hot(torch.from_numpy(self.tokens).flatten(1))
-        self.logits = 20.0 * logits.float()
+        flat = torch.from_numpy(self.tokens).flatten(1)
+        one_hot = torch.nn.functional.one_hot(flat, len(self.tokenizer.patches))
+        self.logits = 20.0 * one_hot.float()
         return self.shown
 
     def obey(self, action):

@@ -14,7 +14,6 @@ from PIL import Image
 from v2.render import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("Xvfb", "xdotool", "import")
 missing = [tool for tool in ("Xvfb", "xdotool") if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(
     bool(missing), reason=f"apt-get install xvfb xdotool: {' and '.join(missing)} not there"
@@ -60,36 +59,43 @@ def screenshot(path: Path) -> np.ndarray:
     return pixels[:, :width, 2::-1].copy()
 
 
-def test_a_person_plays_in_a_real_window(display, tmp_path):
+@pytest.fixture
+def program(display, tmp_path):
+    """Start play on the virtual screen; end it whatever happens."""
     name, screen = display
     environment = os.environ | {"DISPLAY": name, "SDL_VIDEODRIVER": "x11"}
-    record = tmp_path / "play.mp4"
-    program = PROGRAM.format(root=str(ROOT), record=str(record))
+    code = PROGRAM.format(root=str(ROOT), record=str(tmp_path / "play.mp4"))
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path,
+                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+        try:
+            yield process, environment, screen
+        finally:
+            process.kill()
+
+
+def test_a_person_plays_in_a_real_window(program, tmp_path):
+    process, environment, screen = program
 
     def xdotool(*words):
-        result = subprocess.run(["xdotool", *words], env=environment, capture_output=True, text=True,
-                                check=False)  # fmt: skip
-        return result.stdout.strip()
+        subprocess.run(["xdotool", *words], env=environment, timeout=20, check=True)
 
-    with subprocess.Popen([sys.executable, "-c", program], env=environment, cwd=tmp_path,
-                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
-        wait_for(lambda: xdotool("search", "--name", "dream of breakout"))
-        window = xdotool("search", "--name", "dream of breakout").split()[0]
-        wait_for(lambda: has_color(screenshot(screen), COLORS["dream"]))
-        xdotool("windowfocus", "--sync", window)
-        first = screenshot(screen)
-        for key in ("space", "Right", "h"):
-            xdotool("keydown", key)
-            time.sleep(0.3)
-            xdotool("keyup", key)
-        helped = screenshot(screen)
-        xdotool("key", "h")
-        time.sleep(0.4)
-        last = screenshot(screen)
-        Image.fromarray(last).save(tmp_path / "screenshot.png")
-        xdotool("key", "q")
-        out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and record.exists()
+    wait_for(lambda: has_color(screenshot(screen), COLORS["dream"]), 60)
+    xdotool("mousemove", "512", "384", "click", "1")
+    time.sleep(0.5)
+    first = screenshot(screen)
+    for key in ("space", "Right", "h"):
+        xdotool("keydown", key)
+        time.sleep(0.3)
+        xdotool("keyup", key)
+    time.sleep(0.4)
+    helped = screenshot(screen)
+    xdotool("key", "h")
+    time.sleep(0.4)
+    last = screenshot(screen)
+    Image.fromarray(last).save(tmp_path / "screenshot.png")
+    xdotool("key", "q")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and (tmp_path / "play.mp4").exists()
     assert '"steps"' in out.splitlines()[-1]
     assert not np.array_equal(first, last) and not np.array_equal(helped, last)
     assert_both_panes(last)

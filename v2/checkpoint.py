@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import sys
 import zipfile
 from pathlib import Path
 
@@ -97,6 +98,18 @@ def load_checkpoint(path: Path, kind: str) -> dict:
     if state["kind"] != kind:
         raise ValueError(f"{path} is a {state['kind']} checkpoint, not a {kind}")
     return state
+
+
+def load_last(folder: Path, kind: str) -> dict:
+    """Load a run's last checkpoint, or with one line the one before where that is damaged."""
+    path = Path(folder) / "last.pt"
+    try:
+        return load_checkpoint(path, kind)
+    except (FileNotFoundError, ValueError) as error:
+        if not previous_path(path).exists():
+            raise
+        print(f"{error}; going on from {previous_path(path).name}", file=sys.stderr)
+        return load_checkpoint(previous_path(path), kind)
 
 
 def build_model(state: dict, path: Path) -> torch.nn.Module:

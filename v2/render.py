@@ -16,7 +16,7 @@ import pygame
 FRAME_HEIGHT, FRAME_WIDTH = 84, 64
 MAX_SCALE = 16
 MARGIN, GAP, HEADER, LABEL, FOOTER, HINT = 24, 20, 54, 34, 168, 34  # at unit 1
-MIN_WIDTH = 660  # what header and footer need at unit 1
+MIN_WIDTH = 690  # what header and footer need at unit 1
 OVERSAMPLING = 4
 CURVE_STEPS = 300  # the last 20 seconds
 
@@ -285,7 +285,7 @@ def _draw_chart(pen: _Pen, area: pygame.Rect, view: View) -> None:
     pen.box(area)
     line = area.y + pen.px(16)
     pen.text(view.chart_title, (area.x + pen.px(12), line), 16, "dim")
-    plot = pygame.Rect(area.x + pen.px(44), area.y + pen.px(50), area.w - pen.px(88), area.h - pen.px(64))
+    plot = pygame.Rect(area.x + pen.px(44), area.y + pen.px(58), area.w - pen.px(88), area.h - pen.px(72))
     tops = {axis: _axis_top(view.curves, axis) for axis in ("%", "px")}
     for share in (0.0, 0.5, 1.0):
         y = round(plot.bottom - share * plot.h)

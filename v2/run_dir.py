@@ -6,6 +6,7 @@ the newest finished run that is no smoke run, else the shipped weights.
 Knows nothing of models.
 """
 
+import argparse
 import json
 import os
 import time
@@ -98,6 +99,27 @@ def read_config(run: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+NOT_RESUMED = ("resume", "init_from", "max_minutes", "debug")
+
+
+def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse flags; with --resume the run's own flags are the defaults."""
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args
+    args.resume = args.resume.expanduser()
+    stored = {k: v for k, v in read_config(args.resume)["args"].items() if k not in NOT_RESUMED}
+    parser.set_defaults(**stored)
+    resumed = parser.parse_args(argv)
+    resumed.changed = {k: v for k, v in plain_args(resumed).items() if k in stored and v != stored[k]}
+    return resumed
+
+
+def plain_args(args: argparse.Namespace) -> dict:
+    """Return flags as plain values."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
 def find_weights(name: str, kind: str, game: str, root: Path | None = None) -> Path:
     """Resolve `latest`, `shipped`, a run's name, a run's folder or a file to a checkpoint.
 
@@ -126,13 +148,17 @@ def find_weights(name: str, kind: str, game: str, root: Path | None = None) -> P
 def finished_runs(directory: Path, kind: str) -> list[Path]:
     """Return the finished runs of a kind that are no smoke runs, oldest first."""
     found = []
-    for status_path in sorted((Path(directory) / "runs").glob("*/status.json")):
-        status = json.loads(status_path.read_text(encoding="utf-8"))
-        config = read_config(status_path.parent)
-        is_real = status.get("is_finished") and not config.get("is_smoke")
-        if is_real and config.get("kind") == kind:
-            found.append(status_path.parent)
+    for config_path in sorted((Path(directory) / "runs").glob("*/config.json")):
+        run, config = config_path.parent, read_config(config_path.parent)
+        if config.get("kind") == kind and not config.get("is_smoke") and is_finished(run):
+            found.append(run)
     return found
+
+
+def is_finished(run: Path) -> bool:
+    """Tell whether a run reached its last step."""
+    status = Path(run) / "status.json"
+    return status.exists() and bool(json.loads(status.read_text("utf-8")).get("is_finished"))
 
 
 def _step_of(line: str) -> float:

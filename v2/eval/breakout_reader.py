@@ -27,7 +27,7 @@ CHUNK = 64  # frames read at once: what the processor's cache holds
 
 MIN_BALL_MASS = 0.5 * BALL_MASS  # half a ball counts: blurred, not erased
 MIN_BALL_PEAK = 0.16  # half the peak of the worst-placed real ball, 0.32
-MIN_BALL_SHARE = 0.45  # of the mass around it: a ball is compact, a smear or an edge is not
+MIN_BALL_SHARE = 0.55  # of the mass around it: a ball is compact, a smear or an edge is not
 NOISE_COVERAGE = 0.06  # 12 of 200 grey levels
 MIN_BRICK, SURE_BRICK = 0.3, 0.7  # between them a brick is half dreamed and subtracted as it is
 MIN_PADDLE = 0.5
@@ -208,6 +208,7 @@ def _find_balls(coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     field = coverage[:, _BALL_ROWS, _FIELD_COLUMNS]
     field = np.where(field > NOISE_COVERAGE, field, 0).clip(max=1)
     field = np.pad(field, ((0, 0), (2, 2), (2, 2)))
+    whole = field.copy()  # what is cleared below still counts as surroundings
     ball = np.full((len(field), 2), np.nan, np.float32)
     num_balls = np.zeros(len(field), int)
     active = np.arange(len(field))
@@ -226,7 +227,7 @@ def _find_balls(coverage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inner = patch[:, 1:4, 1:3]
         total = patch.sum((1, 2))
         is_ball = (inner.max((1, 2)) >= MIN_BALL_PEAK) & (
-            inner.sum((1, 2)) >= MIN_BALL_SHARE * total
+            inner.sum((1, 2)) >= MIN_BALL_SHARE * whole[index].sum((1, 2))
         )
         centre_x = (patch.sum(1) * (columns + 0.5)).sum(1) / total + _FIELD_COLUMNS.start - 2
         centre_y = (patch.sum(2) * (rows + 0.5)).sum(1) / total + _BALL_ROWS.start - 2

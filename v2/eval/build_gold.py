@@ -39,7 +39,7 @@ NUM_FORKS = 208
 FORK_SPACING = 15  # steps between two forks of a game, one second
 GAMES = {  # policy, games, steps a game
     "breakout": (
-        (SCRIPTED, 8, 900), (CLUMSY, 8, 600), (REWIND, 3, 4000), (STICKY, 10, 400),
+        (SCRIPTED, 14, 700), (CLUMSY, 10, 600), (REWIND, 3, 3500), (STICKY, 8, 400),
         (UNIFORM, 6, 400),
     ),
 }  # fmt: skip
@@ -58,8 +58,9 @@ def main(argv=None) -> int:
     arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_FORKS)
     path = args.out or gold_path(emulator.game)
     digest = save_gold(path, arrays, meta)
-    print(f"{len(arrays['frames'])} frames, {len(arrays['start_rows'])} starts, "
-          f"{len(arrays['fork_seeds'])} forks, {path.stat().st_size / 1e6:.1f} MB: {path}")  # fmt: skip
+    counts = {name: len(arrays[name]) for name in ("frames", "start_rows", "fork_seeds")}
+    print(f"{counts['frames']} frames, {counts['start_rows']} starts, {counts['fork_seeds']} "
+          f"forks, {path.stat().st_size / 1e6:.1f} MB: {path}")  # fmt: skip
     print(f"sha256 {digest}")
     return 0
 

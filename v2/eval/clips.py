@@ -103,24 +103,36 @@ def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
 def stratified_starts(
     data: GameData, per_stratum: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Return rows and strata: in each stratum parts of all games take turns."""
+    """Return rows and strata: in each stratum games, and parts of games, take turns."""
     if not truth.has_truth(data.meta["game"]):
         starts = random_starts(data, per_stratum * len(STRATA), horizon, rng)
         return starts, [ANY] * len(starts)
     candidates = _candidates(data, horizon)
+    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
     for stratum in STRATA:
         parts: dict[tuple[int, int], list[int]] = {}
         for row in rng.permutation(candidates[stratum]):
             part = int(data.episode_ids[row]), int(row) // PART_ROWS
             parts.setdefault(part, []).append(int(row))
-        order = list(parts.values())
-        rng.shuffle(order)
-        turns = (rows[k] for k in range(per_stratum) for rows in order if k < len(rows))
+        order = _in_turns(rng.permutation(list(parts)).tolist(), seeds)
+        queues = [parts[tuple(part)] for part in order]
+        turns = (rows[k] for k in range(per_stratum) for rows in queues if k < len(rows))
         chosen = [row for _, row in zip(range(per_stratum), turns, strict=False)]
         starts += chosen
         strata += [stratum] * len(chosen)
     return np.array(starts, np.int64), strata
+
+
+def _in_turns(parts: list, seeds: dict[int, int]) -> list:
+    """Put one part of every game first, then the second parts, and so on."""
+    met: dict[int, int] = {}
+    turns = []
+    for part in parts:
+        game = seeds[part[0]]
+        turns.append(met.setdefault(game, 0))
+        met[game] += 1
+    return [part for _, part in sorted(zip(turns, parts, strict=True), key=lambda pair: pair[0])]
 
 
 def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:

@@ -86,7 +86,8 @@ def decode(engine: Engine, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndar
 def round_trip(engine: Engine, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return what the tokenizer keeps of frames, and their tokens (M, N)."""
     grids = [engine.encode(frames[c]) for c in chunks(len(frames), 32)]
-    return np.concatenate([engine.decode(g) for g in grids]), np.concatenate([flat(g) for g in grids])
+    kept = np.concatenate([engine.decode(grid) for grid in grids])
+    return kept, np.concatenate([flat(grid) for grid in grids])
 
 
 def flat(tokens: np.ndarray) -> np.ndarray:

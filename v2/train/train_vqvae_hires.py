@@ -9,7 +9,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import dataclasses
 import time
 
 import numpy as np
@@ -24,7 +23,7 @@ from v2.device import autocast, choose_device
 from v2.eval.round_trip import ball_round_trip, perplexity, psnr
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.pictures import save_grid
-from v2.run_dir import CHECKPOINTS, RunDir
+from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
 from v2.train.steps import GradientGuard, learning_rate, step_rng
 
 NUM_MEDIAN_FRAMES = 1001
@@ -67,7 +66,7 @@ def build_parser():
 
 
 def main(argv=None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse_resumable(build_parser(), argv)
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
     directory = game_directory(CHECKPOINTS, args.game)
@@ -81,8 +80,11 @@ def main(argv=None) -> int:
         run = RunDir(args.resume)
         run.acquire()
         trainer.load(run)
+        if args.changed:
+            run.log(trainer.step, changed_flags=args.changed)
+            print(f"changed since the run began: {args.changed}")
     else:
-        config = {"args": _plain_args(args), "is_smoke": args.smoke, "game": data.emulator.game}
+        config = {"args": plain_args(args), "is_smoke": args.smoke, "game": data.emulator.game}
         run = RunDir.create(args.out or directory, "vqvae", config)
     try:
         return trainer.train(run)
@@ -211,7 +213,7 @@ class Trainer:
             "rng": {"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
             "metrics": metrics or {},
             "best": self.best,
-            "train_args": _plain_args(self.args),
+            "train_args": plain_args(self.args),
             "num_steps": self.num_steps,
             "emulator": self.data.meta["emulator"],
             "action_meanings": self.data.meta["action_meanings"],
@@ -223,7 +225,7 @@ class Trainer:
 
     def load(self, run: RunDir) -> None:
         """Continue exactly where the run's last checkpoint is."""
-        state = checkpoint.load_checkpoint(run.path / "last.pt", "vqvae")
+        state = checkpoint.load_last(run.path, "vqvae")
         if state["data_sha256"] != data_sha256(self.data.meta):
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         self.model.load_state_dict(state["model"])
@@ -232,15 +234,12 @@ class Trainer:
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])
         run.forget_after(self.step)
+        print(f"resumed {run.path} at step {self.step}")
 
 
 def _code_use(tokens: torch.Tensor) -> dict:
     counts = torch.bincount(tokens.flatten(), minlength=1).float()
     return {"codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts.numpy())}
-
-
-def _plain_args(args) -> dict:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import dataclasses
 import time
 
 import torch
@@ -22,7 +21,7 @@ from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, tokenize
 from v2.device import choose_device, compiled
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
-from v2.run_dir import CHECKPOINTS, RunDir, find_weights, read_config
+from v2.run_dir import CHECKPOINTS, RunDir, find_weights, parse_resumable, plain_args
 from v2.train.steps import GradientGuard, average_weights, learning_rate, step_rng
 from v2.train.wm_evaluation import Evaluation
 from v2.train.wm_loss import LossConfig, WorldModelLoss, sample_windows
@@ -89,7 +88,7 @@ def build_parser():
 
 
 def main(argv=None) -> int:
-    args = build_parser().parse_args(argv)
+    args = parse_resumable(build_parser(), argv)
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
     if args.resume and args.init_from:
@@ -98,7 +97,6 @@ def main(argv=None) -> int:
     vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
-        read_config(args.resume)
     vqvae, vqvae_state = checkpoint.load_vqvae(vqvae_path)
     print(f"VQ-VAE: {vqvae_path}")
     data = args.data or directory / f"{DATA_NAME}.npz"
@@ -111,10 +109,13 @@ def main(argv=None) -> int:
         run = RunDir(args.resume)
         run.acquire()
         trainer.load(run)
+        if args.changed:
+            run.log(trainer.step, changed_flags=args.changed)
+            print(f"changed since the run began: {args.changed}")
     else:
         if args.init_from:
             trainer.start_from(args.init_from)
-        config = {"args": _plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
+        config = {"args": plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
         run = RunDir.create(args.out or directory, "world_model", config)
         extra = {key: vqvae_state[key] for key in ("step", "metrics", "train_args", "emulator")}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
@@ -244,7 +245,7 @@ class Trainer:
             path, "world_model", self.model,
             ema=self.average, optimizer=self.optimizer.state_dict(), step=self.step,
             rng={"torch": torch.get_rng_state()}, metrics=metrics or {}, best=self.best,
-            train_args=_plain_args(self.args), num_steps=self.num_steps,
+            train_args=plain_args(self.args), num_steps=self.num_steps,
             emulator=self.tokens.meta["emulator"],
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=array_sha256(self.tokens.tokens),
@@ -252,7 +253,7 @@ class Trainer:
 
     def load(self, run: RunDir) -> None:
         """Continue exactly where the run's last checkpoint is."""
-        state = checkpoint.load_checkpoint(run.path / "last.pt", "world_model")
+        state = checkpoint.load_last(run.path, "world_model")
         if state["tokens_sha256"] != array_sha256(self.tokens.tokens):
             raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
         self.model.load_state_dict(state["model"])
@@ -261,6 +262,7 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         torch.set_rng_state(state["rng"]["torch"])
         run.forget_after(self.step)
+        print(f"resumed {run.path} at step {self.step}")
 
     def start_from(self, path: Path) -> None:
         """Take the weights of another world model and nothing else."""
@@ -292,10 +294,6 @@ def _parameter_groups(model: TemporalWorldModel, weight_decay: float) -> list[di
         {"params": matrices, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-
-
-def _plain_args(args) -> dict:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
 if __name__ == "__main__":

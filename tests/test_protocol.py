@@ -1,0 +1,225 @@
+"""Every canary ranks where it must, and each defect is caught by the metric made for it."""
+
+import numpy as np
+import pytest
+
+from tests import canaries
+from v2.eval.clips import HISTORY, Clips, cut_clips, even_starts, stratified_starts
+from v2.eval.dreaming import dream, encode
+from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
+from v2.eval.long_dreams import long_dream_scores
+from v2.eval.protocol import one_step_scores, quick_scores, speed_scores, tokenizer_scores
+from v2.eval.rollout_scores import rollout_scores
+
+HORIZON, HORIZONS = 20, (1, 5, 10, 20)
+GAME_STEPS = 700
+
+
+@pytest.fixture(scope="module")
+def game():
+    return canaries.record_with_states(seed=1_990_000_007, num_steps=GAME_STEPS)
+
+
+@pytest.fixture(scope="module")
+def clips(game) -> Clips:
+    starts, strata = stratified_starts(game[0], 3, HORIZON, np.random.default_rng(0))
+    return cut_clips(game[0], starts, HORIZON, strata)
+
+
+@pytest.fixture(scope="module")
+def forks(game) -> Forks:
+    data, states = game
+    env = canaries.make_atari_env()
+    env.reset()
+    parts = []
+    for row in even_starts(data, 14, 10)[2:]:
+        history, frames, ram = data.frames[row - 3 : row + 1], [], []
+        for action in range(4):
+            env.unwrapped.restore_state(states[canaries.history_key(history)])
+            for _ in range(8):
+                frames.append(env.step(action)[0])
+                ram.append(env.ram)
+        parts.append((history, data.actions[row - 3 : row], np.stack(frames), np.stack(ram), row))
+    history, past, frames, ram, rows = (np.stack(part) for part in zip(*parts, strict=True))
+    return Forks(
+        "breakout", history, past, frames.reshape(-1, 4, 8, 84, 64, 3),
+        ram.reshape(-1, 4, 8, 128), rows,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def judged(game, clips, forks):
+    """Judge every canary once; return name -> metric name -> value."""
+    tokenizer = canaries.PatchTokenizer()
+    kinds = (
+        canaries.PerfectEngine, canaries.CopyLast, canaries.Blank, canaries.BallErased,
+        canaries.BallDoubled, canaries.ActionsIgnored, canaries.ActionsMirrored,
+        canaries.OneStepLate, canaries.PaddleLost, canaries.BricksReturn,
+    )  # fmt: skip
+    return {kind.__name__: judge(kind(game[1], tokenizer), clips, forks) for kind in kinds}
+
+
+def judge(engine, clips, forks) -> dict:
+    tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *HORIZONS)}
+    kept = {h: clips.frames_at(h) for h in HORIZONS}
+    own = clips.actions[:, HISTORY - 1 :]
+    dreams = dream(engine, clips.history, clips.past_actions, own)
+    metrics = rollout_scores(clips, dreams, tokens, kept, HORIZONS)
+    metrics |= one_step_scores(engine, clips)
+    metrics |= fork_scores(engine, forks)[0]
+    metrics |= shuffle_scores(engine, clips, dreams)
+    return metrics
+
+
+def value(judged, canary: str, name: str) -> float:
+    return judged[canary][name].value
+
+
+def test_the_perfect_model_is_perfect(judged):
+    assert value(judged, "PerfectEngine", "rollout/psnr@20") == 60
+    for name in ("one_step/token_accuracy", "rollout/token_accuracy@20", "rollout/score_right@10",
+                 "rollout/brick_f1@20", "forks/right_branch@3", "one_step/changed_accuracy",
+                 "rollout/lives_right@20", "forks/right_branch_pixels@8"):  # fmt: skip
+        assert value(judged, "PerfectEngine", name) == pytest.approx(1), name
+    for name in ("rollout/ball_recall@10", "rollout/ball_hit_2px@20", "rollout/ball_precision@5"):
+        assert value(judged, "PerfectEngine", name) >= 0.97, name
+    assert value(judged, "PerfectEngine", "rollout/ball_half_life") == HORIZON
+    assert value(judged, "PerfectEngine", "forks/separation@5") == pytest.approx(1, abs=0.05)
+    assert value(judged, "PerfectEngine", "rollout/paddle_error_px@20") < 0.1
+
+
+@pytest.mark.parametrize("name", [
+    "rollout/token_accuracy@5", "rollout/psnr@5", "rollout/ssim@5", "rollout/ball_hit_2px@5",
+    "one_step/token_accuracy",
+])  # fmt: skip
+def test_no_canary_beats_the_perfect_model(judged, name):
+    best = value(judged, "PerfectEngine", name)
+    for canary in judged:
+        assert value(judged, canary, name) <= best, canary
+    for canary in ("CopyLast", "Blank", "OneStepLate"):
+        assert value(judged, canary, name) < best, canary
+
+
+def test_copy_last_scores_what_its_baseline_says(judged):
+    for name in ("one_step/token_accuracy", "rollout/token_accuracy@10", "rollout/psnr@10",
+                 "rollout/ball_hit_2px@5", "rollout/paddle_error_px@10"):  # fmt: skip
+        metric = judged["CopyLast"][name]
+        assert metric.value == pytest.approx(metric.baselines["copy_last"].value, abs=0.05), name
+    assert value(judged, "CopyLast", "one_step/changed_accuracy") == 0
+    assert value(judged, "CopyLast", "one_step/false_changes") == 0
+
+
+def test_an_erased_ball_is_missed_although_the_picture_is_fine(judged):
+    assert value(judged, "BallErased", "rollout/psnr@5") > 40
+    assert value(judged, "BallErased", "rollout/token_accuracy@5") > 0.98
+    perfect = value(judged, "PerfectEngine", "rollout/ball_recall@5")
+    assert value(judged, "BallErased", "rollout/ball_recall@5") < perfect - 0.3
+    assert value(judged, "BallErased", "rollout/ball_hit_2px[flight]@1") < 0.5
+
+
+def test_a_doubled_ball_is_counted(judged):
+    assert value(judged, "PerfectEngine", "rollout/ball_duplicates@5") == 0
+    assert value(judged, "BallDoubled", "rollout/ball_duplicates@5") > 0.3
+    assert value(judged, "BallDoubled", "rollout/ball_precision@5") < 0.85
+
+
+def test_ignored_actions_are_at_chance(judged):
+    assert value(judged, "ActionsIgnored", "forks/separation@5") == pytest.approx(0, abs=0.05)
+    row = judged["ActionsIgnored"]["forks/right_branch@5"]
+    assert row.value < 0.6 < value(judged, "PerfectEngine", "forks/right_branch@5")
+    assert value(judged, "ActionsIgnored", "actions/shuffle_loss_db@10") == pytest.approx(0)
+    assert value(judged, "PerfectEngine", "actions/shuffle_loss_db@10") > 1
+
+
+def test_mirrored_actions_are_worse_than_chance(judged):
+    assert value(judged, "ActionsMirrored", "forks/separation@5") < -0.9
+    row = judged["ActionsMirrored"]["forks/right_branch_pixels@8"]
+    assert row.value < value(judged, "PerfectEngine", "forks/right_branch_pixels@8") - 0.3
+
+
+def test_a_step_late_is_a_step_of_flight_behind(judged):
+    late = value(judged, "OneStepLate", "rollout/ball_error_px@5")
+    assert late > 1.0 > value(judged, "PerfectEngine", "rollout/ball_error_px@5")
+    assert value(judged, "OneStepLate", "one_step/changed_accuracy") < 0.5
+
+
+def test_a_blank_dream_has_no_objects(judged):
+    assert value(judged, "Blank", "rollout/ball_recall@5") == 0
+    assert value(judged, "Blank", "rollout/brick_f1@5") == 0
+    assert value(judged, "Blank", "rollout/paddle_error_px@5") == 32
+    assert value(judged, "Blank", "rollout/ball_half_life") == 1
+
+
+def test_a_lost_paddle_and_returning_bricks_are_caught(judged):
+    assert value(judged, "PaddleLost", "rollout/paddle_error_px@1") == 32
+    assert value(judged, "BricksReturn", "rollout/bricks_reappeared@20") >= 0
+    assert value(judged, "PaddleLost", "rollout/ball_recall@1") > 0.9
+
+
+def test_horizons_count_steps_after_the_last_real_frame(game, clips):
+    data, _ = game
+    starts, _ = stratified_starts(data, 3, HORIZON, np.random.default_rng(0))
+    assert (clips.frames_at(0) == data.frames[starts]).all()
+    assert (clips.frames_at(3) == data.frames[starts + 3]).all()
+    assert (clips.actions_to(1) == data.actions[starts]).all()
+
+
+def test_strata_hold_what_they_are_named_after(clips):
+    first = clips.objects_at(0)
+    lives = np.stack([clips.objects_at(h).lives for h in range(HORIZON + 1)], 1)
+    bricks = np.stack([clips.objects_at(h).bricks.sum((1, 2)) for h in range(5)], 1)
+    lost = (np.diff(lives, axis=1) < 0).any(1)
+    assert (lost == (clips.strata == "life_lost")).all()
+    assert (bricks[clips.strata == "brick"].min(1) < bricks[clips.strata == "brick"][:, 0]).all()
+    assert np.isnan(first.ball[clips.strata == "serve"]).all()
+    assert not np.isnan(first.ball[clips.strata == "flight"]).any()
+
+
+def test_the_tokenizer_is_scored_against_memory(game, clips):
+    engine = canaries.PerfectEngine(game[1], canaries.PatchTokenizer())
+    scores = tokenizer_scores(engine, clips)
+    assert scores["tokenizer/psnr"].value == 60
+    assert scores["tokenizer/ball_recall"].value >= 0.97
+    assert scores["tokenizer/spurious_changes"].value == 0
+
+
+def test_rewards_and_endings_are_scored(judged):
+    assert value(judged, "PerfectEngine", "reward/f1") == 1
+
+
+def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
+    data, states = game
+    flight = clips.strata == "flight"
+    real = [data.frames[:300]]
+    scores = {}
+    for kind in (canaries.PerfectEngine, canaries.BallErased, canaries.CopyLast):
+        engine = kind(states, canaries.PatchTokenizer())
+        scores[kind.__name__], pictures = long_dream_scores(
+            engine, "breakout", data.meta["action_meanings"], clips.history[flight],
+            clips.past_actions[flight], 100, real, num_codes=5000,
+        )  # fmt: skip
+        assert pictures.shape == (3, 5, 84, 64, 3)
+    perfect, erased, still = scores.values()
+    assert perfect["long/one_ball"].value > 0.85
+    assert erased["long/one_ball"].value < perfect["long/one_ball"].value - 0.2
+    assert still["long/frozen_frames"].value == 1 > perfect["long/frozen_frames"].value + 0.5
+
+
+def test_quick_scores_are_cheap_and_rank_the_canaries(game):
+    data, states = game
+    scores = {}
+    for kind in (canaries.PerfectEngine, canaries.OneStepLate, canaries.CopyLast):
+        engine = kind(states, canaries.PatchTokenizer())
+        scores[kind.__name__] = quick_scores(engine, data, num_starts=8, horizon=10)
+    perfect, late, copied = scores.values()
+    assert perfect["score"] > 0.95 and perfect["token_accuracy@10"] == 1
+    assert perfect["score"] > late["score"] > copied["score"]
+    assert copied["token_accuracy@5"] == pytest.approx(copied["copy_last@5"])
+    assert all(isinstance(number, float) for number in perfect.values())
+
+
+def test_speed_is_a_share_of_real_time(game, clips):
+    engine = canaries.PerfectEngine(game[1], canaries.PatchTokenizer())
+    scores = speed_scores(engine, clips, steps_per_second=15, steps=5)
+    rate = scores["speed/steps_per_second"].value
+    assert scores["speed/real_time_factor"].value == pytest.approx(rate / 15)

@@ -1,0 +1,216 @@
+"""The training scripts on a synthetic game with known truth, with small models."""
+
+import functools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+from v2 import checkpoint
+from v2.data import tokenize_atari
+from v2.data.atari_dataset import save_game_data
+from v2.data.tokens import load_tokens
+from v2.dream import DreamEngine
+from v2.models.temporal_world_model import WorldModelConfig
+from v2.models.vqvae_hires import VQVAEConfig
+from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train.wm_loss import read_windows
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    monkeypatch.setattr(
+        train_vqvae_hires, "VQVAEConfig", functools.partial(VQVAEConfig, **SMALL_VQVAE)
+    )
+    monkeypatch.setattr(
+        train_wm_hires, "WorldModelConfig", functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL)
+    )
+
+
+@pytest.fixture
+def data_path(game_data, tmp_path):
+    path = tmp_path / "atari_game_data.npz"
+    save_game_data(path, game_data)
+    return path
+
+
+def _train_vqvae(folder: Path, data: Path, *flags) -> Path:
+    assert train_vqvae_hires.main(["--data", str(data), "--out", str(folder), *flags]) == 0
+    return sorted((folder / "runs").iterdir())[-1]
+
+
+def _wm_flags(folder: Path, data: Path, vqvae: Path, *flags) -> list[str]:
+    tokens = data.with_name("tokens.npz")
+    return ["--data", str(data), "--tokens", str(tokens), "--vqvae", str(vqvae), "--out",
+            str(folder), *flags]  # fmt: skip
+
+
+def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, tmp_path):
+    """The world model learns which way each action moves the block, and a shift would show."""
+    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "250", "--eval-steps", "250")
+    tokens_path = data_path.with_name("tokens.npz")
+    assert tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae_run), "--out",
+                                str(tokens_path)]) == 0  # fmt: skip
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae_run, "--steps", "250", "--eval-steps", "250",
+                      "--rollout-steps", "2", "--lr", "1e-2")  # fmt: skip
+    assert train_wm_hires.main(flags) == 0
+    run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
+    vqvae, _ = checkpoint.load_vqvae(run / "vqvae.pt")
+    tokens = load_tokens(tokens_path, vqvae, data_path)
+    windows = read_windows(tokens, tokens.rows_of("val")[:20], 4, 1)
+    model, _ = checkpoint.load_world_model(run / "last.pt")
+    engine = DreamEngine(vqvae, model)
+    truth = windows.tokens[:, 4]
+    is_changed = truth != windows.tokens[:, 3]
+    accuracy = {}
+    for name, shift in (("right", 0), ("one late", 1)):
+        actions = windows.actions.roll(shift, dims=1).numpy()
+        engine.reset_tokens(windows.tokens[:, :4], actions[:, :3])
+        seen = torch.from_numpy(engine.step_tokens(actions[:, 3])).flatten(1)
+        accuracy[name] = float((seen == truth)[is_changed].float().mean())
+    assert accuracy["right"] > 0.9 > accuracy["one late"] + 0.2, accuracy
+
+
+def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
+    first = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    second = _train_vqvae(tmp_path / "v", data_path, "--steps", "4", "--seed", "1")
+    for run, is_made in ((first, True), (first, False), (second, True)):
+        capsys.readouterr()
+        assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--steps", "1")) == 0
+        assert ("making it" in capsys.readouterr().out) == is_made
+
+
+def _states_equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_states_equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_states_equal, a, b))
+    return a == b
+
+
+EXACT = ("model", "ema", "optimizer", "step", "rng", "best", "num_steps")
+
+
+def _metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "per_second" not in k} for line in lines]
+
+
+@pytest.mark.parametrize("kind", ["vqvae", "world_model"])
+def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
+    """N steps equal k steps, SIGTERM, resume and the rest, with rollouts on and in mid-epoch."""
+    if kind == "vqvae":
+        module, flags = train_vqvae_hires, ["--data", str(data_path)]
+    else:
+        vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+        module, flags = train_wm_hires, _wm_flags(tmp_path, data_path, vqvae)[:-2]
+        flags += ["--rollout-start", "0.2", "--rollout-steps", "3"]
+    flags += ["--steps", "44", "--eval-steps", "11"]
+    assert module.main([*flags, "--out", str(tmp_path / "through")]) == 0
+
+    original = module.Trainer.train_step
+
+    def stopping(trainer):
+        if trainer.step == 17:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(trainer)
+
+    monkeypatch.setattr(module.Trainer, "train_step", stopping)
+    assert module.main([*flags, "--out", str(tmp_path / "stopped")]) == 143
+    monkeypatch.setattr(module.Trainer, "train_step", original)
+    runs = [next((tmp_path / name / "runs").iterdir()) for name in ("through", "stopped")]
+    assert module.main(["--resume", str(runs[1])]) == 0
+    states = [checkpoint.load_checkpoint(run / "last.pt", kind) for run in runs]
+    for key in EXACT:
+        assert _states_equal(states[0].get(key), states[1].get(key)), key
+    assert _metrics(runs[0]) == _metrics(runs[1])
+
+
+def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):
+    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "2")
+    game_data.frames[0, 0, 0, 0] += 1
+    save_game_data(data_path, game_data)
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train_vqvae_hires.main(["--resume", str(run)])
+
+
+def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_path, monkeypatch):
+    from v2.command_line import DivergedError
+
+    original = train_vqvae_hires.Trainer.loss
+
+    def infinite(trainer, pixels, decoded):
+        loss, metrics = original(trainer, pixels, decoded)
+        return (loss * float("inf") if trainer.step >= 3 else loss), metrics
+
+    monkeypatch.setattr(train_vqvae_hires.Trainer, "loss", infinite)
+    with pytest.raises(DivergedError, match="5 steps in a row"):
+        _train_vqvae(tmp_path / "v", data_path, "--steps", "20", "--save-minutes", "1e-9")
+    run = next((tmp_path / "v" / "runs").iterdir())
+    checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
+
+
+DRIVER = """
+import functools, sys
+from tests.conftest import SMALL_VQVAE
+from v2 import command_line
+from v2.train import train_vqvae_hires as script
+script.VQVAEConfig = functools.partial(script.VQVAEConfig, **SMALL_VQVAE)
+command_line.run(lambda: script.main(sys.argv[1:]))
+"""
+
+
+def _spawn(*flags) -> subprocess.Popen:
+    root = Path(__file__).resolve().parents[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.Popen([sys.executable, "-c", DRIVER, *flags], cwd=root, env=environment,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
+    flags = ["--data", str(data_path), "--out", str(tmp_path / "k"), "--steps", "100000",
+             "--save-minutes", "0.001", "--eval-steps", "1000000"]  # fmt: skip
+    rng, run, step = random.Random(0), None, 0
+    for _ in range(times):
+        process = _spawn(*(["--resume", str(run)] if run else flags))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            runs = list((tmp_path / "k" / "runs").glob("*/last.pt"))
+            if runs and (run is None or runs[0].stat().st_mtime_ns > stamp):
+                break
+            time.sleep(0.05)
+        time.sleep(rng.random() * 0.5)
+        process.kill()
+        process.wait()
+        run = runs[0].parent
+        state = checkpoint.load_last(run, "vqvae")
+        assert state["step"] > step
+        step, stamp = state["step"], runs[0].stat().st_mtime_ns
+        steps = [line["step"] for line in _metrics_until(run, step)]
+        assert steps == sorted(set(steps))
+    assert not [p for p in run.glob("*.tmp") if not p.name.startswith(".")]
+
+
+def _metrics_until(run: Path, step: int) -> list[dict]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [d for d in map(json.loads, lines[:-1]) if d["step"] <= step]
+
+
+def test_a_killed_training_resumes_three_times(data_path, tmp_path):
+    _kill_and_resume(3, data_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_twenty_times(data_path, tmp_path):
+    _kill_and_resume(20, data_path, tmp_path)

@@ -1,0 +1,129 @@
+"""The full pipeline from zero, one stage after another; run it again to go on where it stopped.
+
+    python v2/train/pipeline.py --game breakout --preset smoke
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import subprocess
+import time
+from dataclasses import dataclass
+
+from v2 import command_line
+from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
+from v2.data.tokens import TOKENS_NAME
+from v2.run_dir import CHECKPOINTS, is_finished, read_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The flags of each stage; empty ones mean the scripts' defaults."""
+
+    frames: int
+    vqvae: tuple[str, ...]
+    world_model: tuple[str, ...]
+    evaluation: tuple[str, ...]
+
+
+PRESETS = {
+    "default": Preset(
+        200_000, ("--epochs", "50"),
+        ("--epochs", "100", "--rollout-steps", "5", "--rollout-ratio", "0.5"), ("--tier", "gold"),
+    ),
+    "smoke": Preset(
+        4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),
+        ("--steps", "40", "--batch-size", "4", "--eval-steps", "40", "--smoke",
+         "--rollout-steps", "3", "--rollout-ratio", "0.5"), ("--tier", "canary"),
+    ),
+}  # fmt: skip
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--game", default="breakout")
+    parser.add_argument("--preset", choices=PRESETS, default="default")
+    parser.add_argument("--frames", type=command_line.positive_int,
+                        help="frames to collect (default: the preset's)")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="directory (default: checkpoints/v2/<game>, and "
+                        "runs/smoke in it for smoke)")  # fmt: skip
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    preset = PRESETS[args.preset]
+    directory = game_directory(CHECKPOINTS, args.game)
+    if args.preset == "smoke":
+        directory = directory / "runs" / "smoke"  # apart from the data and runs that count
+    pipeline = Pipeline((args.out or directory).resolve(), args.game)
+    data = pipeline.directory / f"{DATA_NAME}.npz"
+    tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
+    frames = args.frames or preset.frames
+    if args.preset == "smoke":
+        frames = preset.frames
+    if not _exists(data):
+        pipeline.run("data/collect_atari.py", "--frames", frames, "--out", pipeline.directory)
+    vqvae = pipeline.train("vqvae", "train/train_vqvae_hires.py", "--data", data, *preset.vqvae)
+    pipeline.run("data/tokenize_atari.py", "--data", data, "--vqvae", vqvae, "--out", tokens)
+    world_model = pipeline.train(
+        "world_model", "train/train_wm_hires.py",
+        "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
+    )  # fmt: skip
+    pipeline.run("eval/gold_eval.py", "--checkpoint", world_model / "best.pt", *preset.evaluation)
+    for script, seconds in pipeline.seconds.items():
+        print(f"{script:32s} {seconds / 60:6.1f} minutes")
+    print(f"next: python v2/play_atari_hires.py --game {args.game} --checkpoint {world_model}")
+    return 0
+
+
+class Pipeline:
+    """Runs the scripts one after another in one directory."""
+
+    def __init__(self, directory: Path, game: str):
+        self.directory, self.game = directory, game
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = {}
+
+    def run(self, script: str, *flags) -> None:
+        """Run a script and stop with its exit code where it fails."""
+        command = [sys.executable, str(ROOT / "v2" / script), "--game", self.game]
+        command += [str(flag) for flag in flags]
+        print(f"\n$ python v2/{script} {' '.join(command[2:])}", flush=True)
+        began = time.perf_counter()
+        code = subprocess.run(command).returncode
+        self.seconds[script] = time.perf_counter() - began
+        if code:
+            sys.exit(code)
+
+    def train(self, kind: str, script: str, *flags) -> Path:
+        """Train, or go on with the newest run where that is unfinished, or take it as it is."""
+        run = self._newest_run(kind)
+        if run is None:
+            self.run(script, "--out", self.directory, *flags)
+        elif not is_finished(run):
+            self.run(script, "--resume", run)
+        else:
+            print(f"{kind}: {run} is finished")
+        return self._newest_run(kind)
+
+    def _newest_run(self, kind: str) -> Path | None:
+        runs = [p.parent for p in sorted((self.directory / "runs").glob("*/last.pt"))]
+        runs = [run for run in runs if read_config(run)["kind"] == kind]
+        return runs[-1] if runs else None
+
+
+def _exists(data: Path) -> bool:
+    try:
+        return bool(data_paths(data))
+    except FileNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,50 @@
+"""Replace the shipped weights by those of a finished world-model run, in the compact dtype.
+
+    python v2/train/ship.py --game breakout --run latest
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from v2 import checkpoint, command_line
+from v2.data.atari_dataset import game_directory
+from v2.run_dir import CHECKPOINTS, SHIPPED, find_weights, read_config
+
+KEPT = ("step", "metrics", "train_args", "emulator", "action_meanings", "vqvae_sha256")
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--game", default="breakout")
+    parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    path = find_weights(args.run, "world_model", args.game)
+    if read_config(path.parent).get("is_smoke"):
+        raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
+    vqvae, vqvae_info = checkpoint.load_vqvae(path.with_name("vqvae.pt"))
+    vqvae_sha256 = checkpoint.model_sha256(vqvae)
+    world_model, info = checkpoint.load_world_model(path, vqvae_sha256)
+    directory = game_directory(CHECKPOINTS, args.game)
+    for kind, model, state in (
+        ("vqvae", vqvae, vqvae_info),
+        ("world_model", world_model, info),
+    ):
+        target = directory / SHIPPED[kind]
+        kept = {key: state[key] for key in KEPT if key in state}
+        checkpoint.save_checkpoint(target, kind, model.to(checkpoint.SHIPPED_DTYPE), **kept)
+        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {path.parent.name}")
+    shipped, _ = checkpoint.load_vqvae(directory / SHIPPED["vqvae"])
+    assert checkpoint.model_sha256(shipped) == vqvae_sha256  # shipping changes nothing
+    print("next: python v2/eval/gold_eval.py --checkpoint shipped")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
