@@ -77,8 +77,6 @@ def history_key(frames) -> bytes:
 class PerfectEngine:
     """Dreams by stepping the real game."""
 
-    logits = None
-
     def __init__(self, states: dict[bytes, object], tokenizer: PatchTokenizer):
         self.states, self.tokenizer = states, tokenizer
         self.env = make_atari_env()
@@ -110,10 +108,12 @@ class PerfectEngine:
         self.last_reward, self.last_terminated = np.array(rewards), np.array(ends)
         self.shown = self.spoil(np.stack(real), truth.read_ram("breakout", np.stack(ram)))
         self.tokens = self.encode(self.shown)
-        flat = torch.from_numpy(self.tokens).flatten(1)
-        one_hot = torch.nn.functional.one_hot(flat, len(self.tokenizer.patches))
-        self.logits = 20.0 * one_hot.float()
         return self.shown
+
+    @property
+    def logits(self):
+        flat = torch.from_numpy(self.tokens).flatten(1)
+        return 20.0 * torch.nn.functional.one_hot(flat, len(self.tokenizer.patches)).float()
 
     def obey(self, action):
         return action
@@ -172,16 +172,16 @@ class OneStepLate(PerfectEngine):
 class PaddleLost(PerfectEngine):
     def spoil(self, frames, objects):
         frames = frames.copy()
-        frames[:, 75:78, 4:60] = 0
+        frames[:, 75:78, 3:61] = 0
         return frames
 
 
 class BricksReturn(PerfectEngine):
-    """Puts all bricks of the first row back."""
+    """Puts all bricks of the last row back."""
 
     def spoil(self, frames, objects):
         frames = frames.copy()
-        frames[:, 23:25, 4:60] = (200, 72, 72)
+        frames[:, 35:37, 4:60] = (66, 72, 200)
         return frames
 
 

@@ -88,7 +88,9 @@ def test_a_script_of_keys_is_read():
     assert list(script) == [RIGHT] * 3 + [NOOP] * 2 + [FIRE]
 
 
-@pytest.mark.parametrize("text", ["", "RIGHT*0", "JUMP", "RIGHT,,LEFT", "RIGHT*-1", "RIGHTFIRE", "+"])
+@pytest.mark.parametrize(
+    "text", ["", "RIGHT*0", "JUMP", "RIGHT,,LEFT", "RIGHT*-1", "RIGHTFIRE", "+"]
+)
 def test_a_wrong_script_of_keys_is_refused_with_the_known_names(text):
     with pytest.raises(ValueError, match="NOOP, FIRE, RIGHT, LEFT"):
         ActionMap(BREAKOUT).script(text)

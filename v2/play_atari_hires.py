@@ -32,42 +32,40 @@ RECORDING_SCALE, GIF_SCALE = 5, 3
 def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     weights = parser.add_argument_group("weights").add_mutually_exclusive_group()
-    weights.add_argument("--latest", action="store_const", const="latest", dest="weights",
-                         default="latest", help="newest finished run, else the shipped weights")  # fmt: skip
-    weights.add_argument("--run", dest="weights", metavar="NAME", default="latest",
-                         help="a run's folder name")  # fmt: skip
-    weights.add_argument("--checkpoint", dest="weights", metavar="FILE", default="latest",
-                         help="a world model file, or `shipped`")  # fmt: skip
+    weights.add_argument("--latest", action="store_true",
+                         help="newest finished run, else the shipped weights")  # fmt: skip
+    weights.add_argument("--run", metavar="NAME", help="a run's folder name")
+    weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--temperature", type=command_line.non_negative_float, default=0.0,
                         help="of the dreamed tokens; 0 takes the likeliest")  # fmt: skip
     _add_play_options(parser.add_argument_group("play"))
     group = parser.add_argument_group("without a display, and files")
     group.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
-    group.add_argument("--steps", type=command_line.non_negative_int, default=0,
-                       help="end after so many; 0: no end, or 300 headless without --keys")  # fmt: skip
-    group.add_argument("--record", type=Path, metavar="FILE", help="video of all steps: .mp4, .gif")
+    group.add_argument("--steps", type=command_line.non_negative_int, default=0, help="end after "
+                       "so many; 0: no end, or 300 headless without --keys")  # fmt: skip
+    group.add_argument("--record", type=Path, metavar="FILE", help="video of all steps: mp4 or gif")
     group.add_argument("--save-data", type=Path, metavar="FILE.npz",
                        help="save what is played, in the collector's format")  # fmt: skip
     group.add_argument("--clips", type=Path, metavar="DIR", default=Path("recordings"),
                        help="where the V key saves the last 10 seconds")  # fmt: skip
     group.add_argument("--replay", type=Path, metavar="DATA.npz", help="browse recorded episodes")
     group.add_argument("--episode", type=command_line.non_negative_int, metavar="K",
-                       help="id of the episode to begin with (default: the first)")  # fmt: skip
+                       help="id of the episode to begin with; None: the first")  # fmt: skip
     return parser
 
 
 def _add_play_options(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
     group.add_argument("--fps", type=command_line.positive_float, metavar="STEPS",
-                       help="steps a second (default: the game's real time, 15)")  # fmt: skip
+                       help="steps a second; None: the game's real time, 15")  # fmt: skip
     group.add_argument("--scale", type=command_line.non_negative_int, default=0,
-                       help="screen pixels a frame pixel, also of --record; 0: what fits")  # fmt: skip
+                       help="size of a frame's pixels, also in --record; 0: what fits")  # fmt: skip
     group.add_argument("--seed", type=command_line.non_negative_int, default=0,
                        help="of the random and scripted players and of sticky games")  # fmt: skip
     group.add_argument("--policy", choices=("human", "random", "scripted"),
-                       help="who begins (default: human; headless without --keys: scripted, or "
-                       "random where a game has no script)")  # fmt: skip
+                       help="who begins; None: human, and headless without --keys scripted, "
+                       "or random where a game has no script")  # fmt: skip
     group.add_argument("--dream-only", action="store_true", help="the real game waits")
     group.add_argument("--keys", metavar="SCRIPT", help='actions to begin with: "RIGHT*10,FIRE"')
 
@@ -85,9 +83,8 @@ def main(argv=None) -> int:
             commands, inputs = (REPLAY_COMMANDS, {}) if args.replay else (PLAY_COMMANDS, INPUT_KEYS)
             window = Window(f"dream of {game}", commands, inputs, args.scale, columns)
             stack.enter_context(window)
-        engine = DreamEngine.load(
-            args.weights, game=game, device=args.device, temperature=args.temperature
-        )
+        name = args.run or args.checkpoint or "latest"
+        engine = DreamEngine.load(name, game, args.device, args.temperature)
         print(f"weights: {engine.source}", flush=True)
         stop = stack.enter_context(command_line.StopRequest())
         if args.replay:
@@ -114,7 +111,7 @@ def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
     players = Players(emulator.game, actions, args.policy or _first_player(args), args.seed)
     tape, seed = None, args.seed
     if args.save_data:
-        tape = recording.EpisodeTape(emulator, env.action_meanings, args.seed)
+        tape = recording.EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
         seed = tape.first_game_seed(args.seed)
     session = PlaySession(env, engine, seed, tape)
     if args.dream_only:

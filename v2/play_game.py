@@ -223,7 +223,9 @@ class PlayGame:
         for first in range(0, forks.num_actions, columns):
             group = range(first, min(first + columns, forks.num_actions))
             for side, frames in (("real", forks.real), ("dream", forks.dream)):
-                row = [Pane(self.actions.meanings[a], frames[step][a], side, side) for a in group]
+                names = [self.actions.meanings[action] for action in group]
+                names[0] = f"{side}: {names[0]}"
+                row = [Pane(n, frames[step][a], side) for n, a in zip(names, group, strict=True)]
                 panes += row + [Pane("", None, "panel")] * (columns - len(row))
         return View(
             title=f"{self._title()}: fork", columns=columns, panes=tuple(panes), has_footer=False,

@@ -125,13 +125,19 @@ class EpisodeTape:
     """Record what is played in the collector's format, so that it can be trained on.
 
     A rewind begins a new episode of the same game, as in the collector.
+
+    Args:
+        seed: of the session; every session that is to be trained on needs another.
+        player: who plays; kept up to date by whoever hands over.
     """
 
-    def __init__(self, config: EmulatorConfig, action_meanings: list[str], seed: int):
+    def __init__(
+        self, config: EmulatorConfig, action_meanings: list[str], seed: int, player: str = "human"
+    ):
         if not 0 <= seed <= MAX_PLAY_SEED:
             raise ValueError(f"--seed must be 0 to {MAX_PLAY_SEED} with --save-data, got {seed}")
         self.config, self.action_meanings, self.seed = config, action_meanings, seed
-        self.player = "human"
+        self.player = player
         self._segments: list[Segment] = []
 
     @staticmethod
@@ -155,9 +161,7 @@ class EpisodeTape:
 
     def save(self, path: Path) -> tuple[int, int]:
         """Write the data file; return how many frames and episodes it holds."""
-        kept = [
-            _as_arrays(segment) for segment in self._segments if len(segment) > 1
-        ]
+        kept = [_as_arrays(segment) for segment in self._segments if len(segment) > 1]
         if not kept:
             return 0, 0
         arrays, episodes = join_segments(kept, 0)

@@ -79,9 +79,7 @@ class View:
         return math.ceil(len(self.panes) / self.columns)
 
 
-def picture_size(
-    columns: int, rows: int, scale: int, has_footer: bool = True
-) -> tuple[int, int]:
+def picture_size(columns: int, rows: int, scale: int, has_footer: bool = True) -> tuple[int, int]:
     """Return the width and height of a picture whose frames are scaled by `scale`."""
     unit = _unit(columns, scale)
     width = columns * FRAME_WIDTH * scale + ((columns - 1) * _gap(columns) + 2 * MARGIN) * unit
@@ -90,9 +88,7 @@ def picture_size(
     return math.ceil(max(width, MIN_WIDTH * unit)), math.ceil(height)
 
 
-def largest_scale(
-    columns: int, rows: int, size: tuple[int, int], has_footer: bool = True
-) -> int:
+def largest_scale(columns: int, rows: int, size: tuple[int, int], has_footer: bool = True) -> int:
     """Return the largest whole scale that fits a window; 1 where none does."""
     for scale in range(MAX_SCALE, 1, -1):
         width, height = picture_size(columns, rows, scale, has_footer)
@@ -123,7 +119,7 @@ def draw(surface: pygame.Surface, view: View) -> None:
     scale = largest_scale(*shape, surface.get_size(), view.has_footer)
     unit = _unit(view.columns, scale)
     width, height = picture_size(*shape, scale, view.has_footer)
-    left, top = ((have - need) // 2 for have, need in zip(surface.get_size(), (width, height)))
+    left, top = (surface.get_width() - width) // 2, (surface.get_height() - height) // 2
     surface.fill(COLORS["background"])
     pen = _Pen(surface, unit)
     margin = round(MARGIN * unit)
@@ -152,7 +148,8 @@ class _Pen:
         """Write a line whose vertical middle is at `position`; return where it stands."""
         image = _text(text, self.px(size), color)
         rect = image.get_rect()
-        setattr(rect, {"left": "midleft", "right": "midright", "middle": "center"}[anchor], position)
+        places = {"left": "midleft", "right": "midright", "middle": "center"}
+        setattr(rect, places[anchor], position)
         return self.surface.blit(image, rect)
 
     def width(self, text: str, size=16) -> int:
@@ -226,7 +223,8 @@ def _draw_panes(pen: _Pen, area: pygame.Rect, view: View, scale: int) -> None:
         title = pen.fitted(pane.title, frame_size[0] - 3 * dot, 19)
         name = pen.text(title, (x + 3 * dot, middle), 19)
         space = x + frame_size[0] - name.right - pen.px(10)
-        pen.text(pen.fitted(pane.detail, space), (x + frame_size[0], middle), 16, "dim", "right")
+        end = x + frame_size[0] - pen.px(4)
+        pen.text(pen.fitted(pane.detail, space), (end, middle), 16, "dim", "right")
         rect = pygame.Rect((x, y + pen.px(LABEL)), frame_size)
         pen.box(rect.inflate(4, 4), "line", 0, 2)
         if pane.frame is None:
@@ -265,7 +263,8 @@ def _draw_keys(pen: _Pen, area: pygame.Rect, view: View) -> None:
             arrow = [(-y, x) for x, y in arrow]
         points = [(rect.centerx + x * side, rect.centery + y * side) for x, y in arrow]
         pygame.draw.polygon(pen.surface, COLORS["background" if is_down else "dim"], points)
-    bar = pygame.Rect(middle - side * 3 // 2 - gap, top + 2 * (side + gap), side * 3 + 2 * gap, pen.px(20))
+    width = 3 * side + 2 * gap
+    bar = pygame.Rect(middle - width // 2, top + 2 * (side + gap), width, pen.px(20))
     is_down = "FIRE" in view.inputs
     pen.box(bar, "text" if is_down else "line", 6, 0 if is_down else max(1, pen.px(1.5)))
     pen.text("SPACE", bar.center, 13, "background" if is_down else "dim", "middle")
@@ -285,22 +284,24 @@ def _draw_chart(pen: _Pen, area: pygame.Rect, view: View) -> None:
     pen.box(area)
     line = area.y + pen.px(16)
     pen.text(view.chart_title, (area.x + pen.px(12), line), 16, "dim")
-    plot = pygame.Rect(area.x + pen.px(44), area.y + pen.px(58), area.w - pen.px(88), area.h - pen.px(72))
+    size = (area.w - pen.px(88), area.h - pen.px(72))
+    plot = pygame.Rect((area.x + pen.px(44), area.y + pen.px(58)), size)
     tops = {axis: _axis_top(view.curves, axis) for axis in ("%", "px")}
     for share in (0.0, 0.5, 1.0):
         y = round(plot.bottom - share * plot.h)
         pygame.draw.line(pen.surface, COLORS["line"], (plot.x, y), (plot.right, y))
         pen.text(f"{share * tops['%']:g}%", (plot.x - pen.px(6), y), 14, "dim", "right")
-        pen.text(f"{share * tops['px']:g} px", (plot.right + pen.px(6), y), 14, "dim")
-    x = area.x + pen.px(12)
+        if any(curve.axis == "px" for curve in view.curves):
+            pen.text(f"{share * tops['px']:g} px", (plot.right + pen.px(6), y), 14, "dim")
+    x, y = area.x + pen.px(12), line + pen.px(19)
     for curve in view.curves:
         shown = list(curve.values)[-CURVE_STEPS:]
         _draw_curve(pen, plot, shown, tops[curve.axis], COLORS[curve.color])
-        pen.dot((x + pen.px(4), line + pen.px(19)), 4, curve.color)
+        pen.dot((x + pen.px(4), y), 4, curve.color)
         last = shown[-1] if shown else math.nan
         unit = "%" if curve.axis == "%" else " px"
         value = "–" if math.isnan(last) else f"{last:.1f}{unit}"
-        x = pen.text(f"{curve.label} {value}", (x + pen.px(12), line + pen.px(19)), 16).right + pen.px(14)
+        x = pen.text(f"{curve.label} {value}", (x + pen.px(12), y), 16).right + pen.px(14)
 
 
 def _axis_top(curves: Sequence[Curve], axis: str) -> float:

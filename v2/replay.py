@@ -169,7 +169,6 @@ class Replay:
         self._shown = Predictions(self.file[self._index], engine)
         self._wants_episode = 0
         self._writer = BackgroundClips()
-        self.notice = ""
 
     @property
     def is_animated(self) -> bool:
@@ -222,7 +221,8 @@ class Replay:
     def _change_episode(self) -> None:
         index = (self._index + self._wants_episode) % len(self.file)
         shown = Predictions(self.file[index], self.engine)
-        self.time, self._index, self._shown, self._wants_episode = HISTORY_FRAMES - 1, index, shown, 0
+        self._index, self._shown, self._wants_episode = index, shown, 0
+        self.time = HISTORY_FRAMES - 1
 
     def _save_clip(self) -> None:
         first = max(HISTORY_FRAMES - 1, self.time + 1 - round(CLIP_SECONDS * self.steps_per_second))
@@ -234,14 +234,12 @@ class Replay:
         }  # fmt: skip
         views = [self._view_at(time) for time in range(first, self.time + 1)]
         name = f"{self.game}_episode{episode.id}_{self.time:06d}.mp4"
-        self.notice = self._writer.save(
-            self.clips / name, views, CLIP_SCALE, self.steps_per_second, details
-        )
+        self._writer.save(self.clips / name, views, CLIP_SCALE, self.steps_per_second, details)
 
     def view(self, hint: str = "") -> View:
         """Return the picture of this time."""
         rows = REPLAY_KEYS if self.shows_help else ()
-        return replace(self._view_at(self.time), notice=self._writer.notice or self.notice, help=rows)
+        return replace(self._view_at(self.time), notice=self._writer.notice, help=rows)
 
     def _view_at(self, time: int) -> View:
         shown = self._shown
@@ -279,12 +277,14 @@ class Replay:
     def _curves(self, time: int) -> tuple[Curve, ...]:
         loop, forced = self._shown.open_loop, self._shown.teacher_forced
         times = range(max(loop.anchor + 1, time + 1 - CURVE_STEPS), time + 1)
-        return tuple(
-            Curve(label, [100 * (1 - found[t][1]) if t in found else np.nan for t in times], color, "%")
-            for label, found, color in (
-                ("open loop", loop.frames, "dream"), ("teacher-forced", forced, "paddle"),
-            )
-        )  # fmt: skip
+
+        def percent(found: dict[int, tuple]) -> list[float]:
+            return [100 * (1 - found[t][1]) if t in found else np.nan for t in times]
+
+        return (
+            Curve("open loop", percent(loop.frames), "dream", "%"),
+            Curve("teacher-forced", percent(forced), "paddle", "%"),
+        )
 
 
 def _percent(found: tuple | None) -> str:

@@ -23,7 +23,7 @@ def build_parser():
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=Path, help="npz to write (default: the game's)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=command_line.positive_int, default=32)
+    parser.add_argument("--batch-size", type=command_line.positive_int, default=256)
     return parser
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from v2.checkpoint import model_sha256
@@ -23,7 +24,7 @@ from v2.data.atari_dataset import (
 from v2.data.frames import frames_to_float
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.device import autocast
-from v2.models.vqvae_hires import VQVAE
+from v2.models.vqvae_hires import MARGIN, VQVAE, WINDOW
 
 TOKENS_NAME = "atari_tokens_hires"
 STEP_FIELDS = ("actions", "rewards", "terminated", "truncated", "episode_ids", "has_action")
@@ -85,7 +86,7 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
 
 @torch.inference_mode()
 def tokenize(
-    data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 32, stop=False
+    data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 256, stop=False
 ) -> TokenData | None:
     """Tokenize a data file shard by shard; None when `stop` became true."""
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
@@ -99,9 +100,7 @@ def tokenize(
             for frames in np.array_split(arrays["frames"], -(-len(arrays["frames"]) // batch_size)):
                 if stop:
                     return None
-                pixels = frames_to_float(torch.from_numpy(frames).to(device))
-                with autocast(device):
-                    tokens.append(vqvae.encode(pixels).to(torch.uint8).cpu().numpy())
+                tokens.append(encode_frames(vqvae, frames, device))
                 bar.update(len(frames))
             kept = {name: arrays[name] for name in STEP_FIELDS}
             parts.append({"tokens": np.concatenate(tokens)} | kept)
@@ -113,6 +112,32 @@ def tokenize(
         "vqvae_sha256": model_sha256(vqvae),
     }
     return TokenData(**joined, meta=meta)
+
+
+@torch.inference_mode()
+def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.ndarray:
+    """Tokenize consecutive frames (T, H, W, 3), uint8 (T, N).
+
+    Tokens are local, so only those are computed whose window of pixels changed since the frame
+    before: about a tenth. The others are carried over.
+    """
+    T, (h, w) = len(frames), vqvae.config.grid
+    frames = torch.from_numpy(frames).to(device)
+    is_changed = torch.ones(T, h, w, dtype=torch.bool, device=device)
+    differs = (frames[1:] != frames[:-1]).any(-1).float()  # (T-1, H, W)
+    if T > 1:
+        is_changed[1:] = F.max_pool2d(differs, WINDOW, stride=4, padding=MARGIN) > 0
+    t, i, j = is_changed.nonzero(as_tuple=True)
+    padded = F.pad(frames.permute(0, 3, 1, 2), (MARGIN,) * 4).permute(0, 2, 3, 1)
+    span = torch.arange(WINDOW, device=device)
+    y, x = 4 * i[:, None, None] + span[:, None], 4 * j[:, None, None] + span
+    windows = frames_to_float(padded[t[:, None, None], y, x])  # (n, 3, 10, 10)
+    tokens = torch.zeros(T, h, w, dtype=torch.uint8, device=device)
+    with autocast(device):
+        tokens[t, i, j] = vqvae.encode_at(windows, i, j).to(torch.uint8)
+    times = torch.arange(T, device=device)[:, None, None] * is_changed
+    newest = times.cummax(0).values  # when each token was last computed
+    return tokens.gather(0, newest).flatten(1).cpu().numpy()
 
 
 def _data_sha256(paths: list[Path]) -> str:

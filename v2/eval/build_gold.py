@@ -39,7 +39,7 @@ NUM_FORKS = 208
 FORK_SPACING = 15  # steps between two forks of a game, one second
 GAMES = {  # policy, games, steps a game
     "breakout": (
-        (SCRIPTED, 14, 700), (CLUMSY, 10, 600), (REWIND, 3, 3500), (STICKY, 8, 400),
+        (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 5, 2500), (STICKY, 8, 400),
         (UNIFORM, 6, 400),
     ),
 }  # fmt: skip

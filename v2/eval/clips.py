@@ -5,6 +5,7 @@ count steps after its last history frame, so that `frames[:, 3 + h]` is the trut
 `actions[:, 2 + h]` the action that leads to it. Knows nothing of models or files.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
 LIFE_LOST_STEPS = (5, 15)
-PART_ROWS = 500  # early and late parts of a game take turns in a stratum
+LATE_BRICKS = 80  # of 108; a board with fewer is a late one
 
 
 @dataclass
@@ -103,20 +104,20 @@ def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
 def stratified_starts(
     data: GameData, per_stratum: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Return rows and strata: in each stratum games, and parts of games, take turns."""
+    """Return rows and strata: in each stratum early and late boards, and games, take turns."""
     if not truth.has_truth(data.meta["game"]):
         starts = random_starts(data, per_stratum * len(STRATA), horizon, rng)
         return starts, [ANY] * len(starts)
     candidates = _candidates(data, horizon)
+    is_late = truth.read_ram(data.meta["game"], data.ram).bricks.sum((1, 2)) < LATE_BRICKS
     seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
     for stratum in STRATA:
-        parts: dict[tuple[int, int], list[int]] = {}
+        parts: dict[tuple[bool, int], list[int]] = {}
         for row in rng.permutation(candidates[stratum]):
-            part = int(data.episode_ids[row]), int(row) // PART_ROWS
+            part = bool(is_late[row]), seeds[data.episode_ids[row]]
             parts.setdefault(part, []).append(int(row))
-        order = _in_turns(rng.permutation(list(parts)).tolist(), seeds)
-        queues = [parts[tuple(part)] for part in order]
+        queues = _alternately(parts)
         turns = (rows[k] for k in range(per_stratum) for rows in queues if k < len(rows))
         chosen = [row for _, row in zip(range(per_stratum), turns, strict=False)]
         starts += chosen
@@ -124,15 +125,12 @@ def stratified_starts(
     return np.array(starts, np.int64), strata
 
 
-def _in_turns(parts: list, seeds: dict[int, int]) -> list:
-    """Put one part of every game first, then the second parts, and so on."""
-    met: dict[int, int] = {}
-    turns = []
-    for part in parts:
-        game = seeds[part[0]]
-        turns.append(met.setdefault(game, 0))
-        met[game] += 1
-    return [part for _, part in sorted(zip(turns, parts, strict=True), key=lambda pair: pair[0])]
+def _alternately(parts: dict[tuple[bool, int], list[int]]) -> list[list[int]]:
+    """Put an early board, a late one, an early one and so on, each from another game."""
+    early = [rows for (is_late, _), rows in parts.items() if not is_late]
+    late = [rows for (is_late, _), rows in parts.items() if is_late]
+    pairs = itertools.zip_longest(early, late)
+    return [rows for pair in pairs for rows in pair if rows is not None]
 
 
 def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
@@ -151,8 +149,10 @@ def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
     for stratum, event in events.items():
         soon = _count(event, rows, rows + EVENT_STEPS - 1) > 0
         is_next = _count(some & ~event, rows, rows + EVENT_STEPS - 1) == 0
-        ready = ~in_play[rows] if stratum == "serve" else flies
-        found[stratum] = rows[keeps_life & ready & soon & is_next]
+        ready = keeps_life & flies
+        if stratum == "serve":  # the life before may have ended in the history
+            ready = ~in_play[rows] & (lost[rows + horizon] == lost[rows])
+        found[stratum] = rows[ready & soon & is_next]
     calm_after = _count(some, rows, rows + FLIGHT_STEPS - 1) == 0
     found["flight"] = rows[keeps_life & flies & is_calm & calm_after]
     early, late = LIFE_LOST_STEPS

@@ -15,6 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 
+WINDOW, MARGIN = 10, 3  # pixels a token sees along each axis, and how far beyond its 4x4 patch
+
+
 @dataclass(frozen=True)
 class VQVAEConfig:
     height: int = 84
@@ -83,6 +86,18 @@ class VQVAE(nn.Module):
         """Return the tokens of (B, 3, H, W) pixels in [0, 1], int64 (B, N)."""
         return self.quantizer.nearest(self.encoder(pixels).float())
 
+    def encode_at(
+        self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the tokens at some positions only, int64 (n,).
+
+        Args:
+            windows: the pixels each token sees, (n, 3, 10, 10): from 3 before its patch to 3
+                after, zero outside the frame.
+            rows, columns: where in the token grid, (n,).
+        """
+        return self.quantizer.nearest(self.encoder.at(windows, rows, columns).float()).flatten()
+
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the pixels of tokens (B, N), float (B, 3, H, W), unclamped."""
         return self.decoder(self.quantizer.look_up(tokens, self.config.grid))
@@ -91,6 +106,7 @@ class VQVAE(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        self.grid = config.grid
         self.stem = nn.Conv2d(3, config.stem_dim, 4, stride=2, padding=1)
         self.patches = nn.Conv2d(config.stem_dim, config.latent_dim, 4, stride=2, padding=1)
         dims = (config.latent_dim, config.latent_dim, 1)
@@ -98,6 +114,16 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = self.patches(F.relu(self.stem(pixels)))  # (B, D, h, w)
+        return self.blocks(x)
+
+    def at(self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Return the latents (n, D, 1, 1) of windows (n, 3, 10, 10); see `VQVAE.encode_at`."""
+        x = F.relu(F.conv2d(windows, self.stem.weight, self.stem.bias, stride=2))  # (n, C, 4, 4)
+        height, width = (2 * n for n in self.grid)  # of the stem's output, zero around it
+        span = torch.arange(4, device=windows.device) - 1
+        i, j = 2 * rows[:, None] + span, 2 * columns[:, None] + span  # (n, 4)
+        inside = ((i >= 0) & (i < height))[:, :, None] & ((j >= 0) & (j < width))[:, None]
+        x = F.conv2d(x * inside[:, None], self.patches.weight, self.patches.bias)
         return self.blocks(x)
 
 

@@ -24,7 +24,7 @@ from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import CHECKPOINTS, RunDir, find_weights, parse_resumable, plain_args
 from v2.train.steps import GradientGuard, average_weights, learning_rate, step_rng
 from v2.train.wm_evaluation import Evaluation
-from v2.train.wm_loss import LossConfig, WorldModelLoss, sample_windows
+from v2.train.wm_loss import LossConfig, WorldModelLoss, read_windows
 
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 
@@ -69,7 +69,9 @@ def build_parser():
                           default=loss.rollout_steps)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.5,
+    rollouts.add_argument("--rollout-batch-size", type=command_line.positive_int, default=4,
+                          help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
+    rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.3,
                           help="share of the steps before the first rollout")  # fmt: skip
     rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
                           default=loss.teacher_forcing_prob)  # fmt: skip
@@ -209,9 +211,9 @@ class Trainer:
         is_rollout = self.step >= args.rollout_start * self.num_steps
         is_rollout = is_rollout and rng.random() < args.rollout_ratio
         steps = args.rollout_steps if is_rollout else 1
-        windows = sample_windows(
-            self.tokens, self.starts[steps], args.batch_size, self.model.config.history, steps, rng
-        )
+        count = args.rollout_batch_size if is_rollout else args.batch_size
+        starts = rng.choice(self.starts[steps], count)
+        windows = read_windows(self.tokens, starts, self.model.config.history, steps)
         loss, metrics = self.loss(self.forward, windows.to(self.device), rng)
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
@@ -220,7 +222,7 @@ class Trainer:
         prefix = "rollout" if is_rollout else "one_step"
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
-        return metrics, args.batch_size * steps
+        return metrics, count * steps
 
     def evaluate(self, run: RunDir) -> None:
         """Measure the averaged weights on held-out episodes and keep the best."""

@@ -47,14 +47,6 @@ class Windows:
         return Windows(*(t.to(device, non_blocking=True) for t in self.__dict__.values()))
 
 
-def sample_windows(
-    data: TokenData, starts: np.ndarray, count: int, history: int, steps: int,
-    rng: np.random.Generator,
-) -> Windows:  # fmt: skip
-    """Draw windows of `history` + `steps` frames at random starts."""
-    return read_windows(data, rng.choice(starts, count), history, steps)
-
-
 def read_windows(data: TokenData, starts: np.ndarray, history: int, steps: int) -> Windows:
     """Read the windows that begin at these rows."""
     rows = starts[:, None] + np.arange(history + steps)

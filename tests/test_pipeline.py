@@ -1,0 +1,58 @@
+"""Collect, train, tokenize, train and play with the real emulator, for a few steps each."""
+
+import functools
+import json
+
+import numpy as np
+
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+from v2 import play_atari_hires
+from v2.data import collect_atari, tokenize_atari
+from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env
+from v2.dream import DreamEngine
+from v2.models.temporal_world_model import WorldModelConfig
+from v2.models.vqvae_hires import VQVAEConfig
+from v2.train import train_vqvae_hires, train_wm_hires
+
+
+def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        train_vqvae_hires, "VQVAEConfig", functools.partial(VQVAEConfig, **SMALL_VQVAE)
+    )
+    monkeypatch.setattr(
+        train_wm_hires, "WorldModelConfig", functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL)
+    )
+    out, data = str(tmp_path), str(tmp_path / "atari_game_data.npz")
+    tokens = str(tmp_path / "atari_tokens_hires.npz")
+    assert collect_atari.main(["--frames", "1200", "--workers", "1", "--out", out]) == 0
+    assert train_vqvae_hires.main(["--data", data, "--out", out, "--steps", "30"]) == 0
+    vqvae = str(sorted((tmp_path / "runs").iterdir())[-1])
+    assert tokenize_atari.main(["--data", data, "--vqvae", vqvae, "--out", tokens]) == 0
+    flags = ["--data", data, "--tokens", tokens, "--vqvae", vqvae, "--out", out, "--steps", "10"]
+    assert train_wm_hires.main([*flags, "--batch-size", "2", "--rollout-steps", "3"]) == 0
+    run = sorted((tmp_path / "runs").iterdir())[-1]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"token_accuracy", "copy_last_accuracy", "rollout@10", "ball_hit@1"} <= lines[-1].keys()
+    assert list((run / "samples").glob("*.png"))
+    capsys.readouterr()
+    movie = tmp_path / "play.gif"
+    flags = ["--checkpoint", str(run), "--headless", "--steps", "6", "--record", str(movie)]
+    assert play_atari_hires.main([*flags, "--device", "cpu"]) == 0
+    assert movie.stat().st_size > 1000 and str(run) in capsys.readouterr().out
+
+
+def test_a_frame_is_the_same_in_collecting_evaluating_and_playing(tmp_path, vqvae, world_model):
+    """The recorded actions, played again by the one emulator, give the recorded frames."""
+    out = str(tmp_path)
+    collect_atari.main(["--frames", "400", "--policy", "sticky", "--workers", "1", "--out", out])
+    data = load_game_data(tmp_path / "atari_game_data.npz")
+    env = make_atari_env(config=EmulatorConfig(**data.meta["emulator"]))
+    frame, _ = env.reset()
+    engine = DreamEngine(vqvae, world_model)
+    rows = np.flatnonzero(data.episode_ids == data.episode_ids[0])
+    for row in rows[:-1]:
+        assert np.array_equal(frame, data.frames[row]) and np.array_equal(env.ram, data.ram[row])
+        frame, *_ = env.step(int(data.actions[row]))
+    shown = engine.reset(data.frames[rows[:4]], data.actions[rows[:3]])
+    again = engine.decode(engine.encode(data.frames[rows[3:4]]))[0]
+    assert np.array_equal(shown, again)
