@@ -24,9 +24,11 @@ from v2.data.atari_dataset import (
 )
 from v2.data.policies import STICKY
 from v2.data.recorder import GameJob, record_game
+from v2.dream import DreamEngine
+from v2.eval import truth
 from v2.forks import Forks
 from v2.play_session import HISTORY_FRAMES, PlaySession
-from v2.players import Players, player_names, ram_of_frame
+from v2.players import Players, breakout_ram, player_names
 from v2.recording import HUMAN_SEED_START, EpisodeTape, open_recording
 from v2.replay import Replay
 
@@ -104,7 +106,6 @@ def test_play_and_the_collector_see_the_same_frames(session):
     recorded = record_game(job)[0]
     env = make_atari_env("breakout")
     env.reset()
-    assert (recorded.actions[:3] == recorded.actions[:3]).all()
     first = [env.step(int(action))[0] for action in recorded.actions]
     assert np.array_equal(np.stack(first), recorded.frames[1:])
     actions = [FIRE, RIGHT, RIGHT, LEFT, NOOP] * 8
@@ -237,7 +238,7 @@ def test_the_distances_are_zero_while_the_dream_is_the_game(session):
 
 def test_the_script_sees_in_a_frame_what_it_reads_in_ram(session):
     play(session, [FIRE, *[NOOP] * 12])
-    seen = ram_of_frame("breakout", session.moment.real_frame).astype(int)
+    seen = breakout_ram(session.moment.real_frame).astype(int)
     ram = session.ram.astype(int)
     assert abs(seen[[99, 101, 72]] - ram[[99, 101, 72]]).max() <= 2
 
@@ -256,8 +257,28 @@ def test_the_script_plays_from_frames_alone_better_than_chance(session):
 def test_every_game_has_a_person_and_random_keys():
     assert player_names("breakout") == ("human", "random", "scripted")
     assert player_names("seaquest") == ("human", "random")
+    assert player_names("pong") == ("human", "random", "scripted")
     with pytest.raises(ValueError, match="seaquest has no scripted player"):
         Players("seaquest", ActionMap(["NOOP", "FIRE"]), "scripted", 0)
+
+
+def test_the_script_hands_over_in_a_dream_that_it_cannot_read():
+    session = PlaySession(make_atari_env("pong"), FakeEngine(num_actions=6))
+    actions = ActionMap(session.env.action_meanings)
+    players = Players("pong", actions, "scripted", 0)
+    players.act(session, [])
+    assert players.name == "scripted"
+    session.set_mode("dream")
+    players.act(session, [])
+    assert players.name == "random"
+
+
+def test_a_game_of_18_actions_has_its_combinations_and_no_distances():
+    session = PlaySession(make_atari_env("seaquest"), FakeEngine(num_actions=18))
+    actions = ActionMap(session.env.action_meanings)
+    session.step(actions.action(["UP", "RIGHT", "FIRE"]))
+    assert session.env.action_meanings[session.engine.actions[-1]] == "UPRIGHTFIRE"
+    assert np.isnan(session.divergence.ball_px).all()
 
 
 # Files
@@ -278,6 +299,14 @@ def test_a_recording_holds_every_frame_that_was_written(tmp_path, suffix):
 def test_an_unknown_kind_of_recording_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
         open_recording(tmp_path / "a.avi", 15)
+
+
+def test_a_png_holds_the_last_picture(tmp_path):
+    path = tmp_path / "new" / "last.png"
+    with open_recording(path, 15) as recording:
+        for level in (10, 20):
+            recording.write(np.full((6, 5, 3), level, np.uint8))
+    assert (np.array(Image.open(path)) == 20).all()
 
 
 def count_frames(path: Path) -> int:
@@ -396,6 +425,30 @@ def test_a_stopped_recording_can_be_read(tmp_path, number, code):
         out, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert count_frames(path) == json.loads(out.splitlines()[-1])["steps"] > 0
+
+
+def test_after_a_sync_the_dreamed_ball_goes_on_in_its_direction():
+    """Needs the weights that the repository carries."""
+    try:
+        engine = DreamEngine.load("shipped", device="cpu")
+    except FileNotFoundError as error:
+        pytest.skip(f"no shipped weights: {error}")
+    session = PlaySession(make_atari_env("breakout"), engine)
+    session.set_mode("real")
+    players = Players("breakout", ActionMap(BREAKOUT), "scripted", seed=1)
+    agreeing = []
+    while len(agreeing) < 10:
+        for _ in range(9):
+            session.step(players.act(session, []))
+        balls = truth.read_frames("breakout", np.stack(session.frames)).ball
+        velocity = balls[-1] - balls[-2]
+        if np.isnan(balls).any() or not 30 < balls[-1, 1] < 60:
+            continue
+        session.sync()
+        dreamed = np.stack([engine.step(NOOP) for _ in range(2)])
+        moved = truth.read_frames("breakout", dreamed).ball[-1] - balls[-1]
+        agreeing.append(moved @ velocity > 0.5 * 2 * velocity @ velocity)
+    assert np.mean(agreeing) >= 0.8
 
 
 # Replay

@@ -255,7 +255,16 @@ def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
         (lambda game: game.forks is not None and game.forks.is_done, note),
         (lambda game: game.forks is None and game.num_steps > seen["step"] + 2, keys()),
     )  # fmt: skip
-    assert seen["titles"] == ["real: NOOP", "FIRE", "RIGHT", "LEFT", "dream: NOOP", "FIRE", "RIGHT", "LEFT"]
+    assert seen["titles"] == [
+        "real: NOOP",
+        "FIRE",
+        "RIGHT",
+        "LEFT",
+        "dream: NOOP",
+        "FIRE",
+        "RIGHT",
+        "LEFT",
+    ]
 
 
 def test_a_clip_is_saved_with_its_actions(window, tmp_path):

@@ -44,7 +44,9 @@ def build_parser():
     group.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
     group.add_argument("--steps", type=command_line.non_negative_int, default=0, help="end after "
                        "so many; 0: no end, or 300 headless without --keys")  # fmt: skip
-    group.add_argument("--record", type=Path, metavar="FILE", help="video of all steps: mp4 or gif")
+    group.add_argument("--record", type=Path, metavar="FILE",
+                       help="video of all steps: mp4 or gif; "
+                       "png keeps the last picture")
     group.add_argument("--save-data", type=Path, metavar="FILE.npz",
                        help="save what is played, in the collector's format")  # fmt: skip
     group.add_argument("--clips", type=Path, metavar="DIR", default=Path("recordings"),
@@ -84,7 +86,7 @@ def main(argv=None) -> int:
             window = Window(f"dream of {game}", commands, inputs, args.scale, columns)
             stack.enter_context(window)
         name = args.run or args.checkpoint or "latest"
-        engine = DreamEngine.load(name, game, args.device, args.temperature)
+        engine = DreamEngine.load(name, game, args.device, args.temperature, seed=args.seed)
         print(f"weights: {engine.source}", flush=True)
         stop = stack.enter_context(command_line.StopRequest())
         if args.replay:

@@ -131,7 +131,10 @@ class PlayGame:
             self.session.tape.player = self.players.name
         if self._script:
             return self.session.step, self._script.pop()
-        return self.session.step, self.players.act(self.session, inputs)
+        name, action = self.players.name, self.players.act(self.session, inputs)
+        if name != self.players.name:
+            self._say(f"the script cannot read this dream: {self.players.name} plays")
+        return self.session.step, action
 
     def job_done(self, began: float, ended: float) -> None:
         """Take over what a job has left."""

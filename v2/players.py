@@ -17,7 +17,7 @@ from v2.play_session import PlaySession
 
 def player_names(game: str) -> tuple[str, ...]:
     """Return who can play a game."""
-    has_script = SCRIPTED in MIXES.get(game, ()) and truth.has_truth(game)
+    has_script = SCRIPTED in MIXES.get(game, ())
     return ("human", "random", *(["scripted"] if has_script else []))
 
 
@@ -46,24 +46,24 @@ class Players:
         return self.name
 
     def act(self, session: PlaySession, inputs: Sequence[str]) -> int:
-        """Choose the action of this step; `inputs` are a person's keys."""
-        if self.name == "human":
-            return self.actions.action(inputs)
+        """Choose the action of this step; `inputs` are a person's keys.
+
+        In a dream that it cannot read the script hands over to the random player.
+        """
         ram = session.ram
         if self.name == "scripted" and session.mode == "dream":
-            ram = ram_of_frame(self.game, session.moment.dream_frame)
+            if self.game in FRAME_READERS:
+                ram = FRAME_READERS[self.game](session.moment.dream_frame)
+            else:
+                self.name = "random"
+        if self.name == "human":
+            return self.actions.action(inputs)
         return self._policies[self.name].act(ram)
 
 
-def ram_of_frame(game: str, frame: np.ndarray) -> np.ndarray:
-    """Return the bytes that the scripted player reads, as seen in a frame; uint8 (128,).
-
-    Raises:
-        ValueError: a game whose frames cannot be read.
-    """
-    if game != "breakout":
-        raise ValueError(f"the dreamed frames of {game} cannot be read: the scripts know breakout")
-    objects = truth.read_frames(game, frame[None])
+def breakout_ram(frame: np.ndarray) -> np.ndarray:
+    """Return the bytes that the scripted player reads, as seen in a frame; uint8 (128,)."""
+    objects = truth.read_frames("breakout", frame[None])
     ram = np.zeros(NUM_RAM_BYTES, np.uint8)
     x, y = objects.ball[0] * truth.NATIVE_PIXELS
     if not np.isnan(x):
@@ -73,3 +73,6 @@ def ram_of_frame(game: str, frame: np.ndarray) -> np.ndarray:
     if not np.isnan(paddle):
         ram[72] = np.clip(round(paddle - 8) + 47, 0, 255)
     return ram
+
+
+FRAME_READERS = {"breakout": breakout_ram}

@@ -24,25 +24,26 @@ from v2.files import atomic_path
 # Above the seeds of every collect_atari.py --seed, below those of the gold games.
 HUMAN_SEED_START = 990_000_000
 MAX_PLAY_SEED = 9_999
-VIDEO_SUFFIXES = (".mp4", ".gif")
 MP4_OPTIONS = {"crf": "18", "preset": "veryfast"}
 GIF_TICK_SECONDS = 0.01  # GIF counts time in hundredths of a second
 
 
-def open_recording(path: Path, fps: float) -> "Mp4Recording | GifRecording":
-    """Open a video or an animated picture for writing; it is a context manager.
+def open_recording(path: Path, fps: float) -> "_Recording":
+    """Open a video, an animated picture or a last picture for writing; a context manager.
 
     Raises:
-        ValueError: a suffix other than .mp4 or .gif.
+        ValueError: a suffix other than .mp4, .gif or .png.
     """
+    kinds = {".mp4": Mp4Recording, ".gif": GifRecording, ".png": LastPicture}
     path = Path(path)
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        raise ValueError(f"{path}: a recording ends in {' or '.join(VIDEO_SUFFIXES)}")
-    return (Mp4Recording if path.suffix.lower() == ".mp4" else GifRecording)(path, fps)
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"{path}: a recording ends in {' or '.join(kinds)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return kinds[path.suffix.lower()](path, fps)
 
 
 class _Recording(contextlib.AbstractContextManager):
-    """Count frames; an unused recording leaves no file."""
+    """Count frames; a recording without any leaves no file."""
 
     def __init__(self, path: Path, fps: float):
         self.path, self.fps, self.num_frames = path, fps, 0
@@ -113,6 +114,21 @@ class GifRecording(_Recording):
             first.save(temporary, format="GIF", save_all=True, append_images=others,
                        duration=durations, loop=0, optimize=False)  # fmt: skip
         self._pictures = []
+
+
+class LastPicture(_Recording):
+    """The last picture alone, as PNG."""
+
+    def write(self, picture: np.ndarray) -> None:
+        self._picture = picture
+        self.num_frames += 1
+
+    def close(self) -> None:
+        from PIL import Image
+
+        if self.num_frames:
+            with atomic_path(self.path) as temporary:
+                Image.fromarray(self._picture).save(temporary, format="PNG")
 
 
 def _even(picture: np.ndarray) -> np.ndarray:

@@ -63,30 +63,60 @@ def record(
         first_seed: game seeds are first_seed + 1,000,000 * policy + game.
     """
     shares = np.cumsum([0.0] + [config.share for config in mix])
-    bounds = np.rint(shares * num_frames).astype(int)
+    quotas = np.diff(np.rint(shares * num_frames).astype(int))
+    streams = [
+        _Stream(emulator, config, int(quota), first_seed + SEEDS_PER_POLICY * index)
+        for index, (config, quota) in enumerate(zip(mix, quotas, strict=True))
+    ]
     with _pool(workers) as pool:
-        for index, config in enumerate(mix):
-            quota = int(bounds[index + 1] - bounds[index])
-            seed = first_seed + SEEDS_PER_POLICY * index
-            yield from _record_policy(emulator, config, quota, seed, pool, workers)
+        for index, stream in enumerate(streams):
+            while stream.is_wanting():
+                _submit(streams[index:], pool, workers)
+                yield from stream.take()
 
 
-def _record_policy(emulator, config, quota, seed, pool, workers) -> Iterator[Segment]:
-    max_steps = int(np.clip(quota // GAMES_PER_POLICY, MIN_GAME_STEPS, MAX_GAME_STEPS))
-    pending, game, played = deque(), 0, 0
-    while played < quota:
-        while len(pending) <= workers:
-            job = GameJob(emulator, config, seed + game, max_steps)
-            pending.append(pool(job))
-            game += 1
-        for segment in pending.popleft()():
-            segment = segment.cut(quota - played)
-            if len(segment) < 2:
-                continue
-            played += len(segment)
-            yield segment
-        if quota - played == 1:  # one frame is no episode
-            return
+class _Stream:
+    """The games of one policy, in order; submitted ahead, cut at the policy's share."""
+
+    def __init__(self, emulator: EmulatorConfig, config: PolicyConfig, quota: int, seed: int):
+        self.emulator, self.config, self.quota, self.next_seed = emulator, config, quota, seed
+        self.max_steps = int(np.clip(quota // GAMES_PER_POLICY, MIN_GAME_STEPS, MAX_GAME_STEPS))
+        self.pending: deque = deque()
+        self.num_games = self.num_frames = 0
+
+    def is_wanting(self) -> bool:
+        return self.quota - self.num_frames > 1  # one frame is no episode
+
+    def is_covered(self) -> bool:
+        """Guess whether the games on their way are enough."""
+        length = self.num_frames / self.num_games if self.num_games else self.max_steps
+        return self.num_frames + len(self.pending) * length >= self.quota
+
+    def submit(self, pool) -> None:
+        self.pending.append(
+            pool(GameJob(self.emulator, self.config, self.next_seed, self.max_steps))
+        )
+        self.next_seed += 1
+
+    def take(self) -> Iterator[Segment]:
+        """Wait for the next game and yield what of it is wanted."""
+        self.num_games += 1
+        for segment in self.pending.popleft()():
+            segment = segment.cut(self.quota - self.num_frames)
+            if len(segment) > 1:
+                self.num_frames += len(segment)
+                yield segment
+
+
+def _submit(streams: list[_Stream], pool, workers: int) -> None:
+    """Keep all workers busy, on later policies where the first one has enough."""
+    if not streams[0].pending:
+        streams[0].submit(pool)
+    in_flight = sum(len(stream.pending) for stream in streams)
+    for stream in streams:
+        while in_flight <= workers and not stream.is_covered():
+            stream.submit(pool)
+            in_flight += 1
 
 
 class _pool:

@@ -20,7 +20,8 @@ from v2.data.atari_dataset import DATA_NAME, GameData, data_sha256, game_directo
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.importance import median_frame, rarity_weights
 from v2.device import autocast, choose_device
-from v2.eval.round_trip import ball_round_trip, perplexity, psnr
+from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
+from v2.eval.truth import has_truth, read_frames, read_ram
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.pictures import save_grid
 from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
@@ -156,7 +157,7 @@ class Trainer:
         loss, metrics = self.loss(pixels, output.pixels.float())
         if step >= warmup:
             loss = loss + self.model.config.commitment_weight * output.commitment
-            metrics |= {"commitment": output.commitment.detach()} | _code_use(output.tokens)
+            metrics |= {"commitment": output.commitment.detach()} | _code_use(output.tokens, self.model.config.num_codes)
         loss.backward()
         rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
@@ -193,10 +194,12 @@ class Trainer:
             decoded.append(float_to_frames(self.model.decode(tokens[-1])).cpu().numpy())
         decoded = np.concatenate(decoded)
         held_out = {"held_out_psnr": float(np.mean(psnr(decoded, frames)))}
-        held_out |= {f"held_out_{k}": v for k, v in _code_use(torch.cat(tokens)).items()}
-        held_out |= ball_round_trip(
-            self.data.emulator.game, self.data.ram[self.held_out_rows], decoded, frames
-        )
+        held_out |= {f"held_out_{k}": v for k, v in _code_use(torch.cat(tokens), self.model.config.num_codes).items()}
+        game = self.data.emulator.game
+        if has_truth(game):
+            truth = read_ram(game, self.data.ram[self.held_out_rows])
+            balls = ball_scores(truth, read_frames(game, decoded))
+            held_out |= {f"ball_{k}": balls[k] for k in ("recall", "ghosts", "error_median_px")}
         run.log(self.step, **held_out)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
         shown = np.linspace(0, len(frames) - 1, NUM_PICTURES).astype(int)
@@ -237,9 +240,9 @@ class Trainer:
         print(f"resumed {run.path} at step {self.step}")
 
 
-def _code_use(tokens: torch.Tensor) -> dict:
-    counts = torch.bincount(tokens.flatten(), minlength=1).float()
-    return {"codes_used": int((counts > 0).sum()), "perplexity": perplexity(counts.numpy())}
+def _code_use(tokens: torch.Tensor, num_codes: int) -> dict:
+    shares = code_histogram(tokens.cpu(), num_codes)
+    return {"codes_used": int((shares > 0).sum()), "perplexity": perplexity(shares)}
 
 
 if __name__ == "__main__":
