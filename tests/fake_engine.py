@@ -34,7 +34,7 @@ class FakeEngine:
         time.sleep(self.seconds)
         self.actions.append(action)
         frame = self.history.frame.copy()
-        frame[80, self.history.num_steps % 64] = 40 + 50 * action
+        frame[80, self.history.num_steps % 64] = 40 + 10 * action
         self.history = FakeState(frame, self.history.num_steps + 1)
         return self.frame()
 

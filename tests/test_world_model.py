@@ -29,11 +29,9 @@ def _windows(steps: int, batch: int = 2, seed: int = 0) -> Windows:
 
 
 def _loss(config: LossConfig) -> WorldModelLoss:
-    loss = WorldModelLoss.__new__(WorldModelLoss)
-    loss.config, loss.device, loss.grid = config, torch.device("cpu"), GRID
-    loss.distances = code_distances(torch.randn(32, 8, generator=torch.Generator().manual_seed(5)))
-    loss.rarity = torch.rand(336, generator=torch.Generator().manual_seed(6))
-    return loss
+    codebook = torch.randn(32, 8, generator=torch.Generator().manual_seed(5))
+    rarity = torch.rand(336, generator=torch.Generator().manual_seed(6))
+    return WorldModelLoss(config, codebook, rarity, GRID, torch.device("cpu"))
 
 
 def test_parameters_are_within_the_design():

@@ -10,19 +10,35 @@ import dataclasses
 import hashlib
 import os
 import pickle
+import shutil
+import struct
 import sys
 import zipfile
 from pathlib import Path
 
 import torch
 
-from v2.files import atomic_path, describe_bytes, file_sha256, sync_directory, write_text
+from v2.files import (
+    atomic_path,
+    describe_bytes,
+    file_sha256,
+    sync_directory,
+    temporary_path,
+    write_text,
+)
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 
 FORMAT = 1
 KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
 SHIPPED_DTYPE = torch.float16
+MAX_CONFIG_NUMBER = 4096  # a larger width or depth is a forged config, not a model of ours
+# What reading foreign bytes raises. torch's own texts advise to load unsafely and are not shown.
+FOREIGN_BYTES = (
+    pickle.UnpicklingError, zipfile.BadZipFile, zipfile.zlib.error, struct.error, EOFError, OSError,
+    RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError,
+)  # fmt: skip
 
 
 def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> None:
@@ -40,33 +56,24 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
         **extra,
     }
     path = Path(path)
-    try:
-        with atomic_path(path) as temporary:
-            with open(temporary, "wb") as file:  # given a path, torch hides what went wrong
-                torch.save(state, file)
-            # The sidecar names the new and the old hash, so that it is right whichever of the
-            # two files a kill leaves in place.
-            hashes = [file_sha256(temporary), *_known_hashes(path)[:1]]
-            write_text(_sidecar(path), "".join(f"{h}  {path.name}\n" for h in hashes))
-    except RuntimeError as error:
-        cause = error.__context__
-        while cause and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause:
-            raise OSError(f"cannot write {path}: {cause.strerror}") from error
-        raise
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:  # given a path, torch hides what went wrong
+            _write_state(state, file)
+        _announce(path, file_sha256(temporary))
 
 
 def save_rotating(path: Path, *args, **kwargs) -> None:
-    """Save, keeping the file that was there as `<stem>-1.pt`."""
+    """Save, keeping the file that was there, unless it is damaged, as `<stem>-1.pt`."""
     path = Path(path)
-    if path.exists():
-        previous = previous_path(path)
-        hashes = _known_hashes(path)
-        write_text(_sidecar(previous), "".join(f"{h}  {previous.name}\n" for h in hashes))
-        temporary = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    previous = previous_path(path)
+    if _is_whole(path) and not (previous.exists() and path.samefile(previous)):
+        _announce(previous, file_sha256(path))
+        temporary = temporary_path(previous)
         temporary.unlink(missing_ok=True)
-        os.link(path, temporary)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, temporary)
         os.replace(temporary, previous)
         sync_directory(path.parent)
     save_checkpoint(path, *args, **kwargs)
@@ -88,13 +95,12 @@ def load_checkpoint(path: Path, kind: str) -> dict:
     _check_bytes(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, TypeError,
-            AttributeError, AssertionError, IndexError) as error:  # fmt: skip
+    except FOREIGN_BYTES as error:
         raise ValueError(f"{path} is not a checkpoint of this program") from error
-    if not isinstance(state, dict) or "kind" not in state or "model" not in state:
+    if not isinstance(state, dict) or not {"kind", "format", "config", "model"} <= state.keys():
         raise ValueError(f"{path} is not a checkpoint of this program")
-    if not isinstance(state.get("format"), int) or state["format"] > FORMAT:
-        raise ValueError(f"{path} has format {state.get('format')}, newer than {FORMAT}: update")
+    if not isinstance(state["format"], int) or state["format"] > FORMAT:
+        raise ValueError(f"{path} has format {state['format']}, newer than {FORMAT}: update")
     if state["kind"] != kind:
         raise ValueError(f"{path} is a {state['kind']} checkpoint, not a {kind}")
     return state
@@ -116,29 +122,66 @@ def build_model(state: dict, path: Path) -> torch.nn.Module:
     """Rebuild the model of a loaded checkpoint in float32, in eval mode.
 
     Raises:
-        ValueError: a weight is missing, of another shape, or not finite.
+        ValueError: a weight is missing, of another shape, or not finite; nothing is allocated.
     """
     model_class, config_class = KINDS[state["kind"]]
+    config = state["config"]
+    if not isinstance(config, dict) or any(
+        type(value) not in (int, float) or not abs(value) <= MAX_CONFIG_NUMBER
+        for value in config.values()
+    ):
+        raise ValueError(f"{path}: its config is damaged")
     try:
-        model = model_class(config_class(**state["config"]))
-    except TypeError as error:
+        config = config_class(**config)
+        with torch.device("meta"):
+            planned = model_class(config)
+    except FOREIGN_BYTES as error:
         raise ValueError(f"{path}: its config is of another version ({error})") from error
-    weights = state["model"]
+    _check_weights(state["model"], planned, path)
+    model = model_class(config)
+    model.load_state_dict(state["model"])
+    return model.eval()
+
+
+def restore(model: torch.nn.Module, state: dict, path: Path) -> None:
+    """Put the weights of a loaded checkpoint into a model of the same architecture.
+
+    Raises:
+        ValueError: another architecture, by the fields that differ, or damaged weights.
+    """
+    config, stored = dataclasses.asdict(model.config), state["config"]
+    differing = [
+        f"{key} {stored.get(key)}, now {config.get(key)}"
+        for key in sorted(config.keys() | stored.keys())
+        if config.get(key) != stored.get(key)
+    ]
+    if differing:
+        raise ValueError(f"{path} has another architecture: {'; '.join(differing)}")
+    _check_weights(state["model"], model, path)
+    model.load_state_dict(state["model"])
+
+
+def _check_weights(weights: dict, model: torch.nn.Module, path: Path) -> None:
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path} holds no weights")
     for name, expected in model.state_dict().items():
-        if name not in weights:
+        found = weights.get(name)
+        if found is None:
             raise ValueError(f"{path}: weight {name} is missing")
-        if weights[name].shape != expected.shape:
+        if not isinstance(found, torch.Tensor) or found.layout != torch.strided:
+            raise ValueError(f"{path}: weight {name} is no plain tensor")
+        if found.is_floating_point() != expected.is_floating_point() or found.is_complex():
+            raise ValueError(f"{path}: weight {name} is {found.dtype}, not {expected.dtype}")
+        if found.shape != expected.shape:
             raise ValueError(
-                f"{path}: weight {name} is {tuple(weights[name].shape)}, "
+                f"{path}: weight {name} is {tuple(found.shape)}, "
                 f"its config says {tuple(expected.shape)}"
             )
-        if not torch.isfinite(weights[name]).all():
+        if not torch.isfinite(found).all():
             raise ValueError(f"{path}: weight {name} is not finite")
-    unknown = set(weights) - set(model.state_dict())
+    unknown = weights.keys() - model.state_dict().keys()
     if unknown:
-        raise ValueError(f"{path}: weight {sorted(unknown)[0]} is unknown")
-    model.load_state_dict(weights)
-    return model.eval()
+        raise ValueError(f"{path}: weight {sorted(map(str, unknown))[0]} is unknown")
 
 
 def load_vqvae(path: Path) -> tuple[VQVAE, dict]:
@@ -148,16 +191,19 @@ def load_vqvae(path: Path) -> tuple[VQVAE, dict]:
     return model, {key: value for key, value in state.items() if key != "model"}
 
 
-def load_world_model(path: Path, vqvae_sha256: str | None = None) -> tuple[TemporalWorldModel, dict]:
+def load_world_model(
+    path: Path, vqvae_sha256: str | None = None
+) -> tuple[TemporalWorldModel, dict]:
     """Load a world model, with its averaged weights where it has them.
 
     Args:
         vqvae_sha256: the tokenizer it is to work with; another one is refused.
     """
     state = load_checkpoint(path, "world_model")
-    if vqvae_sha256 and state["vqvae_sha256"] != vqvae_sha256:
+    known = str(state.get("vqvae_sha256"))
+    if vqvae_sha256 and known != vqvae_sha256:
         raise ValueError(
-            f"{path} was trained on the tokens of VQ-VAE {state['vqvae_sha256'][:12]}, "
+            f"{path} was trained on the tokens of VQ-VAE {known[:12]}, "
             f"not of {vqvae_sha256[:12]}: use the VQ-VAE of its own run"
         )
     if state.get("ema"):
@@ -186,13 +232,15 @@ def model_sha256(model: torch.nn.Module) -> str:
 
 
 def _check_bytes(path: Path) -> None:
-    looks = f"{path} is not a checkpoint ({describe_bytes(path)})"
     try:
         with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+            size = sum(member.file_size for member in members)
+            if any(m.compress_type for m in members) or size > path.stat().st_size:
+                raise zipfile.BadZipFile("compressed or overlapping members")  # a zip bomb
             damaged = file.testzip()  # torch.load does not compare the checksums
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, RuntimeError,
-            zipfile.zlib.error) as error:  # fmt: skip
-        raise ValueError(looks) from error
+    except FOREIGN_BYTES as error:
+        raise ValueError(f"{path} is not a checkpoint ({describe_bytes(path)})") from error
     if damaged:
         raise ValueError(f"{path} is damaged: checksum mismatch in {damaged}")
     known = _known_hashes(path)
@@ -200,12 +248,55 @@ def _check_bytes(path: Path) -> None:
         raise ValueError(f"{path} is damaged: checksum mismatch with {_sidecar(path).name}")
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        _check_bytes(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _write_state(state: dict, file) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        cause = error.__context__
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        needed = sum(_num_bytes(value) for value in state.values()) / 1e6
+        raise OSError(cause.errno, f"{cause.strerror}, {needed:.0f} MB needed") from error
+
+
+def _num_bytes(value) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return 0
+    return sum(map(_num_bytes, value))
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
+
+
+def _announce(path: Path, new: str) -> None:
+    """Write the sidecar of a file that is about to be replaced.
+
+    It names the new and the old hash, so that it is right whichever file a kill leaves in place.
+    """
+    hashes = {new: None}
+    if path.exists() and (old := file_sha256(path)) in _known_hashes(path):
+        hashes[old] = None
+    write_text(_sidecar(path), "".join(f"{digest}  {path.name}\n" for digest in hashes))
 
 
 def _known_hashes(path: Path) -> list[str]:
     sidecar = _sidecar(path)
     if not sidecar.exists():
         return []
-    return [line.split()[0] for line in sidecar.read_text(encoding="utf-8").splitlines() if line]
+    text = sidecar.read_text(encoding="utf-8", errors="replace")
+    return [line.split()[0] for line in text.splitlines() if line.strip()]

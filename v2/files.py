@@ -5,9 +5,15 @@ its bytes are on the disk; whatever happens before, the old file stays. Knows no
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
+import tempfile
 from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -15,15 +21,66 @@ def atomic_path(path: Path):
     """Yield a temporary path to write; fsync and move it to `path` when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sweep_temporaries(path.parent, path.name)
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise OSError(
+            f"cannot write {path}: {error.strerror}; free some space, what was there is kept"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return this process's temporary name for a file, in the same folder."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def sweep_temporaries(directory: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed processes left, of one file or of all."""
+    for stray in Path(directory).glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
+        process = stray.name.split(".")[-2]
+        if not process.isdigit() or not is_alive(int(process)):
+            stray.unlink(missing_ok=True)
+
+
+def is_alive(process: int) -> bool:
+    """Tell whether a process of this id runs on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def check_writable(directory: Path) -> None:
+    """Make sure that files can be made in a folder, before any work is done for them.
+
+    Raises:
+        PermissionError, NotADirectoryError, OSError: with the folder.
+    """
+    directory = Path(directory)
+    there = directory
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write to {directory}: {there} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        kind = PermissionError if error.errno in FORBIDDEN else OSError
+        raise kind(f"cannot write to {there}: {error.strerror}; name another folder") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,7 +5,6 @@ numbers with square pixels, as gymnasium shows them, so every model pixel stays 
 drawing serves the window, recordings and screenshots. Knows no torch, no games and no events.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,26 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pygame
 
+from v2.pen import COLORS, Pen
+
 FRAME_HEIGHT, FRAME_WIDTH = 84, 64
 MAX_SCALE = 16
 MARGIN, GAP, HEADER, LABEL, FOOTER, HINT = 24, 20, 54, 34, 168, 34  # at unit 1
 MIN_WIDTH = 690  # what header and footer need at unit 1
-OVERSAMPLING = 4
+WIDEST = 1.2  # how much wider than its frames need a picture may be, for the chart
 CURVE_STEPS = 300  # the last 20 seconds
-
-COLORS = {
-    "background": (13, 16, 22),
-    "panel": (21, 26, 34),
-    "line": (43, 51, 63),
-    "text": (230, 236, 243),
-    "dim": (139, 150, 165),
-    "real": (86, 204, 138),
-    "dream": (178, 140, 255),
-    "tokens": (178, 140, 255),
-    "ball": (255, 170, 84),
-    "paddle": (96, 176, 255),
-    "alarm": (255, 99, 99),
-}
 
 
 @dataclass(frozen=True)
@@ -119,9 +106,10 @@ def draw(surface: pygame.Surface, view: View) -> None:
     scale = largest_scale(*shape, surface.get_size(), view.has_footer)
     unit = _unit(view.columns, scale)
     width, height = picture_size(*shape, scale, view.has_footer)
+    width = min(surface.get_width(), round(width * WIDEST))
     left, top = (surface.get_width() - width) // 2, (surface.get_height() - height) // 2
     surface.fill(COLORS["background"])
-    pen = _Pen(surface, unit)
+    pen = Pen(surface, unit)
     margin = round(MARGIN * unit)
     inner = pygame.Rect(left + margin, top, width - 2 * margin, height)
     _draw_header(pen, inner, view)
@@ -135,66 +123,7 @@ def draw(surface: pygame.Surface, view: View) -> None:
         _draw_help(pen, inner, view.help)
 
 
-class _Pen:
-    """Text and shapes in one size unit."""
-
-    def __init__(self, surface: pygame.Surface, unit: float):
-        self.surface, self.unit = surface, unit
-
-    def px(self, length: float) -> int:
-        return round(length * self.unit)
-
-    def text(self, text: str, position, size=16, color="text", anchor="left") -> pygame.Rect:
-        """Write a line whose vertical middle is at `position`; return where it stands."""
-        image = _text(text, self.px(size), color)
-        rect = image.get_rect()
-        places = {"left": "midleft", "right": "midright", "middle": "center"}
-        setattr(rect, places[anchor], position)
-        return self.surface.blit(image, rect)
-
-    def width(self, text: str, size=16) -> int:
-        return _text(text, self.px(size), "text").get_width()
-
-    def dot(self, center, radius: float, color: str) -> None:
-        image = _dot(self.px(radius), color)
-        self.surface.blit(image, image.get_rect(center=center))
-
-    def box(self, rect, color="panel", radius=8, width=0) -> None:
-        pygame.draw.rect(self.surface, COLORS[color], rect, width, border_radius=self.px(radius))
-
-    def fitted(self, text: str, width: int, size=16) -> str:
-        """Shorten a text to a width."""
-        if self.width(text, size) <= width:
-            return text
-        while text and self.width(text + "…", size) > width:
-            text = text[:-1]
-        return text + "…"
-
-
-@functools.lru_cache(maxsize=512)
-def _text(text: str, size: int, color: str) -> pygame.Surface:
-    """Draw a line large and shrink it: even spacing where hinting at small sizes has none."""
-    image = _font(size * OVERSAMPLING).render(text, True, COLORS[color])
-    width, height = (math.ceil(length / OVERSAMPLING) for length in image.get_size())
-    return pygame.transform.smoothscale(image, (width, height))
-
-
-@functools.lru_cache(maxsize=32)
-def _font(size: int) -> pygame.font.Font:
-    pygame.font.init()
-    return pygame.font.Font(None, size)
-
-
-@functools.lru_cache(maxsize=32)
-def _dot(radius: int, color: str) -> pygame.Surface:
-    side = 2 * radius * OVERSAMPLING
-    image = pygame.Surface((side, side), pygame.SRCALPHA)
-    image.fill((*COLORS[color], 0))
-    pygame.draw.circle(image, COLORS[color], (side // 2, side // 2), side // 2)
-    return pygame.transform.smoothscale(image, (2 * radius, 2 * radius))
-
-
-def _draw_header(pen: _Pen, area: pygame.Rect, view: View) -> None:
+def _draw_header(pen: Pen, area: pygame.Rect, view: View) -> None:
     middle = area.y + pen.px(HEADER * 0.52)
     title = pen.text(view.title, (area.x, middle), 28)
     right = area.right
@@ -209,7 +138,7 @@ def _draw_header(pen: _Pen, area: pygame.Rect, view: View) -> None:
     pen.text(subtitle, (start, middle + pen.px(3)), 16, "dim")
 
 
-def _draw_panes(pen: _Pen, area: pygame.Rect, view: View, scale: int) -> None:
+def _draw_panes(pen: Pen, area: pygame.Rect, view: View, scale: int) -> None:
     frame_size = (FRAME_WIDTH * scale, FRAME_HEIGHT * scale)
     gap = pen.px(_gap(view.columns))
     row_width = view.columns * frame_size[0] + (view.columns - 1) * gap
@@ -234,7 +163,7 @@ def _draw_panes(pen: _Pen, area: pygame.Rect, view: View, scale: int) -> None:
         pen.surface.blit(pygame.transform.scale(image, frame_size), rect)
 
 
-def _draw_footer(pen: _Pen, area: pygame.Rect, view: View) -> None:
+def _draw_footer(pen: Pen, area: pygame.Rect, view: View) -> None:
     keys = pygame.Rect(area.x, area.y, pen.px(150), area.h)
     stats = pygame.Rect(keys.right + pen.px(12), area.y, pen.px(196), area.h)
     chart = pygame.Rect(stats.right + pen.px(12), area.y, 0, area.h)
@@ -245,7 +174,7 @@ def _draw_footer(pen: _Pen, area: pygame.Rect, view: View) -> None:
         _draw_chart(pen, chart, view)
 
 
-def _draw_keys(pen: _Pen, area: pygame.Rect, view: View) -> None:
+def _draw_keys(pen: Pen, area: pygame.Rect, view: View) -> None:
     pen.box(area)
     side, gap = pen.px(30), pen.px(4)
     middle, top = area.centerx, area.y + pen.px(14)
@@ -271,7 +200,7 @@ def _draw_keys(pen: _Pen, area: pygame.Rect, view: View) -> None:
     pen.text(view.action, (middle, area.bottom - pen.px(18)), 19, "text", "middle")
 
 
-def _draw_stats(pen: _Pen, area: pygame.Rect, stats) -> None:
+def _draw_stats(pen: Pen, area: pygame.Rect, stats) -> None:
     pen.box(area)
     step = (area.h - pen.px(16)) / max(len(stats), 6)
     for index, (label, value) in enumerate(stats):
@@ -280,7 +209,7 @@ def _draw_stats(pen: _Pen, area: pygame.Rect, stats) -> None:
         pen.text(value, (area.right - pen.px(12), y), 16, "text", "right")
 
 
-def _draw_chart(pen: _Pen, area: pygame.Rect, view: View) -> None:
+def _draw_chart(pen: Pen, area: pygame.Rect, view: View) -> None:
     pen.box(area)
     line = area.y + pen.px(16)
     pen.text(view.chart_title, (area.x + pen.px(12), line), 16, "dim")
@@ -311,7 +240,7 @@ def _axis_top(curves: Sequence[Curve], axis: str) -> float:
     return next((top for top in (4, 10, 20, 40, 60) if largest <= top), 100)
 
 
-def _draw_curve(pen: _Pen, plot: pygame.Rect, values, top: float, color) -> None:
+def _draw_curve(pen: Pen, plot: pygame.Rect, values, top: float, color) -> None:
     num_steps = max(60, len(values))
     piece: list[tuple[float, float]] = []
     for index, value in enumerate([*values, math.nan]):
@@ -326,14 +255,14 @@ def _draw_curve(pen: _Pen, plot: pygame.Rect, values, top: float, color) -> None
         piece = []
 
 
-def _draw_hint(pen: _Pen, area: pygame.Rect, view: View) -> None:
+def _draw_hint(pen: Pen, area: pygame.Rect, view: View) -> None:
     middle = area.y + pen.px(15)
     notice = pen.text(view.notice, (area.right, middle), 16, "ball", "right")
     space = notice.x - area.x - pen.px(16) if view.notice else area.w
     pen.text(pen.fitted(view.hint, space), (area.x, middle), 16, "dim")
 
 
-def _draw_help(pen: _Pen, area: pygame.Rect, rows) -> None:
+def _draw_help(pen: Pen, area: pygame.Rect, rows) -> None:
     line = pen.px(25)
     size = (min(area.w, pen.px(470)), line * (len(rows) + 1) + pen.px(28))
     box = pygame.Rect((0, 0), size)

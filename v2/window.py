@@ -7,7 +7,7 @@ loses focus are released. A display that nobody can see is refused. Knows no tor
 import pygame
 
 from v2.controls import HeldInputs
-from v2.render import View, draw, largest_scale, picture_size
+from v2.render import WIDEST, View, draw, largest_scale, picture_size
 
 UNSEEN_DRIVERS = ("dummy", "offscreen")
 SCREEN_SHARE = 0.88  # of the desktop that a new window may take
@@ -56,10 +56,11 @@ class Window:
         self.has_seen_key = False
         if not scale:
             desktop = pygame.display.get_desktop_sizes()[0]
-            room = tuple(int(length * SCREEN_SHARE) for length in desktop)
+            room = (int(desktop[0] * SCREEN_SHARE / WIDEST), int(desktop[1] * SCREEN_SHARE))
             scale = max(2, min(8, largest_scale(columns, 1, room)))
         pygame.display.set_caption(title)
-        size = picture_size(columns, 1, scale)
+        width, height = picture_size(columns, 1, scale)
+        size = (round(width * WIDEST), height)  # forks of four actions fit, at half the scale
         self.surface = pygame.display.set_mode(size, pygame.RESIZABLE)
 
     def __enter__(self) -> "Window":

@@ -17,6 +17,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
+from v2.data.checks import check_splits, check_steps
 from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.npz import read_npz, write_npz
 
@@ -136,14 +137,20 @@ def make_atari_env(game: str = "breakout", config: EmulatorConfig | None = None)
     _register()
     config = config or EmulatorConfig(game=game)
     name = "".join(part.capitalize() for part in config.game.split("_"))
-    env = gymnasium.make(
-        f"ALE/{name}-v5",
-        obs_type="rgb",
-        frameskip=1 if config.max_pool else config.frameskip,
-        repeat_action_probability=config.repeat_action_probability,
-        full_action_space=config.full_action_space,
-        disable_env_checker=True,
-    )
+    try:
+        env = gymnasium.make(
+            f"ALE/{name}-v5",
+            obs_type="rgb",
+            frameskip=1 if config.max_pool else config.frameskip,
+            repeat_action_probability=config.repeat_action_probability,
+            full_action_space=config.full_action_space,
+            disable_env_checker=True,
+        )
+    except (gymnasium.error.Error, OSError) as error:
+        raise FileNotFoundError(
+            f"no ROM of {config.game} ({' '.join(str(error).split())}): ale-py carries it; "
+            "unset ALE_ROMS_DIR, or pip install --force-reinstall -r requirements.txt"
+        ) from error
     return AtariFrameEnv(env, config)
 
 
@@ -157,6 +164,9 @@ ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
     "has_action": (np.bool_, ()),
     "ram": (np.uint8, (NUM_RAM_BYTES,)),
 }
+
+
+META_FIELDS = {"emulator": dict, "action_meanings": list, "episodes": list, "sha256": dict}
 
 
 @dataclass
@@ -208,13 +218,16 @@ def load_game_data(path: Path) -> GameData:
     """
     parts = [_load_one(part) for part in data_paths(path)]
     if len(parts) == 1:
-        return parts[0]
+        return _checked(path, parts[0])
+    for key in ("emulator", "action_meanings", "policy", "seed"):
+        if any(part.meta.get(key) != parts[0].meta.get(key) for part in parts):
+            raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ARRAY_FIELDS}
     meta = parts[0].meta | {
         "episodes": [episode for part in parts for episode in part.meta["episodes"]],
         "shards": [part.meta["sha256"] for part in parts],
     }
-    return GameData(**joined, meta=meta)
+    return _checked(path, GameData(**joined, meta=meta))
 
 
 def data_paths(path: Path) -> list[Path]:
@@ -231,13 +244,19 @@ def data_paths(path: Path) -> list[Path]:
 
 
 def _load_one(path: Path) -> GameData:
-    arrays, meta = read_npz(path, ARRAY_FIELDS)
-    if (arrays["actions"] >= len(meta["action_meanings"])).any():
-        raise ValueError(
-            f"{path}: action {arrays['actions'].max()} of a game with "
-            f"{len(meta['action_meanings'])} actions; collect the data again"
-        )
+    arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
+    check_steps(path, arrays, meta)
+    try:
+        EmulatorConfig(**meta["emulator"])
+    except TypeError as error:
+        raise ValueError(f"{path}: emulator settings of another version ({error})") from error
     return GameData(**arrays, meta=meta)
+
+
+def _checked(path: Path, data: GameData) -> GameData:
+    splits = {episode["id"]: split_of_game(episode["seed"]) for episode in data.meta["episodes"]}
+    check_splits(path, data.episode_ids, (data.ram, data.actions), splits)
+    return data
 
 
 def array_sha256(array: np.ndarray) -> str:

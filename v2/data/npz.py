@@ -5,7 +5,10 @@ nothing is allocated before the headers have been checked, and nothing is unpick
 Knows nothing of games or tokens.
 """
 
+import contextlib
 import json
+import struct
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -13,103 +16,157 @@ import numpy as np
 
 from v2.files import atomic_path, describe_bytes
 
-MAX_MEMBER_BYTES = 64 << 30
+MAX_MEMBER_BYTES, MAX_META_BYTES = 64 << 30, 64 << 20
+MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032
+ROWS_AT_ONCE = 512
+# What reading foreign bytes raises; numpy's own texts advise to unpickle and are not shown.
+FOREIGN_BYTES = (
+    zipfile.BadZipFile, zipfile.zlib.error, struct.error, tokenize.TokenError, SyntaxError,
+    EOFError, OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError,
+)  # fmt: skip
+
+
+class BadFileError(ValueError):
+    """A file that is refused, with its path and what to do."""
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     """Write arrays and meta as one compressed npz, atomically."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays, meta=np.array(json.dumps(meta)))
 
 
-def read_meta(path: Path) -> dict:
-    """Read the meta alone."""
-    with _open(path) as file:
-        return _read_meta(file, path)
+def read_meta(path: Path, required: dict[str, type] | None = None) -> dict:
+    """Read the meta alone; see `read_npz`."""
+    with _opened(path) as file:
+        return _read_meta(file, path, required)
 
 
-def read_npz(path: Path, fields: dict[str, tuple]) -> tuple[dict[str, np.ndarray], dict]:
+def read_npz(
+    path: Path, fields: dict[str, tuple], required: dict[str, type] | None = None
+) -> tuple[dict[str, np.ndarray], dict]:
     """Read the named arrays and the meta.
 
     Args:
         fields: name -> (dtype, shape after the first axis); first axes must agree.
+        required: entries that the meta must have, with their types.
     Raises:
         FileNotFoundError, ValueError: with the path and what is wrong.
     """
-    with _open(path) as file:
-        meta = _read_meta(file, path)
+    with _opened(path) as file:
+        meta = _read_meta(file, path, required)
         lengths = {name: _checked_length(file, path, name, *fields[name]) for name in fields}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"{path}: arrays of different lengths {lengths}; make the file again")
-        try:
-            arrays = {name: _read_member(file, name) for name in fields}
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError, zipfile.zlib.error) as error:
-            raise ValueError(f"{path} is damaged ({error}); make the file again") from error
-    return arrays, meta
+            raise BadFileError(f"{path}: arrays of different lengths {lengths}; make it again")
+        return {name: _read_member(file, name) for name in fields}, meta
 
 
-def _open(path: Path) -> zipfile.ZipFile:
+def read_rows(path: Path, name: str, dtype, tail: tuple, rows: np.ndarray) -> np.ndarray:
+    """Read some rows of one array, in order, without holding the others in memory.
+
+    Args:
+        rows: ascending indices.
+    """
+    with _opened(path) as file:
+        length = _checked_length(file, path, name, dtype, tail)
+        assert len(rows) == 0 or (0 <= rows[0] and rows[-1] < length)
+        picked = np.empty((len(rows), *tail), dtype)
+        row_bytes = picked[:1].nbytes or 1
+        with file.open(f"{name}.npy") as member:
+            _skip_header(member)
+            for first in range(0, length, ROWS_AT_ONCE):
+                count = min(ROWS_AT_ONCE, length - first)
+                low, high = np.searchsorted(rows, (first, first + count))
+                block = member.read(count * row_bytes)
+                if low < high:
+                    block = np.frombuffer(block, dtype).reshape(count, *tail)
+                    picked[low:high] = block[rows[low:high] - first]
+    return picked
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    """Open a zip; whatever its bytes make fail while it is read becomes one line."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not an npz file ({describe_bytes(path)})") from error
+        file = zipfile.ZipFile(path)
+    except FOREIGN_BYTES as error:
+        raise BadFileError(f"{path} is not an npz file ({describe_bytes(path)})") from error
+    with file:
+        try:
+            yield file
+        except BadFileError:
+            raise
+        except zipfile.BadZipFile as error:
+            raise BadFileError(f"{path} is damaged ({error}); make the file again") from error
+        except FOREIGN_BYTES as error:
+            raise BadFileError(f"{path} is damaged; make the file again") from error
 
 
-def _read_meta(file: zipfile.ZipFile, path: Path) -> dict:
-    try:
-        _check_member(file, path, "meta")
-        meta = json.loads(str(_read_member(file, "meta")))
-    except ValueError as error:
-        raise ValueError(f"{path} has no readable meta ({error}); make the file again") from error
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, zipfile.zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); make the file again") from error
+def _read_meta(file: zipfile.ZipFile, path: Path, required: dict[str, type] | None) -> dict:
+    _, dtype = _check_member(file, path, "meta", MAX_META_BYTES)
+    if dtype.kind != "U":
+        raise BadFileError(f"{path}: meta is {dtype}, not text; make the file again")
+    meta = json.loads(str(_read_member(file, "meta")))
     if not isinstance(meta, dict):
-        raise ValueError(f"{path}: meta is {type(meta).__name__}, not a table; make the file again")
+        raise BadFileError(f"{path}: meta is no table; make the file again")
+    for key, kind in (required or {}).items():
+        if not isinstance(meta.get(key), kind):
+            raise BadFileError(
+                f"{path}: {key!r} of its meta must be a {kind.__name__}, got "
+                f"{str(meta.get(key))[:40]!r}; make the file again"
+            )
     return meta
 
 
-def _check_member(file: zipfile.ZipFile, path: Path, name: str) -> tuple[tuple, np.dtype]:
+def _check_member(
+    file: zipfile.ZipFile, path: Path, name: str, max_bytes: int = MAX_MEMBER_BYTES
+) -> tuple[tuple, np.dtype]:
     """Return shape and dtype from the header, and refuse what the file cannot hold."""
     try:
         info = file.getinfo(f"{name}.npy")
     except KeyError:
-        raise ValueError(f"{path} has no array {name!r}; make the file again") from None
+        raise BadFileError(f"{path} has no array {name!r}; make the file again") from None
     try:
         with file.open(info) as member:
-            version = np.lib.format.read_magic(member)
-            if version == (1, 0):
-                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-            else:
-                shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+            shape, dtype = _skip_header(member)
             header_bytes = member.tell()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, zipfile.zlib.error,
-            ValueError, RuntimeError) as error:  # fmt: skip
-        raise ValueError(f"{path}: array {name!r} is damaged ({error})") from error
+    except (*FOREIGN_BYTES, MemoryError) as error:  # nested brackets exhaust the parser
+        raise BadFileError(f"{path}: array {name!r} is damaged; make the file again") from error
     if dtype.hasobject:
-        raise ValueError(f"{path}: array {name!r} holds Python objects, which are never loaded")
+        raise BadFileError(f"{path}: array {name!r} holds Python objects, which are never loaded")
     num_bytes = dtype.itemsize
     for size in shape:
         num_bytes *= size
-    if num_bytes + header_bytes != info.file_size or num_bytes > MAX_MEMBER_BYTES:
-        raise ValueError(
-            f"{path}: array {name!r} claims {num_bytes} bytes and holds {info.file_size}"
-        )
-    if info.file_size > 1100 * max(info.compress_size, 1):  # deflate cannot shrink further
-        raise ValueError(f"{path}: array {name!r} claims more than its compressed bytes can hold")
+    is_held = num_bytes + header_bytes == info.file_size and 0 <= num_bytes <= max_bytes
+    is_held &= info.file_size <= MAX_DEFLATE_RATIO * max(info.compress_size, 1)
+    is_held &= info.header_offset + info.compress_size <= Path(path).stat().st_size
+    if not is_held:
+        raise BadFileError(f"{path}: array {name!r} claims {num_bytes} bytes, which it cannot hold")
     return shape, dtype
 
 
 def _checked_length(file, path, name, dtype, tail) -> int:
     shape, found = _check_member(file, path, name)
     if found != np.dtype(dtype) or len(shape) != 1 + len(tail) or shape[1:] != tuple(tail):
-        raise ValueError(
+        raise BadFileError(
             f"{path}: array {name!r} must be {np.dtype(dtype)} (M{''.join(f', {n}' for n in tail)})"
             f", got {found} {shape}"
         )
     return shape[0]
+
+
+def _skip_header(member) -> tuple[tuple, np.dtype]:
+    if np.lib.format.read_magic(member) == (1, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+    else:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(member)
+    if is_fortran and len(shape) > 1:
+        raise ValueError("arrays are stored row by row")
+    return shape, dtype
 
 
 def _read_member(file: zipfile.ZipFile, name: str) -> np.ndarray:

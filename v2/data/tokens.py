@@ -15,12 +15,14 @@ from tqdm import tqdm
 from v2.checkpoint import model_sha256
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
+    META_FIELDS,
     EmulatorConfig,
     array_sha256,
     data_paths,
     data_sha256,
     rows_of_split,
 )
+from v2.data.checks import check_steps
 from v2.data.frames import frames_to_float
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.device import autocast
@@ -61,22 +63,43 @@ class TokenData:
     def save(self, path: Path) -> None:
         arrays = {"tokens": self.tokens} | {name: getattr(self, name) for name in STEP_FIELDS}
         hashes = {name: array_sha256(array) for name, array in arrays.items()}
+        check_target(path)
         write_npz(path, arrays, self.meta | {"sha256": hashes})
+
+
+def check_target(path: Path) -> None:
+    """Refuse to write tokens over a file that holds something else.
+
+    Raises:
+        ValueError, FileExistsError: with the path.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: a token file ends in .npz")
+    if path.exists() and "vqvae_sha256" not in read_meta(path):
+        raise FileExistsError(f"{path} is there and holds no tokens: name another file")
+
+
+def staleness(path: Path, vqvae: VQVAE, data: Path) -> str:
+    """Say why a token file is not of this VQ-VAE and data; empty where it is."""
+    check_target(path)
+    meta = read_meta(path)
+    wanted = {"vqvae_sha256": model_sha256(vqvae), "data_sha256": _data_sha256(data_paths(data))}
+    for name, (key, digest) in zip(("VQ-VAE", "data"), wanted.items(), strict=True):
+        if meta.get(key) != digest:
+            return f"it is of {name} {str(meta.get(key))[:12]}, not {digest[:12]}"
+    return ""
 
 
 def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
     """Load a token file; None where it is missing or was made from other data or weights."""
-    if not Path(path).exists():
-        return None
-    meta = read_meta(path)
-    if meta.get("vqvae_sha256") != model_sha256(vqvae):
-        return None
-    if meta.get("data_sha256") != _data_sha256(data_paths(data)):
+    if not Path(path).exists() or staleness(path, vqvae, data):
         return None
     num_positions = vqvae.config.grid[0] * vqvae.config.grid[1]
     fields = {"tokens": (np.uint8, (num_positions,))} | {n: ARRAY_FIELDS[n] for n in STEP_FIELDS}
-    arrays, meta = read_npz(path, fields)
-    if arrays["tokens"].max() >= vqvae.config.num_codes:
+    arrays, meta = read_npz(path, fields, META_FIELDS)
+    check_steps(path, arrays, meta)
+    if arrays["tokens"].max(initial=0) >= vqvae.config.num_codes:
         raise ValueError(
             f"{path}: token {arrays['tokens'].max()} of a codebook of {vqvae.config.num_codes}; "
             "make the file again"
@@ -91,10 +114,10 @@ def tokenize(
     """Tokenize a data file shard by shard; None when `stop` became true."""
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
     paths, parts, episodes, meta = data_paths(data), [], [], {}
-    total = sum(episode["frames"] for path in paths for episode in read_meta(path)["episodes"])
+    total = sum(episode["frames"] for path in paths for episode in read_meta(path, META_FIELDS)["episodes"])
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
         for path in paths:
-            arrays, meta = read_npz(path, ARRAY_FIELDS)
+            arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
             episodes += meta["episodes"]
             tokens = []
             for frames in np.array_split(arrays["frames"], -(-len(arrays["frames"]) // batch_size)):
@@ -141,7 +164,7 @@ def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.
 
 
 def _data_sha256(paths: list[Path]) -> str:
-    metas = [read_meta(path) for path in paths]
+    metas = [read_meta(path, META_FIELDS) for path in paths]
     if len(metas) == 1:
         return data_sha256(metas[0])
     return data_sha256({"shards": [meta["sha256"] for meta in metas]})

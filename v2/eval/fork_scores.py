@@ -80,7 +80,7 @@ def _paddles(forks: Forks, dreamed: np.ndarray, h: int) -> tuple[np.ndarray, np.
 
 
 def _by_paddle(dreamed: np.ndarray, real: np.ndarray):
-    """Return right (F, A), number of branches (F,) and whether a fork counts (F,)."""
+    """Return right (F, A), each action's branch (F, A) and whether a fork counts (F,)."""
     order = real.argsort(1)
     gaps = np.diff(np.take_along_axis(real, order, 1), axis=1) > SAME_PLACE_PX
     ranks = np.concatenate([np.zeros((len(real), 1), int), gaps.cumsum(1)], 1)
@@ -90,8 +90,7 @@ def _by_paddle(dreamed: np.ndarray, real: np.ndarray):
     lost = np.isnan(dreamed)
     nearest = np.nan_to_num(distances, nan=0).argmin(2)
     right = (np.take_along_axis(branch, nearest, 1) == branch) & ~lost
-    num_branches = ranks[:, -1] + 1
-    return right, num_branches, num_branches >= MIN_BRANCHES[True]
+    return right, branch, ranks[:, -1] + 1 >= MIN_BRANCHES[True]
 
 
 def _by_pixels(dreamed: np.ndarray, real: np.ndarray):
@@ -99,19 +98,23 @@ def _by_pixels(dreamed: np.ndarray, real: np.ndarray):
     flat_dreamed = dreamed.reshape(count, num_actions, -1).astype(np.float32)
     flat_real = real.reshape(count, num_actions, -1).astype(np.float32)
     right = np.zeros((count, num_actions), bool)
-    num_branches = np.zeros(count, int)
+    branches = np.zeros((count, num_actions), int)
     for f in range(count):
         errors = ((flat_dreamed[f][:, None] - flat_real[f][None]) ** 2).sum(-1)  # (A, A)
         _, branch = np.unique(flat_real[f], axis=0, return_inverse=True)
         branch = branch.reshape(-1)
         right[f] = branch[errors.argmin(1)] == branch
-        num_branches[f] = branch.max() + 1
-    return right, num_branches, num_branches >= MIN_BRANCHES[False]
+        branches[f] = branch
+    return right, branches, branches.max(1) + 1 >= MIN_BRANCHES[False]
 
 
-def _branch_rows(name, h, forks: Forks, right, num_branches, counts) -> Scores:
+def _branch_rows(name, h, forks: Forks, right, branches, counts) -> Scores:
+    """Every branch counts alike, however many actions lead to it: else standing still pays."""
     episodes = forks.episodes[counts]
-    row = mean_metric(right[counts].mean(1), episodes)
+    same = branches[:, :, None] == branches[:, None, :]  # (F, A, A)
+    num_branches = branches.max(1) + 1
+    share = (right / same.sum(2)).sum(1) / num_branches
+    row = mean_metric(share[counts], episodes)
     row.baselines["chance"] = mean_metric(1 / num_branches[counts], episodes)
     left_out = Metric(float((~counts).sum()), num_samples=len(counts))
     return {f"forks/{name}@{h}": row, f"forks/{name}_left_out@{h}": left_out}

@@ -40,13 +40,7 @@ def rollout_scores(
             scores |= _other_rows(reader, h)
         scores["rollout/ball_half_life"] = _half_life_row(reader)
         scores |= _stratum_rows(reader, horizons)
-    return dict(sorted(scores.items(), key=lambda item: _order(item[0])))
-
-
-def _order(name: str):
-    stem, _, horizon = name.partition("@")
-    stem, _, stratum = stem.partition("[")
-    return stem, stratum, int(horizon or 0)
+    return scores
 
 
 def _picture_rows(clips, dreams, tokens, kept, h) -> Scores:

@@ -153,7 +153,7 @@ class Trainer:
         self.args, self.model, self.tokens, self.device = args, model, tokens, device
         self.forward = compiled(model) if args.compile else model
         self.step, self.best = 0, -float("inf")
-        self.loss = WorldModelLoss(_loss_config(args), vqvae, tokens, device)
+        self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
         rows = tokens.rows_of("train")
         history = model.config.history
         self.starts = {

@@ -62,12 +62,21 @@ def read_windows(data: TokenData, starts: np.ndarray, history: int, steps: int) 
 class WorldModelLoss:
     """Computes and back-propagates the loss of a batch of windows."""
 
-    def __init__(self, config: LossConfig, vqvae: VQVAE, data: TokenData, device: torch.device):
-        self.config, self.device, self.grid = config, device, vqvae.config.grid
-        self.distances = code_distances(vqvae.quantizer.codebook).to(device)
+    def __init__(
+        self, config: LossConfig, codebook: torch.Tensor, rarity: torch.Tensor,
+        grid: tuple[int, int], device: torch.device,
+    ):  # fmt: skip
+        self.config, self.device, self.grid = config, device, grid
+        self.distances = code_distances(codebook).to(device)  # (K, K)
+        self.rarity = rarity.to(device)  # (N,)
+
+    @classmethod
+    def of(cls, config: LossConfig, vqvae: VQVAE, data: TokenData, device) -> "WorldModelLoss":
+        """Take codes from the VQ-VAE and the rarity of changes from the training episodes."""
         rows = data.rows_of("train")
         is_step = torch.from_numpy(data.has_action[rows])
-        self.rarity = change_rarity(torch.from_numpy(data.tokens[rows]), is_step).to(device)
+        rarity = change_rarity(torch.from_numpy(data.tokens[rows]), is_step)
+        return cls(config, vqvae.quantizer.codebook, rarity, vqvae.config.grid, device)
 
     def __call__(
         self, model: TemporalWorldModel, windows: Windows, rng: np.random.Generator

@@ -1,0 +1,166 @@
+"""The frozen set is what the emulator makes, and the suite judges on it end to end."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.canaries import PatchTokenizer
+from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
+from v2.eval import build_gold, gold_eval, report, results
+from v2.eval.bootstrap import Metric, mean_metric
+from v2.eval.clips import cut_clips
+from v2.eval.gold import gold_path, load_gold, read_gold
+
+
+@pytest.fixture(scope="module")
+def gold():
+    return load_gold("breakout")
+
+
+def test_the_gold_set_is_as_large_as_promised(gold):
+    lengths = np.unique(gold.data.episode_ids, return_counts=True)[1]
+    assert lengths.min() >= 250
+    assert len(gold.forks) >= 200 and len(gold.starts) == 48
+    assert set(gold.strata) == {"flight", "wall", "paddle", "brick", "serve", "life_lost"}
+    assert all(e["seed"] >= GOLD_SEED_START for e in gold.data.meta["episodes"])
+    assert gold_path("breakout").stat().st_size < 8e6
+
+
+def test_gold_clips_cross_no_episode_and_no_life(gold):
+    clips = cut_clips(gold.data, gold.starts, build_gold.ROLLOUT_STEPS, gold.strata)
+    lives = clips.ram[:, :, 57].astype(int)
+    loses = (np.diff(lives[:, 4:], axis=1) < 0).any(1)
+    assert (loses == (clips.strata == "life_lost")).all()
+
+
+def test_games_and_forks_are_what_the_emulator_makes_again(gold):
+    """One whole game of each policy, and the forks of one of them; `slow` compares every byte."""
+    games = tuple((policy, 1, steps) for policy, _, steps in build_gold.GAMES["breakout"][:2])
+    segments = build_gold.record_games(EmulatorConfig(), games)
+    frozen = gold.data
+    for segment in segments:
+        ids = [e["id"] for e in frozen.meta["episodes"] if e["seed"] == segment.seed]
+        rows = np.flatnonzero(np.isin(frozen.episode_ids, ids))
+        assert (frozen.frames[rows] == segment.frames).all()
+        assert (frozen.ram[rows] == segment.ram).all()
+        assert (frozen.actions[rows[:-1]] == segment.actions).all()
+    first = segments[0]
+    mine = np.flatnonzero(gold.forks.episodes == first.seed)
+    times = {_time_of(first, gold.forks.history[k]) for k in mine}
+    parts = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
+    build_gold._fork_game(build_gold.make_atari_env(), first, times, parts)
+    assert len(mine) and (np.stack(parts["frames"]) == gold.forks.frames[mine]).all()
+    assert (np.stack(parts["ram"]) == gold.forks.ram[mine]).all()
+
+
+def _time_of(segment, history) -> int:
+    matches = [t for t in range(3, len(segment)) if (segment.frames[t] == history[3]).all()
+               and (segment.frames[t - 3 : t + 1] == history).all()]  # fmt: skip
+    return matches[0]
+
+
+@pytest.mark.slow
+def test_the_gold_set_is_rebuilt_bit_for_bit(tmp_path):
+    path = tmp_path / "breakout.npz"
+    assert build_gold.main(["--out", str(path)]) == 0
+    assert read_gold(path).data.meta["sha256"] == load_gold("breakout").data.meta["sha256"]
+    assert path.read_bytes() == gold_path("breakout").read_bytes()
+
+
+def test_a_changed_gold_set_is_refused(tmp_path, monkeypatch):
+    changed = tmp_path / "breakout.npz"
+    changed.write_bytes(gold_path("breakout").read_bytes() + b"x")
+    monkeypatch.setattr("v2.eval.gold.GOLD_DIRECTORY", tmp_path)
+    with pytest.raises(ValueError, match="git checkout"):
+        load_gold("breakout")
+
+
+class ReplayEngine:
+    """Knows the recorded future and ignores actions; judged like a DreamEngine."""
+
+    class vqvae:  # noqa: N801
+        class config:  # noqa: N801
+            num_codes = 4096
+
+    grid, logits, source, device = (21, 16), None, "a replay", "cpu"
+    num_parameters = {"vqvae": 0, "world_model": 0}
+    world_model = None
+
+    def __init__(self, data):
+        self.data, self.tokenizer = data, PatchTokenizer()
+        keys = [hash(frame.tobytes()) for frame in data.frames]
+        self.rows: dict[tuple, list[int]] = {}
+        for k in range(3, len(keys)):
+            self.rows.setdefault(tuple(keys[k - 3 : k + 1]), []).append(k)
+
+    def encode(self, frames):
+        return self.tokenizer.encode(frames)
+
+    def decode(self, tokens):
+        return self.tokenizer.decode(tokens)
+
+    def reset(self, frames, actions=None):
+        keys = [tuple(hash(frame.tobytes()) for frame in history) for history in frames]
+        self.possible = [self.rows.get(key, [0]) for key in keys]
+        return frames[:, -1]
+
+    def step(self, actions):
+        for k, action in enumerate(actions):
+            fitting = [row for row in self.possible[k] if self.data.actions[row] == action]
+            self.possible[k] = [min(row + 1, len(self.data) - 1)
+                                for row in fitting or self.possible[k]]  # fmt: skip
+        now = np.array([rows[0] for rows in self.possible])
+        frames = self.data.frames[now]
+        self.tokens = self.encode(frames)
+        self.last_reward = np.sign(self.data.rewards[now - 1])
+        self.last_terminated = self.data.terminated[now - 1].astype(float)
+        return frames
+
+
+@pytest.fixture(scope="module")
+def judged(gold):
+    tier = gold_eval.Tier(24, 16, 6, 10, 4, 2, 50, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("v2.checkpoint.model_sha256", lambda model: "0" * 64)
+        return gold_eval.evaluate(ReplayEngine(gold.data), gold, tier, "canary")
+
+
+def test_a_replay_of_the_gold_set_scores_full_marks(judged):
+    document, _ = judged
+    for title, value, _ in results.headline_rows(document):
+        assert float(value.split()[0]) >= 0.95, title
+    assert document["is_gold"] and document["metrics"]["rollout/psnr@10"]["value"] == 60
+
+
+def test_the_result_is_one_line_of_json_and_a_table(judged, capsys):
+    document, _ = judged
+    line = results.one_line(document)
+    assert "\n" not in line and json.loads(line)["metrics"]["rollout/psnr@5"]["value"] == 60
+    results.print_table(document)
+    printed = capsys.readouterr().out
+    assert "ball tracking" in printed and "copy-last" in printed
+
+
+def test_the_report_is_one_file_that_needs_no_network(judged, tmp_path):
+    document, pictures = judged
+    page = report.write_report(tmp_path, document, pictures).read_text(encoding="utf-8")
+    assert list(tmp_path.iterdir()) == [tmp_path / report.REPORT_NAME]
+    assert "http" not in page and page.count("<svg") >= 6 and "image/webp" in page
+    assert "| ball tracking |" in report.model_card(document)
+
+
+def test_results_of_other_data_refuse_to_be_compared():
+    def document(digest, shift=0.0):
+        metrics = {"x/y": mean_metric(np.arange(9) + shift, range(9)), "x/z": Metric(float("nan"))}
+        return results.make_document(metrics, data_sha256=digest, evaluator=1, settings={})
+
+    rows = results.compare(document("a"), document("a", 0.5))
+    assert rows == [("x/y", "+0.5000 [+0.5000, +0.5000]", "*")]
+    with pytest.raises(ValueError, match="cannot be compared"):
+        results.compare(document("a"), document("b"))
+
+
+def test_a_game_without_a_gold_set_says_what_to_do():
+    with pytest.raises(FileNotFoundError, match="--data"):
+        load_gold("pong")

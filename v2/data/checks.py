@@ -1,0 +1,61 @@
+"""What recorded steps must satisfy before anything is trained on them.
+
+Contract: what would fail, or mislead, thousands of training steps later is refused at once, with
+the path and the value. Knows the fields of the data files, and nothing of emulators or models.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+MIN_EQUAL_FRAMES = 16  # shorter episodes may be equal by chance
+
+
+def check_steps(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
+    """Check actions, rewards, episode ids and the list of episodes.
+
+    Raises:
+        ValueError: with the path and the value.
+    """
+    num_actions = len(meta["action_meanings"])
+    if (arrays["actions"] >= num_actions).any():
+        raise ValueError(
+            f"{path}: action {arrays['actions'].max()} of a game with {num_actions} actions; "
+            "make the file again"
+        )
+    if not np.isfinite(arrays["rewards"]).all():
+        raise ValueError(f"{path}: a reward is not finite; make the file again")
+    if (np.diff(arrays["episode_ids"]) < 0).any():
+        raise ValueError(f"{path}: episode ids do not ascend; make the file again")
+    for episode in meta["episodes"]:
+        if not isinstance(episode, dict) or not all(
+            isinstance(episode.get(key), int) for key in ("id", "seed", "frames")
+        ):
+            raise ValueError(f"{path}: its list of episodes is damaged; make the file again")
+
+
+def check_splits(
+    path: Path, episode_ids: np.ndarray, contents: tuple[np.ndarray, ...], splits: dict[int, str]
+) -> None:
+    """Check that no episode stands in two splits.
+
+    Args:
+        contents: arrays that tell episodes apart, first axis as in `episode_ids`.
+        splits: the split of every episode id.
+    Raises:
+        ValueError: with the ids of two equal episodes.
+    """
+    bounds = np.flatnonzero(np.diff(episode_ids)) + 1
+    seen: dict[bytes, int] = {}
+    for first, last in zip([0, *bounds], [*bounds, len(episode_ids)], strict=True):
+        if last - first < MIN_EQUAL_FRAMES:
+            continue
+        digest = hashlib.sha256(b"".join(array[first:last].tobytes() for array in contents))
+        episode = int(episode_ids[first])
+        twin = seen.setdefault(digest.digest(), episode)
+        if splits.get(twin) != splits.get(episode):
+            raise ValueError(
+                f"{path}: episodes {twin} ({splits.get(twin)}) and {episode} "
+                f"({splits.get(episode)}) are the same game; collect with another --seed"
+            )

@@ -1,0 +1,265 @@
+"""Judge a dream on the frozen set: tokens, pixels, ball, paddle, actions, long dreams, speed.
+
+    python v2/eval/gold_eval.py --latest --tier gold --json result.json --report report
+
+Horizons count steps after the last real frame. The last line is one JSON document.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from v2 import checkpoint, command_line
+from v2.data.atari_dataset import (
+    GameData,
+    data_sha256,
+    game_id,
+    load_game_data,
+    split_of_game,
+)
+from v2.dream import DreamEngine
+from v2.eval import report, results, truth
+from v2.eval.clips import HISTORY, Clips, cut_clips, even_starts, random_starts, stratified_starts
+from v2.eval.dreaming import BATCH, decode, dream, encode
+from v2.eval.fork_scores import FORK_STEPS, SHUFFLE_HORIZONS, fork_scores, shuffle_scores
+from v2.eval.gold import EvaluationSet, load_gold
+from v2.eval.long_dreams import long_dream_scores
+from v2.eval.protocol import VERSION, one_step_scores, speed_scores, tokenizer_scores
+from v2.eval.rollout_scores import HORIZONS, rollout_scores
+from v2.files import write_text
+
+STARTS_PER_STRATUM = 8
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How much is judged; two results are compared only if these agree."""
+
+    tokenizer_frames: int
+    one_step_clips: int
+    rollouts: int
+    rollout_steps: int
+    forks: int
+    long_dreams: int
+    long_dream_steps: int
+    timed_steps: int
+
+    def engine_steps(self, num_actions: int) -> int:
+        """Return the world-model steps that all this takes."""
+        rollouts = self.rollouts * (self.rollout_steps + max(SHUFFLE_HORIZONS))
+        forks = self.forks * num_actions * FORK_STEPS
+        return self.one_step_clips + rollouts + forks + self.long_dreams * self.long_dream_steps
+
+
+TIERS = {
+    "canary": Tier(48, 32, 6, 20, 6, 0, 0, 15),
+    "gold": Tier(400, 600, 48, 200, 200, 20, 1000, 60),
+}
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
+    which.add_argument("--run", metavar="NAME", help="a run's folder name")
+    which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
+    which.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"),
+                       help="print B - A with intervals, and judge nothing")  # fmt: skip
+    parser.add_argument("--game", default="breakout", help="any ALE game")
+    parser.add_argument("--tier", choices=list(TIERS), default="gold",
+                        help="canary takes a minute, gold up to half an hour")  # fmt: skip
+    parser.add_argument("--data", type=Path, help="recorded data instead of the gold set")
+    parser.add_argument("--json", type=Path, help="file for the whole result")
+    parser.add_argument("--report", type=Path, help="directory for the HTML page")
+    parser.add_argument("--model-card", type=Path, help="file for the model card")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    gold = TIERS["gold"]
+    parser.add_argument("--long-dreams", type=command_line.non_negative_int,
+                        help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
+    parser.add_argument("--long-dream-steps", type=command_line.positive_int,
+                        help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.compare:
+        return _compare(*args.compare)
+    game = game_id(args.game)
+    chosen = load_gold(game) if args.data is None else _set_of_data(args.data, game)
+    engine = DreamEngine.load(args.checkpoint or args.run or "latest", game=game,
+                              device=args.device)  # fmt: skip
+    _check_fits(engine, chosen.data)
+    tier = _tier(args)
+    print(f"judging {engine.source} on {engine.device}, {chosen.source}")
+    document, pictures = evaluate(engine, chosen, tier, args.tier)
+    results.print_table(document)
+    if args.json:
+        write_text(args.json, json.dumps(document))
+    if args.model_card:
+        write_text(args.model_card, report.model_card(document))
+    if args.report:
+        print(f"report: {report.write_report(args.report, document, pictures)}")
+    print(results.one_line(document))
+    return 0
+
+
+def _compare(first: Path, second: Path) -> int:
+    rows = results.compare(results.read_document(first), results.read_document(second))
+    print(f"{second} - {first}; * where the 95 % interval leaves out zero")
+    for name, difference, mark in rows:
+        print(f"  {name:40} {difference} {mark}".rstrip())
+    print(json.dumps({name: difference for name, difference, _ in rows}))
+    return 0
+
+
+def _tier(args) -> Tier:
+    changes = {"long_dreams": args.long_dreams, "long_dream_steps": args.long_dream_steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(TIERS[args.tier], **changes)
+
+
+def _set_of_data(path: Path, game: str) -> EvaluationSet:
+    """Judge on a recording: its validation games, or all of it where it has none apart."""
+    data = load_game_data(path)
+    if data.meta["game"] != game:
+        raise ValueError(f"{path} holds {data.meta['game']}, not {game}: give --game or other data")
+    digest = data_sha256(data.meta)
+    rows, split = np.arange(len(data)), "all games"
+    if any(split_of_game(episode["seed"]) == "val" for episode in data.meta["episodes"]):
+        rows, split = data.rows_of("val"), "held-out games"
+    arrays = {name: array[rows] for name, array in data.arrays().items()}
+    data = GameData(**arrays, meta=data.meta)
+    rng = np.random.default_rng(0)
+    try:
+        starts, strata = stratified_starts(data, STARTS_PER_STRATUM, max(HORIZONS), rng)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; collect more frames") from error
+    return EvaluationSet(data, starts, strata, None, False, digest,
+                         f"NOT the gold set but {split} of {path}")  # fmt: skip
+
+
+def _check_fits(engine: DreamEngine, data: GameData) -> None:
+    if engine.num_actions != data.num_actions:
+        raise ValueError(
+            f"{engine.source} knows {engine.num_actions} actions and the data {data.num_actions}: "
+            "give the game that the weights were trained on"
+        )
+    emulator = engine.info.get("emulator")
+    if emulator and emulator != data.meta["emulator"]:
+        raise ValueError(
+            f"{engine.source} was trained with emulator settings {emulator}, the data has "
+            f"{data.meta['emulator']}"
+        )
+
+
+def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict, dict]:
+    """Run every part of the protocol; return the document and what the report shows."""
+    began, data, game = time.perf_counter(), chosen.data, chosen.data.meta["game"]
+    starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
+    clips = cut_clips(data, chosen.starts[starts], tier.rollout_steps,
+                      [chosen.strata[k] for k in starts])  # fmt: skip
+    num_steps = tier.engine_steps(data.num_actions)
+    if chosen.forks is None:
+        num_steps -= tier.forks * data.num_actions * FORK_STEPS
+    _announce(engine, clips, num_steps)
+    num_codes = engine.vqvae.config.num_codes
+    pictures = {"clips": clips}
+    with tqdm(total=num_steps, unit="step", disable=None, smoothing=0.05) as bar:
+        scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
+        scores |= one_step_scores(engine, _even(data, tier.one_step_clips), bar.update)
+        own = clips.actions[:, HISTORY - 1 :]
+        dreams = dream(engine, clips.history, clips.past_actions, own, None, bar.update)
+        scores |= _rollouts(engine, clips, dreams)
+        scores |= shuffle_scores(engine, clips, dreams, bar.update)
+        pictures["dreams"] = dreams
+        if chosen.forks is not None:
+            forks = chosen.forks.first(tier.forks)
+            branch_scores, branches = fork_scores(engine, forks, bar.update)
+            scores |= branch_scores
+            pictures |= {"forks": forks, "branches": branches}
+        if tier.long_dreams:
+            long_scores, pictures["long"] = _long(engine, data, clips, tier, num_codes, bar.update)
+            scores |= long_scores
+    rate = data.emulator.steps_per_second
+    scores |= speed_scores(engine, clips, rate, tier.timed_steps)
+    notes = _notes(chosen, game)
+    document = results.make_document(
+        scores, evaluator=VERSION, tier=name, game=game, is_gold=chosen.is_gold,
+        data_sha256=chosen.sha256, data=chosen.source, model=engine.source,
+        vqvae_sha256=checkpoint.model_sha256(engine.vqvae),
+        world_model_sha256=checkpoint.model_sha256(engine.world_model),
+        num_parameters=engine.num_parameters, device=str(engine.device), torch=torch.__version__,
+        threads=torch.get_num_threads(), seconds=round(time.perf_counter() - began, 1),
+        settings=dataclasses.asdict(tier), notes=notes,
+    )  # fmt: skip
+    return document, pictures
+
+
+def _announce(engine, clips: Clips, num_steps: int) -> None:
+    """Time two batches and say how long the whole will take."""
+    batch = np.arange(BATCH) % len(clips)
+    engine.reset(clips.history[batch], clips.past_actions[batch])
+    engine.step(clips.actions_to(1)[batch].astype(np.int64))
+    began = time.perf_counter()
+    engine.step(clips.actions_to(2)[batch].astype(np.int64))
+    rate = BATCH / (time.perf_counter() - began)
+    print(f"{num_steps} steps at {rate:.1f} a second: about {num_steps / rate / 60:.1f} minutes")
+
+
+def _even(data: GameData, count: int) -> Clips:
+    return cut_clips(data, even_starts(data, count, 1), 1)
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+
+
+def _rollouts(engine, clips: Clips, dreams) -> dict:
+    horizons = [h for h in HORIZONS if h <= clips.horizon]
+    tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *horizons)}
+    kept = {h: decode(engine, tokens[h], engine.grid) for h in horizons}
+    return rollout_scores(clips, dreams, tokens, kept, horizons)
+
+
+def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, progress):
+    """Start long dreams where the ball is in play, and show real episodes beside them."""
+    flying = np.flatnonzero(np.isin(clips.strata, ("flight", "wall", "brick", "any")))
+    chosen = clips.history[flying], clips.past_actions[flying]
+    missing = tier.long_dreams - len(flying)
+    if missing > 0:
+        starts = random_starts(data, missing, 1, np.random.default_rng(1))
+        more = cut_clips(data, starts, 1)
+        chosen = tuple(np.concatenate(pair) for pair in
+                       zip(chosen, (more.history, more.past_actions), strict=True))  # fmt: skip
+    history, past = (part[: tier.long_dreams] for part in chosen)
+    episodes = [data.frames[data.episode_ids == k] for k in np.unique(data.episode_ids)]
+    return long_dream_scores(
+        engine, data.meta["game"], data.meta["action_meanings"], history, past,
+        tier.long_dream_steps, episodes, num_codes, progress,
+    )  # fmt: skip
+
+
+def _notes(chosen: EvaluationSet, game: str) -> list[str]:
+    notes = []
+    if not chosen.is_gold:
+        notes.append("this is not the gold set; forks need one")
+    if not truth.has_truth(game):
+        notes.append(f"the objects of {game} cannot be read: rows of ball, paddle, bricks and "
+                     "digits are left out")  # fmt: skip
+    return notes
+
+
+if __name__ == "__main__":
+    command_line.run(main)
