@@ -4,9 +4,11 @@ import pytest
 from tests.conftest import synthetic_frame, synthetic_step
 from v2.data import recorder
 from v2.data.atari_dataset import (
+    ARRAY_FIELDS,
     GOLD_SEED_START,
     EmulatorConfig,
     array_sha256,
+    data_paths,
     game_id,
     load_game_data,
     make_atari_env,
@@ -14,6 +16,7 @@ from v2.data.atari_dataset import (
     split_of_game,
     window_starts,
 )
+from v2.data.npz import read_rows
 from v2.data.policies import SCRIPTED, STICKY, UNIFORM, policy_mix
 from v2.data.recorder import GameJob, join_segments, record, record_game
 
@@ -163,6 +166,12 @@ def test_shards_load_as_one(game_data, tmp_path):
     loaded = load_game_data(tmp_path / "atari_game_data.npz")
     assert np.array_equal(loaded.frames, game_data.frames)
     assert len(loaded.meta["episodes"]) == 20 and len(loaded.rows_of("val")) == 60
+    rows = np.array([0, 7, 299, 300, 599])
+    parts, first = [], 0
+    for path in data_paths(tmp_path / "atari_game_data.npz"):
+        part, length = read_rows(path, "frames", *ARRAY_FIELDS["frames"], rows, first)
+        parts, first = [*parts, part], first + length
+    assert np.array_equal(np.concatenate(parts), game_data.frames[rows])
 
 
 def test_an_action_of_another_game_is_refused(game_data, tmp_path):

@@ -1,16 +1,23 @@
 """The frozen set is what the emulator makes, and the suite judges on it end to end."""
 
+import dataclasses
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
+import torch
 
 from tests.canaries import PatchTokenizer
+from v2 import checkpoint
 from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
 from v2.eval import build_gold, gold_eval, report, results
 from v2.eval.bootstrap import Metric, mean_metric
 from v2.eval.clips import cut_clips
 from v2.eval.gold import gold_path, load_gold, read_gold
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +155,58 @@ def test_the_report_is_one_file_that_needs_no_network(judged, tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / report.REPORT_NAME]
     assert "http" not in page and page.count("<svg") >= 6 and "image/webp" in page
     assert "| ball tracking |" in report.model_card(document)
+
+
+BROWSERS = "chromium", "chromium-browser", "google-chrome"
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), "")
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium: apt-get install chromium")
+def test_the_report_opens_in_a_browser_without_a_network(judged, tmp_path):
+    document, pictures = judged
+    page = report.write_report(tmp_path, document, pictures)
+    check = "<script>addEventListener('load', () => { const bad = [...document.images].filter(" \
+            "i => !i.complete || !i.naturalWidth).length; document.title = bad + ' of ' + " \
+            "document.images.length + ' pictures broken'; })</script>"  # fmt: skip
+    page.write_text(page.read_text(encoding="utf-8") + check, encoding="utf-8")
+    shown = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--proxy-server=127.0.0.1:9",
+         f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=20000", "--dump-dom",
+         page.as_uri()], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "<title>0 of " in shown.stdout, shown.stderr[-500:]
+    assert "ball tracking" in shown.stdout and "polyline" in shown.stdout
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Untrained models of the smallest size, in a run folder."""
+    torch.manual_seed(0)
+    vqvae = VQVAE(VQVAEConfig(latent_dim=8, stem_dim=8, decoder_dim=8, coarse_dim=8, pixel_dim=8))
+    shape = WorldModelConfig(num_actions=4, dim=16, heads=2, layers=1, ffn_dim=16)
+    vqvae = checkpoint.round_to_shipped(vqvae)
+    emulator = dataclasses.asdict(EmulatorConfig())
+    checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae, emulator=emulator)
+    path = tmp_path / "best.pt"
+    checkpoint.save_checkpoint(
+        path, "world_model", TemporalWorldModel(shape), emulator=emulator,
+        vqvae_sha256=checkpoint.model_sha256(vqvae),
+    )  # fmt: skip
+    return path
+
+
+def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
+    written = tmp_path / "a.json"
+    asked = ["--checkpoint", str(weights), "--tier", "canary", "--device", "cpu"]
+    card = tmp_path / "card.md"
+    files = ["--json", str(written), "--report", str(tmp_path), "--model-card", str(card)]
+    assert gold_eval.main(asked + files) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    whole = json.loads(written.read_text())
+    assert last["is_gold"] and last["metrics"].keys() == whole["metrics"].keys()
+    assert (tmp_path / "index.html").exists() and "rollout@5" in card.read_text()
+    assert gold_eval.main(["--compare", str(written), str(written)]) == 0
+    assert "[+0.0000, +0.0000]" in capsys.readouterr().out
 
 
 def test_results_of_other_data_refuse_to_be_compared():

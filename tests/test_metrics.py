@@ -91,3 +91,10 @@ def test_paired_differences_are_sharper_than_the_numbers_themselves(rng):
     second = mean_metric(base + 0.1, np.arange(50)).to_dict()
     difference, low, high = paired_difference(first, second)
     assert difference == pytest.approx(0.1) and low > 0.09 and high < 0.11
+
+
+def test_one_episode_alone_has_no_interval():
+    metric = mean_metric([0.2, 0.4], [7, 7])
+    assert metric.value == pytest.approx(0.3) and np.isnan(metric.low)
+    difference, low, _ = paired_difference(metric.to_dict(), metric.to_dict())
+    assert difference == 0 and np.isnan(low)

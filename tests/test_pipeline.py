@@ -32,7 +32,7 @@ def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys)
     assert train_wm_hires.main([*flags, "--batch-size", "2", "--rollout-steps", "3"]) == 0
     run = sorted((tmp_path / "runs").iterdir())[-1]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"token_accuracy", "copy_last_accuracy", "rollout@10", "ball_hit@1"} <= lines[-1].keys()
+    assert {"token_accuracy@1", "copy_last@10", "changed_accuracy@1", "ball_hit@1"} <= lines[-1].keys()
     assert list((run / "samples").glob("*.png"))
     capsys.readouterr()
     movie = tmp_path / "play.gif"

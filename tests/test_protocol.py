@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from tests import canaries
-from v2.eval.clips import HISTORY, Clips, cut_clips, even_starts, stratified_starts
+from v2.eval.clips import (
+    HISTORY,
+    Clips,
+    cut_clips,
+    even_starts,
+    random_starts,
+    stratified_starts,
+)
 from v2.eval.dreaming import dream, encode
 from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
 from v2.eval.long_dreams import long_dream_scores
@@ -208,10 +215,11 @@ def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
 
 def test_quick_scores_are_cheap_and_rank_the_canaries(game):
     data, states = game
-    scores = {}
+    starts = random_starts(data, 8, 10, np.random.default_rng(0))
+    clips, scores = cut_clips(data, starts, 10), {}
     for kind in (canaries.PerfectEngine, canaries.OneStepLate, canaries.CopyLast):
         engine = kind(states, canaries.PatchTokenizer())
-        scores[kind.__name__] = quick_scores(engine, data, num_starts=8, horizon=10)
+        scores[kind.__name__] = quick_scores(engine, clips)
     perfect, late, copied = scores.values()
     assert perfect["score"] > 0.95 and perfect["token_accuracy@10"] == 1
     assert perfect["score"] > late["score"] > copied["score"]

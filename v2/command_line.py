@@ -1,16 +1,31 @@
-"""What every script shares: errors in one line, exit codes, stop signals, checked numbers.
+"""What every script shares: errors in one line, exit codes, stop signals, checked flags.
 
-Contract: 0 done, 1 failed while running, 2 bad input, 3 diverged, 130 and 143 stopped by SIGINT
-and SIGTERM after saving. Knows nothing of what a script does.
+Contract: 0 done, 1 failed while running, 2 bad input, 3 diverged, 129, 130 and 143 stopped by
+SIGHUP, SIGINT and SIGTERM after saving. Imports the standard library alone, so that a script can
+say which package is missing. Knows nothing of what a script does.
 """
 
 import argparse
-import math
+import contextlib
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+LARGEST_INT = 2**31 - 1
+MAX_LINE = 600  # characters of an error
+MAX_BATCH_SIZE, MAX_WORKERS = 65_536, 64
+PIP_NAMES = {"PIL": "pillow", "ale_py": "ale-py"}
+BAD_INPUT = (
+    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
+    PermissionError, ImportError,
+)  # fmt: skip
 
 
 class DivergedError(RuntimeError):
@@ -18,15 +33,16 @@ class DivergedError(RuntimeError):
 
 
 class StopRequest:
-    """The first SIGINT or SIGTERM asks for a stop, the second leaves at once."""
+    """The first signal asks for a stop, the second leaves at once; nohup's SIGHUP stays ignored."""
 
     def __init__(self):
         self.signal_number: int | None = None
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -44,36 +60,109 @@ class StopRequest:
         if self.signal_number is not None:
             os._exit(128 + number)
         self.signal_number = number
-        print("\nstopping after this step; again to leave at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # not print: the signal may have come in one
+            os.write(2, b"\nstopping after this step; again to leave at once\n")
+
+
+@contextlib.contextmanager
+def forwarded_signals(process):
+    """Pass every signal on to a child in a session of its own, which so gets it exactly once."""
+    previous = {
+        number: signal.signal(number, lambda number, frame: process.send_signal(number))
+        for number in SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def explain_errors() -> None:
+    """Explain in one line what fails before `run`, above all a missing package.
+
+    A script calls this before it imports more than the standard library and this module.
+    """
+
+    def explain(kind, error, trace):
+        if not isinstance(error, ImportError | KeyboardInterrupt):
+            return sys.__excepthook__(kind, error, trace)
+        sys.exit(_report(error))
+
+    sys.excepthook = explain
 
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's main and exit with its code; errors become one line on stderr."""
-    debug = "--debug" in sys.argv
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         code = main() or 0
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except KeyboardInterrupt:
-        code = 130
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError,
-            ModuleNotFoundError, IsADirectoryError) as error:  # fmt: skip
-        code = _report(error, 2, debug)
-    except DivergedError as error:
-        code = _report(error, 3, debug)
-    except (OSError, RuntimeError, MemoryError) as error:
-        code = _report(error, 1, debug)
+    except (*BAD_INPUT, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+        code = _report(error)
+    sys.stdout.flush()
     sys.exit(code)
 
 
-def _report(error: BaseException, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of Python, torch's CPU allocator or CUDA means this."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    )
+
+
+class _Output:
+    """A text stream that goes quiet when its reader is gone: hours of work do not end with it."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a path that the locale cannot show
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._silence(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._silence(error)
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def _silence(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def _report(error: BaseException) -> int:
+    """Print an error in one line and return its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
     text = " ".join(str(error).split()) or type(error).__name__
+    if len(text) > MAX_LINE:
+        text = f"{text[:MAX_LINE]}... (--debug shows all)"
+    if isinstance(error, ImportError) and error.name and not error.name.startswith("v2"):
+        package = error.name.split(".")[0]
+        text = (
+            f"the package {package} is missing or broken: python -m pip install "
+            f"{PIP_NAMES.get(package, package)}, or -r requirements.txt for all"
+        )
+    elif is_out_of_memory(error) and "--" not in text:
+        text = f"out of memory ({text}): try a smaller --batch-size, or fewer frames"
     print(f"error: {text}", file=sys.stderr)
-    return code
+    if isinstance(error, DivergedError):
+        return 3
+    return 2 if isinstance(error, BAD_INPUT) else 1
 
 
 def parser(description: str, example: str) -> argparse.ArgumentParser:
@@ -87,46 +176,51 @@ def parser(description: str, example: str) -> argparse.ArgumentParser:
     return made
 
 
+def path(text: str) -> Path:
+    """A file or folder; `~` is the home folder also where the shell leaves it."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a file or folder, got an empty text")
+    return Path(os.path.expanduser(text))
+
+
 def positive_int(text: str) -> int:
-    value = _number(text, int)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+    return _between(text, int, 1, LARGEST_INT)
 
 
 def non_negative_int(text: str) -> int:
-    value = _number(text, int)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
+    return _between(text, int, 0, LARGEST_INT)
+
+
+def batch_size(text: str) -> int:
+    return _between(text, int, 1, MAX_BATCH_SIZE)
+
+
+def num_workers(text: str) -> int:
+    return _between(text, int, 1, MAX_WORKERS)
 
 
 def positive_float(text: str) -> float:
-    value = _number(text, float)
-    if not value > 0:
+    value = non_negative_float(text)
+    if value == 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return value
 
 
 def non_negative_float(text: str) -> float:
-    value = _number(text, float)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
-    return value
+    return _between(text, float, 0, sys.float_info.max)
 
 
 def probability(text: str) -> float:
-    value = _number(text, float)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")
-    return value
+    return _between(text, float, 0, 1)
 
 
-def _number(text: str, kind: type):
+def _between(text: str, kind: type, least: float, most: float):
     try:
         value = kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be finite, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number, got {text[:40]!r}") from None
+    if not least <= value <= most:  # also false for nan
+        limit = f"at least {least}" if most >= LARGEST_INT else f"from {least} to {most}"
+        limit = f"finite and {limit}" if kind is float and most > 1 else limit
+        raise argparse.ArgumentTypeError(f"must be {limit}, got {text[:40]}")
     return value

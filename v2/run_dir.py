@@ -8,12 +8,13 @@ Knows nothing of models.
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
 
 from v2.data.atari_dataset import game_directory
-from v2.files import write_text
+from v2.files import is_alive, sweep_temporaries, write_text
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints" / "v2"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
@@ -44,26 +45,26 @@ class RunDir:
         return run
 
     def acquire(self) -> None:
-        """Lock the folder for this process.
+        """Lock the folder for this process and sweep what a killed one left.
 
         Raises:
             FileExistsError: a living process holds it.
         """
-        (self.path / "samples").mkdir(exist_ok=True)
-        for stray in self.path.glob(".*.tmp"):
-            stray.unlink()
         try:
             descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
-            holder = self._lock.read_text().strip()
-            if holder.isdigit() and _is_alive(int(holder)) and int(holder) != os.getpid():
+            holder, _, began = self._lock.read_text().strip().partition(" ")
+            is_other = holder.isdigit() and int(holder) != os.getpid() and is_alive(int(holder))
+            if is_other and began in ("", _start_time(int(holder))):  # process ids are used again
                 raise FileExistsError(
                     f"process {holder} is training in {self.path}: wait for it or stop it"
                 ) from None
-            self._lock.unlink()
+            self._lock.unlink(missing_ok=True)
             return self.acquire()
         with os.fdopen(descriptor, "w") as file:
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} {_start_time(os.getpid())}")
+        (self.path / "samples").mkdir(exist_ok=True)
+        sweep_temporaries(self.path)
 
     def release(self) -> None:
         if self._metrics:
@@ -78,6 +79,7 @@ class RunDir:
         line = {"step": step} | {k: _plain(v) for k, v in metrics.items()}
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+        os.fsync(self._metrics.fileno())  # never behind the checkpoint
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will do again."""
@@ -86,6 +88,15 @@ class RunDir:
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             write_text(path, "".join(line + "\n" for line in kept))
+
+    def note_changes(self, step: int, args: argparse.Namespace) -> None:
+        """Log the flags that a resumed run was given anew, and resume with them the next time."""
+        if args.changed:
+            self.log(step, changed_flags=args.changed)
+            print(f"changed since the run began: {args.changed}")
+            config = read_config(self.path)
+            config["args"] |= args.changed
+            write_text(self.path / "config.json", json.dumps(config, indent=1))
 
     def set_status(self, **status) -> None:
         write_text(self.path / "status.json", json.dumps(status))
@@ -96,7 +107,10 @@ def read_config(run: Path) -> dict:
     path = Path(run) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"no run at {run}: config.json is missing")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove the run or restore it") from error
 
 
 NOT_RESUMED = ("resume", "init_from", "max_minutes", "debug")
@@ -111,13 +125,14 @@ def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> 
     stored = {k: v for k, v in read_config(args.resume)["args"].items() if k not in NOT_RESUMED}
     parser.set_defaults(**stored)
     resumed = parser.parse_args(argv)
-    resumed.changed = {k: v for k, v in plain_args(resumed).items() if k in stored and v != stored[k]}
+    now = plain_args(resumed)
+    resumed.changed = {k: now[k] for k in stored if k in now and now[k] != stored[k]}
     return resumed
 
 
 def plain_args(args: argparse.Namespace) -> dict:
-    """Return flags as plain values."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    """Return flags as plain values; paths hold from any folder."""
+    return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
 def find_weights(name: str, kind: str, game: str, root: Path | None = None) -> Path:
@@ -157,8 +172,10 @@ def finished_runs(directory: Path, kind: str) -> list[Path]:
 
 def is_finished(run: Path) -> bool:
     """Tell whether a run reached its last step."""
-    status = Path(run) / "status.json"
-    return status.exists() and bool(json.loads(status.read_text("utf-8")).get("is_finished"))
+    try:
+        return bool(json.loads((Path(run) / "status.json").read_text("utf-8"))["is_finished"])
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged
+        return False
 
 
 def _step_of(line: str) -> float:
@@ -170,14 +187,14 @@ def _step_of(line: str) -> float:
 
 def _plain(value):
     value = value.item() if hasattr(value, "item") else value
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no nan
+    return value
 
 
-def _is_alive(pid: int) -> bool:
+def _start_time(process: int) -> str:
+    """Return when a process began, in ticks since the machine did; empty where that is unknown."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -9,12 +9,17 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
+import contextlib
 import time
 
 import numpy as np
 from tqdm import tqdm
 
-from v2 import command_line
 from v2.data.atari_dataset import (
     DATA_NAME,
     EmulatorConfig,
@@ -28,6 +33,7 @@ from v2.data.atari_dataset import (
 )
 from v2.data.policies import POLICY_NAMES, policy_mix
 from v2.data.recorder import SEEDS_PER_RUN, join_segments, record
+from v2.files import check_writable
 from v2.run_dir import CHECKPOINTS
 
 MAX_SEED = 98
@@ -41,8 +47,9 @@ def build_parser():
     parser.add_argument("--policy", choices=POLICY_NAMES, default="mix")
     parser.add_argument("--seed", type=command_line.non_negative_int, default=0,
                         help=f"0 to {MAX_SEED}; each has ten million game seeds of its own")  # fmt: skip
-    parser.add_argument("--workers", type=command_line.positive_int, default=2, help="processes")
-    parser.add_argument("--out", type=Path, help="directory (default: checkpoints/v2/<game>)")
+    parser.add_argument("--workers", type=command_line.num_workers, default=2, help="processes")
+    parser.add_argument("--out", type=command_line.path,
+                        help="directory (default: checkpoints/v2/<game>)")  # fmt: skip
     parser.add_argument("--frames-per-shard", type=command_line.positive_int, default=250_000,
                         help="more frames than this come as shards; bounds the memory")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace data that is there")
@@ -66,7 +73,10 @@ def main(argv=None) -> int:
         raise ValueError(f"--frames must be at least {2 * len(mix)} for this mix, got {args.frames}")
     directory = args.out or game_directory(CHECKPOINTS, emulator.game)
     single = Path(directory) / f"{DATA_NAME}.npz"
-    _make_room(single, args.overwrite)
+    old = _existing(single)
+    if old and not args.overwrite:
+        raise FileExistsError(f"{old[0]} is there already: --overwrite replaces it")
+    check_writable(directory)
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,
@@ -75,8 +85,8 @@ def main(argv=None) -> int:
     }  # fmt: skip
     began = time.perf_counter()
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
-    with command_line.StopRequest() as stop:
-        num_frames, scores = _write(segments, args, single, meta, stop)
+    with command_line.StopRequest() as stop, contextlib.closing(segments):
+        num_frames, scores = _write(segments, args, single, meta, stop, old)
     seconds = time.perf_counter() - began
     print(f"{num_frames} frames of {len(scores)} episodes (mean score {np.mean(scores):.1f}) in "
           f"{seconds:.0f} s, {num_frames / seconds:.0f} frames a second: {directory}")  # fmt: skip
@@ -84,18 +94,15 @@ def main(argv=None) -> int:
     return stop.exit_code
 
 
-def _make_room(single: Path, overwrite: bool) -> None:
+def _existing(single: Path) -> list[Path]:
     try:
-        existing = data_paths(single)
+        return data_paths(single)
     except FileNotFoundError:
-        return
-    if not overwrite:
-        raise FileExistsError(f"{existing[0]} is there already: --overwrite replaces it")
-    for path in existing:
-        path.unlink()
+        return []
 
 
-def _write(segments, args, single: Path, meta: dict, stop) -> tuple[int, list[float]]:
+def _write(segments, args, single: Path, meta: dict, stop, old) -> tuple[int, list[float]]:
+    """Write the segments as they come; the first file that is complete removes the `old` ones."""
     shard, shard_frames, num_shards, scores, total = [], 0, 0, [], 0
     sharded = args.frames > args.frames_per_shard
     first_id = 0
@@ -105,6 +112,9 @@ def _write(segments, args, single: Path, meta: dict, stop) -> tuple[int, list[fl
         path = single.with_name(f"{DATA_NAME}-{num_shards:05d}.npz") if sharded else single
         arrays, episodes = join_segments(shard, first_id)
         save_game_data(path, GameData(**arrays, meta=meta | {"episodes": episodes}))
+        for stale in set(old) - {path}:
+            stale.unlink()
+        old.clear()
         first_id += len(shard)
         shard, shard_frames, num_shards = [], 0, num_shards + 1
 

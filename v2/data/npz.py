@@ -62,17 +62,20 @@ def read_npz(
         return {name: _read_member(file, name) for name in fields}, meta
 
 
-def read_rows(path: Path, name: str, dtype, tail: tuple, rows: np.ndarray) -> np.ndarray:
-    """Read some rows of one array, in order, without holding the others in memory.
+def read_rows(
+    path: Path, name: str, dtype, tail: tuple, rows: np.ndarray, first_row: int = 0
+) -> tuple[np.ndarray, int]:
+    """Read some rows of one array without holding the others; return them and the array's length.
 
     Args:
-        rows: ascending indices.
+        rows: ascending indices; those outside this file are left out.
+        first_row: index of this file's first row.
     """
     with _opened(path) as file:
         length = _checked_length(file, path, name, dtype, tail)
-        assert len(rows) == 0 or (0 <= rows[0] and rows[-1] < length)
+        rows = rows[(rows >= first_row) & (rows < first_row + length)] - first_row
         picked = np.empty((len(rows), *tail), dtype)
-        row_bytes = picked[:1].nbytes or 1
+        row_bytes = int(np.prod(tail, dtype=int)) * np.dtype(dtype).itemsize
         with file.open(f"{name}.npy") as member:
             _skip_header(member)
             for first in range(0, length, ROWS_AT_ONCE):
@@ -82,7 +85,7 @@ def read_rows(path: Path, name: str, dtype, tail: tuple, rows: np.ndarray) -> np
                 if low < high:
                     block = np.frombuffer(block, dtype).reshape(count, *tail)
                     picked[low:high] = block[rows[low:high] - first]
-    return picked
+    return picked, length
 
 
 @contextlib.contextmanager

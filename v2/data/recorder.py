@@ -6,12 +6,18 @@ of its own, from which its policy draws; no game stands twice. Knows nothing of 
 
 import functools
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
 
+from v2.command_line import SIGNALS
 from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.data.policies import PolicyConfig, make_policy
 
@@ -120,31 +126,45 @@ def _submit(streams: list[_Stream], pool, workers: int) -> None:
 
 
 class _pool:
-    """Run jobs here, or in worker processes; a submitted job is a function that waits for it."""
+    """Run jobs here, or in worker processes; a submitted job is a function that waits for it.
+
+    A worker that is killed, by lack of memory for one, is an error and not a wait without end.
+    """
 
     def __init__(self, workers: int):
         self.pool = None
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            self.pool = context.Pool(workers, initializer=_ignore_interrupts)
+            self.pool = ProcessPoolExecutor(workers, context, initializer=_follow_parent)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
         if self.pool:
-            self.pool.terminate()
+            self.pool.shutdown(wait=False, cancel_futures=True)
 
     def __call__(self, job: GameJob):
         if self.pool:
-            return self.pool.apply_async(record_game, (job,)).get
+            return functools.partial(_result, self.pool.submit(record_game, job))
         return lambda: record_game(job)
 
 
-def _ignore_interrupts():
-    import signal
+def _result(future: Future) -> list[Segment]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, often for lack of memory: try --workers 1"
+        ) from error
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def _follow_parent():
+    """Leave signals to the parent, and end when it does, however it ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def record_game(job: GameJob) -> list[Segment]:

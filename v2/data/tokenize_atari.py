@@ -9,21 +9,28 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import checkpoint, command_line
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
+from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, game_directory
-from v2.data.tokens import TOKENS_NAME, tokenize
+from v2.data.tokens import TOKENS_NAME, check_target, tokenize
 from v2.device import choose_device
+from v2.files import check_writable
 from v2.run_dir import CHECKPOINTS, find_weights
 
 
 def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=Path, help="npz of frames (default: the game's)")
+    parser.add_argument("--data", type=command_line.path,
+                        help="npz of frames (default: the game's)")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=Path, help="npz to write (default: the game's)")
+    parser.add_argument("--out", type=command_line.path, help="npz to write (default: the game's)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=command_line.positive_int, default=256)
+    parser.add_argument("--batch-size", type=command_line.batch_size, default=256)
     return parser
 
 
@@ -31,10 +38,12 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     device = choose_device(args.device)
     directory = game_directory(CHECKPOINTS, args.game)
-    path = find_weights(args.vqvae, "vqvae", args.game)
-    vqvae, info = checkpoint.load_vqvae(path)
-    print(f"VQ-VAE: {path}")
     out = args.out or directory / f"{TOKENS_NAME}.npz"
+    check_target(out)
+    check_writable(out.parent)
+    path = find_weights(args.vqvae, "vqvae", args.game)
+    vqvae, _ = checkpoint.load_vqvae(path)
+    print(f"VQ-VAE: {path}")
     with command_line.StopRequest() as stop:
         tokens = tokenize(
             args.data or directory / f"{DATA_NAME}.npz", vqvae, device, args.batch_size, stop

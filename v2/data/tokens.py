@@ -76,7 +76,13 @@ def check_target(path: Path) -> None:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: a token file ends in .npz")
-    if path.exists() and "vqvae_sha256" not in read_meta(path):
+    if not path.exists():
+        return
+    try:
+        held = read_meta(path)
+    except ValueError:  # damaged: it may be made again
+        return
+    if "vqvae_sha256" not in held:
         raise FileExistsError(f"{path} is there and holds no tokens: name another file")
 
 
@@ -114,7 +120,8 @@ def tokenize(
     """Tokenize a data file shard by shard; None when `stop` became true."""
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
     paths, parts, episodes, meta = data_paths(data), [], [], {}
-    total = sum(episode["frames"] for path in paths for episode in read_meta(path, META_FIELDS)["episodes"])
+    metas = [read_meta(path, META_FIELDS) for path in paths]
+    total = sum(episode["frames"] for meta in metas for episode in meta["episodes"])
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
         for path in paths:
             arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
@@ -128,7 +135,7 @@ def tokenize(
             kept = {name: arrays[name] for name in STEP_FIELDS}
             parts.append({"tokens": np.concatenate(tokens)} | kept)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    meta = {key: meta[key] for key in KEPT_META} | {
+    meta = {key: meta.get(key) for key in KEPT_META} | {
         "format": 1,
         "episodes": episodes,
         "data_sha256": _data_sha256(paths),

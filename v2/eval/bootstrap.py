@@ -59,7 +59,7 @@ def mean_metric(values, episodes, counts=None) -> Metric:
     draws = episode_draws(len(names))
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (draws @ sums) / (draws @ totals)
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    low, high = _interval(resampled, len(names))
     return Metric(
         float(sums.sum() / totals.sum()), float(low), float(high), int(counts.sum()),
         episodes=names.tolist(), sums=sums.tolist(), counts=totals.tolist(),
@@ -78,7 +78,7 @@ def quantile_metric(values, episodes, quantile: float) -> Metric:
     values, index = values[order], index[order]
     weights = episode_draws(len(names))[: NUM_RESAMPLES // 2, index].cumsum(1)
     position = (weights < quantile * weights[:, -1:]).sum(1).clip(max=len(values) - 1)
-    low, high = np.percentile(values[position], [2.5, 97.5])
+    low, high = _interval(values[position], len(names))
     middle = float(np.quantile(values, quantile))
     return Metric(middle, float(low), float(high), len(values))
 
@@ -97,13 +97,21 @@ def paired_difference(first: dict, second: dict) -> tuple[float, float, float] |
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = [(draws @ np.array(m["sums"])) / (draws @ np.array(m["counts"]))
                       for m in (first, second)]  # fmt: skip
-        low, high = np.nanpercentile(ratios[1] - ratios[0], [2.5, 97.5])
+        low, high = _interval(ratios[1] - ratios[0], len(first["episodes"]))
         return difference, float(low), float(high)
     if None in (first["low"], second["low"]):
         return difference, float("nan"), float("nan")
     down = np.hypot(first["high"] - first["value"], second["value"] - second["low"])
     up = np.hypot(first["value"] - first["low"], second["high"] - second["value"])
     return difference, difference - float(down), difference + float(up)
+
+
+def _interval(resampled: np.ndarray, num_episodes: int) -> tuple[float, float]:
+    """Return the middle 95 %; one episode alone has no interval."""
+    if num_episodes < 2:
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def episode_draws(num_episodes: int) -> np.ndarray:

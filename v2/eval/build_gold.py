@@ -14,7 +14,6 @@ if not __package__:
 
 import dataclasses
 
-import ale_py
 import numpy as np
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from v2.data.atari_dataset import (
     EmulatorConfig,
     GameData,
     emulator_dict,
+    emulator_version,
     make_atari_env,
 )
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
@@ -74,7 +74,7 @@ def build(
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,
-        "ale_py": ale_py.__version__, "episodes": episodes,
+        "ale_py": emulator_version(), "episodes": episodes,
         "mix": {policy.name: [count, steps] for policy, count, steps in games},
     }  # fmt: skip
     data = GameData(**arrays, meta=meta)

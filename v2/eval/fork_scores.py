@@ -101,8 +101,8 @@ def _by_pixels(dreamed: np.ndarray, real: np.ndarray):
     branches = np.zeros((count, num_actions), int)
     for f in range(count):
         errors = ((flat_dreamed[f][:, None] - flat_real[f][None]) ** 2).sum(-1)  # (A, A)
-        _, branch = np.unique(flat_real[f], axis=0, return_inverse=True)
-        branch = branch.reshape(-1)
+        is_same = (flat_real[f][:, None] == flat_real[f][None]).all(-1)
+        branch = np.unique(is_same.argmax(1), return_inverse=True)[1]
         right[f] = branch[errors.argmin(1)] == branch
         branches[f] = branch
     return right, branches, branches.max(1) + 1 >= MIN_BRANCHES[False]

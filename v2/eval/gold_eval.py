@@ -40,6 +40,7 @@ from v2.eval.rollout_scores import HORIZONS, rollout_scores
 from v2.files import write_text
 
 STARTS_PER_STRATUM = 8
+TARGET_MINUTES = 30
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,7 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
         if tier.long_dreams:
             long_scores, pictures["long"] = _long(engine, data, clips, tier, num_codes, bar.update)
             scores |= long_scores
-    rate = data.emulator.steps_per_second
-    scores |= speed_scores(engine, clips, rate, tier.timed_steps)
-    notes = _notes(chosen, game)
+    scores |= speed_scores(engine, clips, data.emulator.steps_per_second, tier.timed_steps)
     document = results.make_document(
         scores, evaluator=VERSION, tier=name, game=game, is_gold=chosen.is_gold,
         data_sha256=chosen.sha256, data=chosen.source, model=engine.source,
@@ -202,7 +201,7 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
         world_model_sha256=checkpoint.model_sha256(engine.world_model),
         num_parameters=engine.num_parameters, device=str(engine.device), torch=torch.__version__,
         threads=torch.get_num_threads(), seconds=round(time.perf_counter() - began, 1),
-        settings=dataclasses.asdict(tier), notes=notes,
+        settings=dataclasses.asdict(tier), notes=_notes(chosen, game),
     )  # fmt: skip
     return document, pictures
 
@@ -215,7 +214,10 @@ def _announce(engine, clips: Clips, num_steps: int) -> None:
     began = time.perf_counter()
     engine.step(clips.actions_to(2)[batch].astype(np.int64))
     rate = BATCH / (time.perf_counter() - began)
-    print(f"{num_steps} steps at {rate:.1f} a second: about {num_steps / rate / 60:.1f} minutes")
+    minutes = num_steps / rate / 60
+    print(f"{num_steps} steps at {rate:.1f} a second: about {minutes:.1f} minutes")
+    if minutes > TARGET_MINUTES:
+        print(f"more than {TARGET_MINUTES}: --long-dreams and --long-dream-steps make it shorter")
 
 
 def _even(data: GameData, count: int) -> Clips:

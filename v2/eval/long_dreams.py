@@ -18,7 +18,7 @@ from v2.eval.truth import NATIVE_PIXELS, Objects
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
-RESIDUAL_EVERY = 20  # steps between two frames whose round trip is measured
+RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
 FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player
 Scores = dict[str, Metric]
 
@@ -82,18 +82,24 @@ def long_dream_scores(
         scores["long/one_ball"].baselines["real"] = _one_ball(real, starts_in_play=False)
         scores["long/ball_seen"] = _ball_seen(dreamed)
         scores["long/ball_seen"].baselines["real"] = _ball_seen(real)
+    scores |= _strangeness(engine, tokens, np.concatenate(sampled), real_frames, num_codes)
+    return scores, np.concatenate(pictures)
+
+
+def _strangeness(engine, tokens, sampled, real_frames, num_codes: int) -> Scores:
+    """Compare round trips and code usage with those of real frames."""
     kept, real_tokens = round_trip(engine, real_frames)
     limit = np.percentile(_residual(kept, real_frames), 99)
-    sampled = np.concatenate(sampled)
+    dreams = np.arange(len(tokens))
     off = _off_distribution(engine, sampled, limit)
-    scores["long/strange_frames"] = mean_metric(off.mean(1), dreams)
+    scores = {"long/strange_frames": mean_metric(off.mean(1), dreams)}
     scores["long/strange_frames"].baselines["real"] = Metric(0.01)
     real_usage = metrics.code_histogram(real_tokens, num_codes)
-    for step in (s for s in USAGE_STEPS if s <= steps):
+    for step in (s for s in USAGE_STEPS if s <= tokens.shape[1]):
         late = tokens[:, max(0, step - USAGE_WINDOW) : step]
         kl = [metrics.histogram_kl(metrics.code_histogram(t, num_codes), real_usage) for t in late]
         scores[f"long/code_kl@{step}"] = mean_metric(kl, dreams)
-    return scores, np.concatenate(pictures)
+    return scores
 
 
 def _play(engine, game, meanings, history, past_actions, steps, first_seed, progress):

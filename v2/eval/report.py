@@ -128,7 +128,7 @@ def _curve(scores: dict, stem: str, title: str) -> str:
         drawn.append(f"<text x=2 y={place(1, value)[1] + 4:.0f}>{results.number(value)}</text>")
     for h in points:
         drawn.append(f"<text x={place(h, low)[0]:.0f} y=168 text-anchor=middle>{h}</text>")
-    for k, (name, line) in enumerate(lines.items()):
+    for k, (name, line) in reversed(list(enumerate(lines.items()))):  # the model on top
         colour = COLOURS.get(name, "#f08c00")
         path = " ".join("{:.1f},{:.1f}".format(*place(h, m["value"])) for h, m in line)
         drawn.append(f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />")
@@ -138,8 +138,8 @@ def _curve(scores: dict, stem: str, title: str) -> str:
                 drawn.append(f"<line x1={x:.1f} x2={x:.1f} y1={top:.1f} y2={bottom:.1f} "
                              f"stroke='{colour}' />")  # fmt: skip
         label = name.replace("_", " ") or "model"
-        drawn.append(f"<text x={40 + 78 * k} y=184 fill='{colour}'>{label}</text>")
-    return f"<svg width=330 height=190>{''.join(drawn)}</svg>"
+        drawn.append(f"<text x={40 + 70 * k} y=184 fill='{colour}'>{label}</text>")
+    return f"<svg width=345 height=190>{''.join(drawn)}</svg>"
 
 
 def _rollout_strips(pictures: dict) -> list[str]:

@@ -9,11 +9,15 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import subprocess
 import time
 from dataclasses import dataclass
 
-from v2 import command_line
 from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
 from v2.data.tokens import TOKENS_NAME
 from v2.run_dir import CHECKPOINTS, is_finished, read_config
@@ -50,8 +54,8 @@ def build_parser():
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--frames", type=command_line.positive_int,
                         help="frames to collect (default: the preset's)")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="directory (default: checkpoints/v2/<game>, and "
-                        "runs/smoke in it for smoke)")  # fmt: skip
+    parser.add_argument("--out", type=command_line.path, help="directory (default: "
+                        "checkpoints/v2/<game>, and runs/smoke in it for smoke)")  # fmt: skip
     return parser
 
 
@@ -96,10 +100,12 @@ class Pipeline:
         command += [str(flag) for flag in flags]
         print(f"\n$ python v2/{script} {' '.join(command[2:])}", flush=True)
         began = time.perf_counter()
-        code = subprocess.run(command).returncode
+        process = subprocess.Popen(command, start_new_session=True)
+        with command_line.forwarded_signals(process):
+            code = process.wait()
         self.seconds[script] = time.perf_counter() - began
         if code:
-            sys.exit(code)
+            sys.exit(code if code > 0 else 128 - code)
 
     def train(self, kind: str, script: str, *flags) -> Path:
         """Train, or go on with the newest run where that is unfinished, or take it as it is."""

@@ -4,14 +4,18 @@ Contract: what a step does depends on (seed, step) alone, so that a resumed run 
 non-finite loss or gradient is never applied. Knows nothing of models or data.
 """
 
+import contextlib
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from v2.command_line import DivergedError
+from v2.command_line import DivergedError, is_out_of_memory
+from v2.data.npz import write_npz
 
 MAX_SKIPPED_STEPS = 5
+BAD_BATCH_NAME = "nan_batch.npz"
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
@@ -34,8 +38,13 @@ class GradientGuard:
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.num_skipped = self.num_in_a_row = 0
 
+    @property
+    def has_skipped(self) -> bool:
+        """Whether the last step was refused."""
+        return self.num_in_a_row > 0
+
     def apply(self, loss: torch.Tensor, rate: float) -> float:
-        """Step with the gradients as they are; return their norm.
+        """Step with the gradients as they are, where they are finite; return their norm.
 
         Raises:
             DivergedError: the fifth non-finite step in a row.
@@ -52,10 +61,39 @@ class GradientGuard:
         self.optimizer.zero_grad(set_to_none=True)
         if self.num_in_a_row >= MAX_SKIPPED_STEPS:
             raise DivergedError(
-                f"{self.num_in_a_row} steps in a row had a non-finite loss or gradient: "
-                "lower --lr; the last good state is kept"
+                f"{self.num_in_a_row} steps in a row had a non-finite loss or gradient"
             )
         return float(norm)
+
+
+@contextlib.contextmanager
+def failures_explained(trainer, folder: Path):
+    """Say what to do when training diverges, the batch kept in the run, or memory ends.
+
+    Args:
+        trainer: has `step`, `args`, and the arrays of its last `batch`.
+    """
+    try:
+        yield
+    except DivergedError as error:
+        write_npz(folder / BAD_BATCH_NAME, trainer.batch, {"step": trainer.step})
+        raise DivergedError(
+            f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
+            f"saved before is kept: try {_again(folder)}--lr {trainer.args.lr / 2:g}"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        sizes = {k: v for k, v in vars(trainer.args).items() if k.endswith("batch_size")}
+        flags = (f"--{k.replace('_', '-')} {max(1, v // 2)}" for k, v in sizes.items())
+        raise MemoryError(
+            f"out of memory in step {trainer.step}; what was saved before is kept: "
+            f"try {_again(folder)}{' '.join(flags)}"
+        ) from error
+
+
+def _again(folder: Path) -> str:
+    return f"--resume {folder} " if (folder / "last.pt").exists() else ""
 
 
 @torch.no_grad()

@@ -9,23 +9,29 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import time
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2 import checkpoint, command_line
+from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, GameData, data_sha256, game_directory, load_game_data
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.importance import median_frame, rarity_weights
 from v2.device import autocast, choose_device
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.truth import has_truth, read_frames, read_ram
+from v2.files import check_writable
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.pictures import save_grid
 from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
-from v2.train.steps import GradientGuard, learning_rate, step_rng
+from v2.train.steps import GradientGuard, failures_explained, learning_rate, step_rng
 
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
@@ -35,8 +41,10 @@ NUM_PICTURES = 8
 def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=Path, help="npz of frames (default: the game's)")
-    parser.add_argument("--out", type=Path, help="directory of runs/ (default: the game's)")
+    parser.add_argument("--data", type=command_line.path,
+                        help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--out", type=command_line.path,
+                        help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
     parser.add_argument("--smoke", action="store_true", help="mark the run: never shipped or latest")
@@ -47,11 +55,12 @@ def build_parser():
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", type=Path, metavar="RUN", help="continue a run's folder")
+    length.add_argument("--resume", type=command_line.path, metavar="RUN",
+                        help="continue a run's folder")  # fmt: skip
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=200)
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.positive_int, default=16)
+    recipe.add_argument("--batch-size", type=command_line.batch_size, default=16)
     recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
     recipe.add_argument("--decay", type=command_line.probability, default=0.4,
@@ -71,6 +80,7 @@ def main(argv=None) -> int:
     device = choose_device(args.device)
     torch.manual_seed(args.seed)
     directory = game_directory(CHECKPOINTS, args.game)
+    check_writable(args.resume or args.out or directory)
     data = load_game_data(args.data or directory / f"{DATA_NAME}.npz")
     train_rows, held_out_rows = data.rows_of("train"), data.rows_of("val")
     per_epoch = args.samples_per_epoch or len(train_rows)
@@ -80,15 +90,15 @@ def main(argv=None) -> int:
     if args.resume:
         run = RunDir(args.resume)
         run.acquire()
-        trainer.load(run)
-        if args.changed:
-            run.log(trainer.step, changed_flags=args.changed)
-            print(f"changed since the run began: {args.changed}")
     else:
         config = {"args": plain_args(args), "is_smoke": args.smoke, "game": data.emulator.game}
         run = RunDir.create(args.out or directory, "vqvae", config)
     try:
-        return trainer.train(run)
+        if args.resume:
+            trainer.load(run)
+            run.note_changes(trainer.step, args)
+        with failures_explained(trainer, run.path):
+            return trainer.train(run)
     finally:
         run.release()
 
@@ -148,6 +158,7 @@ class Trainer:
     def train_step(self) -> dict:
         args, step = self.args, self.step
         rows = step_rng(args.seed, step).choice(self.train_rows, args.batch_size)
+        self.batch = {"frames": self.data.frames[np.sort(rows)]}
         pixels = self.pixels(np.sort(rows))
         warmup = int(args.unquantized * self.num_steps)
         if step == warmup:
@@ -161,7 +172,7 @@ class Trainer:
         loss.backward()
         rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
-        if step >= warmup:
+        if step >= warmup and not self.guard.has_skipped:
             is_reviving = step < args.revive_until * self.num_steps
             latents = output.latents.detach().float()
             self.model.quantizer.update(latents, output.tokens, 1.0 if is_reviving else 0.0)
@@ -231,7 +242,7 @@ class Trainer:
         state = checkpoint.load_last(run.path, "vqvae")
         if state["data_sha256"] != data_sha256(self.data.meta):
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
-        self.model.load_state_dict(state["model"])
+        checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
         self.generator.set_state(state["rng"]["generator"])

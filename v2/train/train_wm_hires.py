@@ -9,20 +9,32 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import time
 
 import torch
 from tqdm import tqdm
 
-from v2 import checkpoint, command_line
+from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
 from v2.data.importance import ImportanceConfig
-from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, tokenize
+from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, staleness, tokenize
 from v2.device import choose_device, compiled
+from v2.files import check_writable
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import CHECKPOINTS, RunDir, find_weights, parse_resumable, plain_args
-from v2.train.steps import GradientGuard, average_weights, learning_rate, step_rng
+from v2.train.steps import (
+    GradientGuard,
+    average_weights,
+    failures_explained,
+    learning_rate,
+    step_rng,
+)
 from v2.train.wm_evaluation import Evaluation
 from v2.train.wm_loss import LossConfig, WorldModelLoss, read_windows
 
@@ -33,11 +45,13 @@ def build_parser():
     loss, importance = LossConfig(), ImportanceConfig()
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=Path, help="npz of frames (default: the game's)")
-    parser.add_argument("--tokens", type=Path, help="npz of tokens (default: the game's); "
-                        "made when missing or stale")  # fmt: skip
+    parser.add_argument("--data", type=command_line.path,
+                        help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--tokens", type=command_line.path, help="npz of tokens (default: the "
+                        "game's); made when missing or stale")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=Path, help="directory of runs/ (default: the game's)")
+    parser.add_argument("--out", type=command_line.path,
+                        help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
     parser.add_argument("--smoke", action="store_true", help="mark the run: never shipped or latest")
@@ -48,15 +62,16 @@ def build_parser():
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", type=Path, metavar="RUN", help="continue a run's folder")
-    length.add_argument("--init-from", type=Path, metavar="FILE",
+    length.add_argument("--resume", type=command_line.path, metavar="RUN",
+                        help="continue a run's folder")  # fmt: skip
+    length.add_argument("--init-from", type=command_line.path, metavar="FILE",
                         help="start from a world model's weights, with a fresh optimizer")  # fmt: skip
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
     length.add_argument("--compile", action="store_true",
                         help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.positive_int, default=8)
+    recipe.add_argument("--batch-size", type=command_line.batch_size, default=8)
     recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
     recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
@@ -69,7 +84,7 @@ def build_parser():
                           default=loss.rollout_steps)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=command_line.positive_int, default=4,
+    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=4,
                           help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
     rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.3,
                           help="share of the steps before the first rollout")  # fmt: skip
@@ -96,24 +111,22 @@ def main(argv=None) -> int:
     if args.resume and args.init_from:
         raise ValueError("--resume and --init-from exclude each other")
     directory = game_directory(CHECKPOINTS, args.game)
-    vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
+    check_writable(args.resume or args.out or directory)
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
+    else:
+        vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
     vqvae, vqvae_state = checkpoint.load_vqvae(vqvae_path)
     print(f"VQ-VAE: {vqvae_path}")
     data = args.data or directory / f"{DATA_NAME}.npz"
     tokens = _load_or_make_tokens(
-        args.tokens or directory / f"{TOKENS_NAME}.npz", vqvae, data, device
+        args.tokens or directory / f"{TOKENS_NAME}.npz", vqvae, data, device, args.resume
     )
     model = TemporalWorldModel(_model_config(vqvae, tokens)).to(device)
     trainer = Trainer(args, model, vqvae, tokens, data, device)
     if args.resume:
         run = RunDir(args.resume)
         run.acquire()
-        trainer.load(run)
-        if args.changed:
-            run.log(trainer.step, changed_flags=args.changed)
-            print(f"changed since the run began: {args.changed}")
     else:
         if args.init_from:
             trainer.start_from(args.init_from)
@@ -122,15 +135,25 @@ def main(argv=None) -> int:
         extra = {key: vqvae_state[key] for key in ("step", "metrics", "train_args", "emulator")}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
     try:
-        return trainer.train(run)
+        if args.resume:
+            trainer.load(run)
+            run.note_changes(trainer.step, args)
+        with failures_explained(trainer, run.path):
+            return trainer.train(run)
     finally:
         run.release()
 
 
-def _load_or_make_tokens(path: Path, vqvae: VQVAE, data: Path, device) -> TokenData:
+def _load_or_make_tokens(path: Path, vqvae: VQVAE, data: Path, device, resumed) -> TokenData:
     tokens = load_tokens(path, vqvae, data)
     if tokens is None:
-        print(f"{path} is missing or of other data or VQ-VAE: making it")
+        stale = staleness(path, vqvae, data) if path.exists() else "it is missing"
+        if resumed and path.exists():
+            raise ValueError(
+                f"{resumed} needs other tokens than {path} ({stale}): restore --data, or name a "
+                "new file in --tokens to make them"
+            )
+        print(f"{path}: {stale}; making it")
         tokens = tokenize(data, vqvae, device)
         tokens.save(path)
     return tokens
@@ -214,6 +237,7 @@ class Trainer:
         count = args.rollout_batch_size if is_rollout else args.batch_size
         starts = rng.choice(self.starts[steps], count)
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
+        self.batch = {name: values.numpy() for name, values in vars(windows).items()}
         loss, metrics = self.loss(self.forward, windows.to(self.device), rng)
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
@@ -256,9 +280,11 @@ class Trainer:
     def load(self, run: RunDir) -> None:
         """Continue exactly where the run's last checkpoint is."""
         state = checkpoint.load_last(run.path, "world_model")
+        if state["vqvae_sha256"] != self.vqvae_sha256:
+            raise ValueError(f"{run.path} was trained with another VQ-VAE than its {VQVAE_NAME}")
         if state["tokens_sha256"] != array_sha256(self.tokens.tokens):
             raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
-        self.model.load_state_dict(state["model"])
+        checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["ema"]
         self.step, self.best = state["step"], state["best"]

@@ -1,0 +1,418 @@
+"""What users get wrong ends in one line on stderr, the right exit code, and nothing lost."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_training import _train_vqvae, _wm_flags, data_path, small_models  # noqa: F401
+from v2 import checkpoint, command_line, files
+from v2.data import collect_atari, npz, recorder, tokenize_atari
+from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env, save_game_data
+from v2.data.policies import policy_mix
+from v2.data.tokens import load_tokens
+from v2.device import choose_device
+from v2.run_dir import read_config
+from v2.train import train_vqvae_hires, train_wm_hires
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = (collect_atari, tokenize_atari, train_vqvae_hires, train_wm_hires)
+
+
+@pytest.fixture
+def ends(capsys):
+    """Run a script's main as the shell does; return its last line on stderr."""
+
+    def run(main, flags, code: int, *texts: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            command_line.run(lambda: main([str(flag) for flag in flags]))
+        lines = capsys.readouterr().err.strip().splitlines() or [""]
+        assert stopped.value.code == code, lines
+        assert not any("Traceback" in line for line in lines)
+        for text in texts:
+            assert text in lines[-1]
+        return lines[-1]
+
+    return run
+
+
+def _content(folder: Path) -> dict:
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_a_misspelt_game_is_refused_with_a_hint(script, ends):
+    ends(script.main, ["--game", "Breakot"], 2, "'Breakot'", "did you mean breakout")
+
+
+@pytest.mark.parametrize("flags", [
+    ["--steps", "0"], ["--batch-size", "-1"], ["--batch-size", "9" * 400], ["--lr", "nan"],
+    ["--lr", "1e999"], ["--lr", "-1"], ["--epochs", "two"], ["--decay", "1.5"], ["--seed", "-3"],
+    ["--data", ""], ["--nonsense", "1"], ["--batch-size", "100000"], ["--save-minutes", "0"],
+])  # fmt: skip
+@pytest.mark.parametrize("script", [train_vqvae_hires, train_wm_hires], ids=["vqvae", "wm"])
+def test_absurd_flags_are_refused_by_name(script, flags, ends):
+    ends(script.main, flags, 2, flags[0])
+
+
+@pytest.mark.parametrize("flags", [
+    ["--workers", "0"], ["--workers", "100000"], ["--frames", "-5"], ["--sticky", "1"],
+    ["--frameskip", "61"], ["--seed", "99"], ["--frames", "1"], ["--frames-per-shard", "0"],
+])  # fmt: skip
+def test_absurd_collecting_is_refused(flags, ends, tmp_path):
+    ends(collect_atari.main, [*flags, "--out", tmp_path / "new"], 2)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu", "meta"])
+def test_an_absent_device_is_refused_with_those_there_are(name, ends):
+    for script in (tokenize_atari, train_vqvae_hires, train_wm_hires):
+        ends(script.main, ["--device", name], 2, repr(name), "use cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_is_refused():
+    with pytest.raises(ValueError, match="no device 'cuda' on this machine: use cpu"):
+        choose_device("cuda")
+
+
+def test_a_missing_rom_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no ROM of breakout.*unset ALE_ROMS_DIR"):
+        make_atari_env("breakout")
+
+
+WITHOUT = """
+import runpy, sys
+sys.modules[{package!r}] = None
+sys.argv = [{script!r}, "--help"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("package, script, is_needed", [
+    ("ale_py", "v2/data/collect_atari.py", True),
+    ("torch", "v2/train/train_wm_hires.py", True),
+    ("tqdm", "v2/data/tokenize_atari.py", True),
+    ("pygame", "v2/train/train_wm_hires.py", False),
+    ("torch", "v2/doctor.py", False),
+])  # fmt: skip
+def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed):
+    code = WITHOUT.format(package=package, script=str(ROOT / script))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    if not is_needed:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert f"package {package} is missing" in done.stderr and "pip install" in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):  # noqa: F811
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / "file" / "below"
+    before = _content(tmp_path)
+    ends(collect_atari.main, ["--out", out], 2, "file is a file")
+    ends(train_vqvae_hires.main, ["--data", data_path, "--out", out], 2, "file is a file")
+    assert _content(tmp_path) == before
+    if os.geteuid():
+        (tmp_path / "shut").mkdir(mode=0o500)
+        with pytest.raises(PermissionError, match="name another folder"):
+            files.check_writable(tmp_path / "shut" / "new")
+
+
+def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):  # noqa: F811
+    before = _content(tmp_path)
+    ends(collect_atari.main, ["--out", tmp_path], 2, "is there already", "--overwrite")
+    for flag in ("--out", "--data"):
+        ends(tokenize_atari.main, ["--out", data_path, flag, data_path], 2, "holds no tokens")
+    ends(tokenize_atari.main, ["--out", tmp_path / "notes.txt"], 2, "ends in .npz")
+    assert _content(tmp_path) == before
+
+
+def test_game_data_given_as_tokens_is_refused_and_untouched(
+    ends, small_models, data_path, tmp_path  # noqa: F811
+):  # fmt: skip
+    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    before = data_path.read_bytes()
+    flags = ["--data", data_path, "--tokens", data_path, "--vqvae", run, "--out", tmp_path / "w"]
+    ends(train_wm_hires.main, flags, 2, "holds no tokens")
+    assert data_path.read_bytes() == before
+
+
+def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, monkeypatch):
+    flags = ["--policy", "sticky", "--workers", "1", "--out", str(tmp_path), "--frames", "900"]
+    assert collect_atari.main([*flags, "--frames-per-shard", "400"]) == 0
+    before = _content(tmp_path)
+    monkeypatch.setattr(collect_atari, "save_game_data", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collect_atari.main([*flags, "--overwrite"])
+    assert len(before) > 1 and _content(tmp_path) == before
+    monkeypatch.undo()
+    assert collect_atari.main([*flags, "--overwrite"]) == 0
+    assert [p.name for p in _content(tmp_path)] == ["atari_game_data.npz"]
+
+
+def test_a_full_disk_while_collecting_keeps_the_finished_shards(ends, tmp_path, monkeypatch):
+    real, limit = collect_atari.save_game_data, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(path, data):
+        if "00001" in path.name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))
+        return real(path, data)
+
+    monkeypatch.setattr(collect_atari, "save_game_data", save)
+    flags = ["--policy", "sticky", "--workers", "1", "--frames", "900", "--frames-per-shard", "400"]
+    try:
+        ends(collect_atari.main, [*flags, "--out", tmp_path], 1, "cannot write", "free some space")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [p.name for p in tmp_path.iterdir()] == ["atari_game_data-00000.npz"]
+    assert len(load_game_data(tmp_path / "atari_game_data.npz")) > 100
+
+
+def test_a_killed_worker_is_an_error_and_no_endless_wait(monkeypatch):
+    segments = recorder.record(EmulatorConfig(), policy_mix("sticky", "breakout"), 5000, 0, 2)
+    next(segments)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for child in children:
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="worker process was killed.*--workers 1"):
+        list(segments)
+
+
+BAD_ARRAYS = {
+    "an action of another game": ("actions", lambda a: a + 9, "action 1. of a game with 4"),
+    "rewards that are not finite": ("rewards", lambda a: a * np.nan, "reward is not finite"),
+    "episodes out of order": ("episode_ids", lambda a: a[::-1].copy(), "do not ascend"),
+    "another shape": ("frames", lambda a: a[:, :80], r"must be uint8 \(M, 84, 64, 3\), got"),
+    "another type": ("rewards", lambda a: a.astype(np.float64), "'rewards' must be float32"),
+    "another length": ("ram", lambda a: a[:-1], "different lengths"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_arrays_that_cannot_be_right_are_refused_by_name(name, game_data, tmp_path):
+    field, change, text = BAD_ARRAYS[name]
+    setattr(game_data, field, change(getattr(game_data, field)))
+    save_game_data(tmp_path / "data.npz", game_data)
+    with pytest.raises(ValueError, match=text):
+        load_game_data(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"episodes": "none"}, "'episodes' of its meta must be a list"),
+    ({"episodes": [{"id": 0}]}, "list of episodes is damaged"),
+    ({"action_meanings": 4}, "'action_meanings' of its meta must be a list"),
+    ({"emulator": {"game": "breakout", "colour": 1}}, "emulator settings of another version"),
+])  # fmt: skip
+def test_a_damaged_meta_is_refused_by_name(change, text, game_data, tmp_path):
+    meta = game_data.meta | {"sha256": {}} | change
+    npz.write_npz(tmp_path / "data.npz", game_data.arrays(), meta)
+    with pytest.raises(ValueError, match=text):
+        load_game_data(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("content, text", [
+    (b"", "it is empty"), (b"<html>", "HTML page"), (b"PK\x03\x04", "truncated zip"),
+    (b"version https://git-lfs", "LFS pointer"),
+])  # fmt: skip
+def test_a_file_that_is_no_npz_is_named_by_its_looks(content, text, ends, tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    line = ends(train_vqvae_hires.main, ["--data", path, "--out", tmp_path], 2, text)
+    assert "allow_pickle" not in line
+
+
+def test_equal_episodes_in_two_splits_are_refused(game_data, tmp_path):
+    rows, twin = slice(0, 30), slice(30, 60)  # game 0 is for training, game 1 held out
+    game_data.ram[twin], game_data.actions[twin] = game_data.ram[rows], game_data.actions[rows]
+    save_game_data(tmp_path / "data.npz", game_data)
+    with pytest.raises(ValueError, match=r"episodes 0 \(train\) and 1 \(val\) are the same game"):
+        load_game_data(tmp_path / "data.npz")
+
+
+def test_shards_of_different_recordings_are_refused(game_data, tmp_path):
+    for index in range(2):
+        game_data.meta["seed"] = index
+        save_game_data(tmp_path / f"data-{index:05d}.npz", game_data)
+    with pytest.raises(ValueError, match="the shards of .* differ in 'seed'"):
+        load_game_data(tmp_path / "data.npz")
+
+
+def test_episodes_shorter_than_a_window_are_refused(ends, small_models, data_path, tmp_path):  # noqa: F811
+    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    flags = _wm_flags(tmp_path / "w", data_path, run, "--steps", "1", "--rollout-steps", "27")
+    ends(train_wm_hires.main, flags, 2, "shorter than the 31 frames")
+
+
+def test_tokens_out_of_range_are_refused(small_models, data_path, tmp_path):  # noqa: F811
+    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    path = tmp_path / "tokens.npz"
+    tokenize_atari.main(["--data", str(data_path), "--vqvae", str(run), "--out", str(path)])
+    vqvae, _ = checkpoint.load_vqvae(run / "last.pt")
+    for field, text in (("tokens", "token 40 of a codebook of 32"), ("actions", "action 40 of")):
+        tokens = load_tokens(path, vqvae, data_path)
+        getattr(tokens, field)[7] = 40
+        tokens.save(tmp_path / "bad.npz")
+        with pytest.raises(ValueError, match=text):
+            load_tokens(tmp_path / "bad.npz", vqvae, data_path)
+
+
+@pytest.fixture
+def world_run(small_models, data_path, tmp_path):  # noqa: F811
+    """A finished world-model run of two steps."""
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "2")) == 0
+    return next((tmp_path / "w" / "runs").iterdir())
+
+
+def test_resume_refuses_other_data_tokenizer_and_architecture(
+    world_run, game_data, data_path, ends, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    tokens = data_path.with_name("tokens.npz")
+    before = tokens.read_bytes(), _content(world_run)
+    resume = ["--resume", world_run]
+    other = _train_vqvae(tmp_path / "other", data_path, "--steps", "1", "--seed", "1")
+    own = (world_run / "vqvae.pt").read_bytes(), (world_run / "vqvae.pt.sha256").read_bytes()
+    for name in ("vqvae.pt", "vqvae.pt.sha256"):
+        (world_run / name).write_bytes((other / name.replace("vqvae", "last")).read_bytes())
+    ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of VQ-VAE")
+    ends(train_wm_hires.main, [*resume, "--tokens", tmp_path / "new.npz"], 2, "another VQ-VAE")
+    for name, content in zip(("vqvae.pt", "vqvae.pt.sha256"), own, strict=True):
+        (world_run / name).write_bytes(content)
+
+    script = train_wm_hires.WorldModelConfig
+    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", lambda **k: script(**k | {"layers": 3}))
+    ends(train_wm_hires.main, resume, 2, "another architecture: layers 2, now 3")
+    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", script)
+
+    game_data.frames[0, 0, 0, 0] += 1
+    save_game_data(data_path, game_data)
+    ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of data")
+    assert (tokens.read_bytes(), _content(world_run)) == before
+
+
+def test_resume_logs_changed_flags_and_keeps_them(world_run, capsys):
+    flags = ["--steps", "4", "--lr", "1e-4", "--batch-size", "2"]
+    assert train_wm_hires.main(["--resume", str(world_run), *flags]) == 0
+    lines = [json.loads(line) for line in (world_run / "metrics.jsonl").read_text().splitlines()]
+    changed = [line["changed_flags"] for line in lines if "changed_flags" in line]
+    assert changed == [{"steps": 4, "lr": 1e-4, "batch_size": 2}]
+    assert "changed since the run began" in capsys.readouterr().out
+    assert read_config(world_run)["args"]["lr"] == 1e-4
+
+
+def test_the_tokenizer_does_not_move_while_the_world_model_trains(
+    small_models, data_path, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    loaded, real = [], checkpoint.load_vqvae
+    keep = lambda path: loaded.append(real(path)) or loaded[-1]  # noqa: E731
+    monkeypatch.setattr(checkpoint, "load_vqvae", keep)
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--steps", "3")) == 0
+    ((vqvae, _),) = loaded
+    assert not vqvae.training
+    assert checkpoint.model_sha256(vqvae) == checkpoint.model_sha256(real(run / "last.pt")[0])
+
+
+def test_divergence_dumps_the_batch_and_keeps_the_last_good_state(
+    ends, small_models, data_path, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    original = train_vqvae_hires.Trainer.train_step
+
+    def broken(trainer):
+        if trainer.step == 4:  # frames are checked, so it is the weights that break
+            trainer.model.encoder.register_forward_hook(lambda module, seen, made: made * torch.nan)
+        return original(trainer)
+
+    monkeypatch.setattr(train_vqvae_hires.Trainer, "train_step", broken)
+    flags = ["--data", data_path, "--out", tmp_path / "v", "--steps", "20"]
+    flags += ["--save-minutes", "1e-9"]
+    ends(train_vqvae_hires.main, flags, 3, "nan_batch.npz", "--resume", "--lr 0.001")
+    run = next((tmp_path / "v" / "runs").iterdir())
+    arrays, meta = npz.read_npz(run / "nan_batch.npz", {"frames": (np.uint8, (84, 64, 3))})
+    assert len(arrays["frames"]) == 16 and meta["step"] == 8
+    model, _ = checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
+    assert torch.isfinite(model.quantizer.codebook).all()
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+], ids=["python", "cuda", "cpu"])  # fmt: skip
+def test_out_of_memory_advises_half_the_batch(error, ends, world_run, monkeypatch):
+    before = (world_run / "last.pt").read_bytes()
+
+    def exhausted(trainer):
+        raise error
+
+    monkeypatch.setattr(train_wm_hires.Trainer, "train_step", exhausted)
+    flags = ["--resume", world_run, "--steps", "9", "--batch-size", "6"]
+    ends(train_wm_hires.main, flags, 1, "out of memory", "--batch-size 3", "--rollout-batch-size 2")
+    assert (world_run / "last.pt").read_bytes() == before
+
+
+def test_paths_with_spaces_and_unicode_and_home_and_links(
+    small_models, data_path, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    home = tmp_path / "a b ü 游戏"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "link.npz").symlink_to(os.path.relpath(data_path, home))
+    assert train_vqvae_hires.main(["--data", "~/link.npz", "--out", "~/o", "--steps", "1"]) == 0
+    run = next((home / "o" / "runs").iterdir())
+    monkeypatch.chdir(home)
+    flags = ["--data", "link.npz", "--vqvae", str(run), "--out", "o", "--tokens", "t [1].npz"]
+    assert train_wm_hires.main([*flags, "--steps", "1", "--rollout-steps", "2"]) == 0
+    world = sorted((home / "o" / "runs").iterdir())[-1]
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # the clock jumps
+    assert train_wm_hires.main(["--resume", str(world), "--steps", "2"]) == 0
+    assert checkpoint.load_last(world, "world_model")["step"] == 2
+    assert not [p for p in home.rglob("*.tmp")]
+
+
+PRINTING = """
+import sys, time
+from v2 import command_line
+def main():
+    for line in range(3000):
+        print("ü" * 30, line)
+    print("\\nstill here", file=sys.stderr)
+    return 5
+command_line.run(main)
+"""
+
+
+def test_a_closed_pipe_ends_in_no_traceback_and_stops_no_work():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "TERM": "dumb"}
+    process = subprocess.Popen([sys.executable, "-c", PRINTING], cwd=ROOT, env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    assert process.stdout.readline().startswith(b"\\xfc")
+    process.stdout.close()
+    error = process.stderr.read().decode()
+    assert process.wait() == 5 and error.split() == ["still", "here"]
+
+
+def test_without_a_terminal_no_control_codes_are_written(data_path, capfd, small_models, tmp_path):  # noqa: F811
+    _train_vqvae(tmp_path / "v", data_path, "--steps", "2")
+    out, err = capfd.readouterr()
+    assert "\r" not in out + err and "\x1b" not in out + err
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    for debug in (False, True):
+        monkeypatch.setattr(sys, "argv", ["script", *(["--debug"] if debug else [])])
+        with pytest.raises(SystemExit):
+            command_line.run(lambda: collect_atari.main(["--game", "Breakot"]))
+        error = capsys.readouterr().err
+        assert ("Traceback" in error) == debug and (len(error.splitlines()) == 1) != debug

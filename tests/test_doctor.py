@@ -1,0 +1,70 @@
+import importlib.metadata
+
+import pytest
+
+from v2 import doctor
+from v2.doctor import Finding
+
+
+def _names(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_whole_machine_ends_with_0_and_a_stopping_problem_with_1(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("a", "fine"), Finding("b", "x", "y")],))
+    assert doctor.main([]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["ok    a              fine",
+                                                       "note  b              x"]  # fmt: skip
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("a", "x", "do this", "play")],))
+    assert doctor.main([]) == 1
+    assert "(stops play)" in capsys.readouterr().out
+
+
+def test_every_problem_comes_with_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+    monkeypatch.setattr(doctor, "LITTLE_DISK_GB", 1e9)
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 8, 0))
+    checks = (doctor.check_python, doctor.check_packages, doctor.check_roms, doctor.check_disk)
+    found = [finding for check in checks for finding in check()]
+    assert len(found) > len(doctor.PACKAGES) and all(finding.fix for finding in found)
+    assert all(_names(found)[name].stops for name in ("python", "torch", "pygame", "ROMs"))
+
+
+def test_pygame_beside_pygame_ce_is_noted(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.5")
+    assert "uninstall" in _names(doctor.check_packages())["pygame clash"].fix
+
+
+def test_ale_py_without_roms_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.12.0")
+    assert "without ROMs" in _names(doctor.check_packages())["ale-py"].text
+
+
+@pytest.mark.parametrize("driver", ["dummy", "nonsense"])
+def test_a_display_that_nobody_sees_is_noted(driver, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", driver)
+    (finding,) = doctor.check_display()
+    assert "--headless" in finding.fix and not finding.stops
+
+
+def test_the_gain_of_bfloat16_is_measured():
+    found = _names(doctor.check_device())
+    assert "times as fast" in found["bfloat16"].text and "cpu" in found["device"].text
+
+
+def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, world_model):
+    from v2 import checkpoint, run_dir
+
+    monkeypatch.setattr(run_dir, "CHECKPOINTS", tmp_path)
+    (finding,) = doctor.check_weights()
+    assert "absent" in finding.text and finding.stops == "play, eval"
+    paths = {kind: tmp_path / "atari" / name for kind, name in run_dir.SHIPPED.items()}
+    checkpoint.save_checkpoint(paths["vqvae"], "vqvae", vqvae)
+    digest = checkpoint.model_sha256(vqvae)
+    for tokenizer, is_whole in ((digest, True), ("f" * 64, False)):
+        checkpoint.save_checkpoint(
+            paths["world_model"], "world_model", world_model, vqvae_sha256=tokenizer
+        )
+        (finding,) = doctor.check_weights()
+        assert bool(finding.stops) != is_whole and (digest[:12] in finding.text)

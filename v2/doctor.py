@@ -1,0 +1,214 @@
+"""Say what this machine has and lacks for this program, and what to do about it.
+
+    python v2/doctor.py
+
+Contract: changes nothing, needs no package, ends with 1 if a problem stops a command.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import time
+from typing import NamedTuple
+
+from v2 import command_line
+from v2.files import check_writable
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST_PYTHON = (3, 10)
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "pillow", "av")
+USERS = {"pygame": "play", "av": "play --record", "pillow": "training, recording"}
+INSTALL = "python -m pip install -r requirements.txt"
+LITTLE_DISK_GB, TOO_LITTLE_DISK_GB = 5.0, 0.5
+MATRIX = 192  # bfloat16 in software takes 0.1 s for a product of this size
+DISPLAY_SECONDS = 20
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    text: str
+    fix: str = ""  # empty: nothing to do
+    stops: str = ""  # the command that cannot work, if any
+
+
+def build_parser():
+    return command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+
+
+def main(argv=None) -> int:
+    build_parser().parse_args(argv)
+    found = [finding for check in CHECKS for finding in check()]
+    for finding in found:
+        mark = "STOP" if finding.stops else "note" if finding.fix else "ok"
+        stops = f" (stops {finding.stops})" if finding.stops else ""
+        print(f"{mark:4s}  {finding.name:14s} {finding.text}{stops}")
+        if finding.fix:
+            print(f"{'':20s} -> {finding.fix}")
+    num_stops = sum(bool(finding.stops) for finding in found)
+    print(f"problems that stop a command: {num_stops or 'none'}")
+    return 1 if num_stops else 0
+
+
+def check_python() -> list[Finding]:
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        wanted = ".".join(map(str, OLDEST_PYTHON))
+        return [Finding("python", text, f"install Python {wanted} or newer", "every command")]
+    return [Finding("python", text)]
+
+
+def check_packages() -> list[Finding]:
+    found, clash = [], [name for name in ("pygame", "pygame-ce") if _version(name)]
+    for name in PACKAGES:
+        version = _version(name) or (name == "pygame" and _version("pygame-ce"))
+        if not version:
+            found.append(Finding(name, "missing", INSTALL, USERS.get(name, "every command")))
+        elif name == "ale-py" and version == "0.12.0":
+            found.append(Finding(name, f"{version} came without ROMs", INSTALL, "collect, play"))
+        else:
+            found.append(Finding(name, version))
+    if len(clash) == 2:
+        fix = f"python -m pip uninstall -y pygame pygame-ce; {INSTALL}"
+        found.append(Finding("pygame clash", "pygame and pygame-ce share one folder", fix))
+    return found
+
+
+def check_device() -> list[Finding]:
+    if not _is_there("torch"):
+        return []
+    import torch
+
+    from v2.device import choose_device, has_fast_bfloat16
+
+    device = choose_device("auto")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    found = [Finding("device", f"{device.type}: {name}{threads}")]
+    gain = _seconds_of_product(device, torch.float32) / _seconds_of_product(device, torch.bfloat16)
+    if has_fast_bfloat16(device):
+        found.append(Finding("bfloat16", f"in hardware, {gain:.1f} times as fast as float32"))
+    else:
+        text = f"in software, {gain:.2g} times as fast: training and dreams use float32"
+        found.append(Finding("bfloat16", text))
+    return found
+
+
+def check_display() -> list[Finding]:
+    if not _is_there("pygame"):
+        return []
+    code = "import pygame; pygame.display.init(); print(pygame.display.get_driver())"
+    environment = os.environ | {"PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              env=environment, timeout=DISPLAY_SECONDS)  # fmt: skip
+        driver = done.stdout.strip()
+    except subprocess.TimeoutExpired:
+        driver = ""
+    if driver in ("", "dummy", "offscreen"):
+        text = f"none that a person can see{f' (SDL would draw to {driver!r})' if driver else ''}"
+        fix = "play with --headless --record play.mp4, or from a desktop, or with ssh -X"
+        return [Finding("display", text, fix)]
+    return [Finding("display", driver)]
+
+
+def check_roms() -> list[Finding]:
+    spec = importlib.util.find_spec("ale_py") if _is_there("ale_py") else None
+    if spec is None:
+        return []
+    chosen = os.environ.get("ALE_ROMS_DIR")
+    folder = Path(chosen) if chosen else Path(spec.origin).parent / "roms"
+    num_roms = len(list(folder.glob("*.bin")))
+    if not (folder / "breakout.bin").exists():
+        fix = "unset ALE_ROMS_DIR" if chosen else f"{INSTALL} --force-reinstall"
+        return [Finding("ROMs", f"{num_roms} in {folder}, no Breakout", fix, "collect, play")]
+    return [Finding("ROMs", f"{num_roms} games, Breakout among them")]
+
+
+def check_disk() -> list[Finding]:
+    folder = ROOT / "checkpoints"
+    free = shutil.disk_usage(folder if folder.exists() else ROOT).free / 1e9
+    text, fix = f"{free:.1f} GB free", "free some space: data, tokens and runs need about 1 GB"
+    try:
+        check_writable(folder)
+    except OSError as error:
+        return [Finding("disk", str(error), "choose another folder with --out", "collect, train")]
+    if free < TOO_LITTLE_DISK_GB:
+        return [Finding("disk", text, fix, "collect, train")]
+    return [Finding("disk", text, fix if free < LITTLE_DISK_GB else "")]
+
+
+def check_weights() -> list[Finding]:
+    if not (_is_there("torch") and _is_there("gymnasium") and _is_there("ale_py")):
+        return []
+    from v2 import checkpoint
+    from v2.run_dir import CHECKPOINTS, SHIPPED, find_weights
+
+    paths = {kind: CHECKPOINTS / "atari" / name for kind, name in SHIPPED.items()}
+    absent = [path.name for path in paths.values() if not path.exists()]
+    if absent:
+        text = f"{' and '.join(absent)} absent"
+        try:
+            text += f"; play takes {find_weights('latest', 'world_model', 'breakout')}"
+        except FileNotFoundError:
+            fix = "git checkout -- checkpoints/v2, or make train: about four hours"
+            return [Finding("weights", text, fix, "play, eval")]
+        return [Finding("weights", text, "make ship")]
+    try:
+        vqvae, _ = checkpoint.load_vqvae(paths["vqvae"])
+        vqvae_sha256 = checkpoint.model_sha256(vqvae)
+        world_model, _ = checkpoint.load_world_model(paths["world_model"], vqvae_sha256)
+    except ValueError as error:
+        return [Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")]
+    hashes = f"vqvae {vqvae_sha256[:12]}, world model {checkpoint.model_sha256(world_model)[:12]}"
+    return [Finding("weights", f"whole and of one pair: {hashes}")]
+
+
+CHECKS = (
+    check_python, check_packages, check_device, check_display, check_roms, check_disk,
+    check_weights,
+)  # fmt: skip
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _seconds_of_product(device, dtype) -> float:
+    import torch
+
+    a = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        (a @ a).sum().item()  # item waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
