@@ -165,6 +165,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(vqvae, tmp_path):
     _save(path, VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8)), step=1)
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True)
     assert done.returncode == 1 and "OSError: cannot write" in done.stderr
+    assert "MB needed; free some space" in done.stderr
     assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 1
     assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
 
@@ -193,3 +194,94 @@ def test_a_kill_between_any_two_moves_leaves_a_good_checkpoint(call, tmp_path):
     code = subprocess.run([sys.executable, "-c", KILLED, str(path), str(call)]).returncode
     assert code == 9
     assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 1
+
+
+def _damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == "empty":
+        content = b""
+    elif how == "cut":
+        content = content[:-20]
+    else:
+        content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "one bit"])
+def test_a_damaged_last_checkpoint_falls_back_and_never_replaces_the_good_one(
+    how, vqvae, tmp_path, capsys
+):  # fmt: skip
+    path = tmp_path / "last.pt"
+    for step in (1, 2):
+        checkpoint.save_rotating(path, "vqvae", vqvae, step=step)
+    _damage(path, how)
+    assert checkpoint.load_last(tmp_path, "vqvae")["step"] == 1
+    assert "going on from last-1.pt" in capsys.readouterr().err
+    checkpoint.save_rotating(path, "vqvae", vqvae, step=3)
+    assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 3
+    assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 1
+
+
+def test_a_run_goes_on_saving_after_a_kill_between_two_moves(tmp_path):
+    path, model = tmp_path / "last.pt", VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8))
+    checkpoint.save_rotating(path, "vqvae", model, step=1)
+    for call in (4, 4, 3, 3, 1, 2):
+        command = [sys.executable, "-c", KILLED, str(path), str(call)]
+        assert subprocess.run(command).returncode == 9
+        assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 1
+    checkpoint.save_rotating(path, "vqvae", model, step=3)
+    assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 3
+    assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 1
+    assert len(list(tmp_path.iterdir())) == 4  # what the killed ones left is swept
+
+
+def test_a_file_system_without_links_keeps_the_one_before_too(vqvae, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for step in (1, 2):
+        checkpoint.save_rotating(tmp_path / "last.pt", "vqvae", vqvae, step=step)
+    assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 1
+
+
+def test_a_living_process_keeps_its_temporary_file(tmp_path):
+    from v2.files import sweep_temporaries
+
+    names = [f".last.pt.{process}.tmp" for process in (os.getpid(), 999_999_999)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    sweep_temporaries(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == names[:1]
+
+
+def test_a_config_of_another_version_is_refused_by_name(vqvae, tmp_path):
+    _save(tmp_path / "a.pt", vqvae)
+    state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
+    state["config"]["colours"] = 3
+    with pytest.raises(ValueError, match="config is of another version.*colours"):
+        checkpoint.build_model(state, tmp_path / "a.pt")
+
+
+def test_another_architecture_is_not_continued(vqvae, tmp_path):
+    _save(tmp_path / "a.pt", vqvae)
+    state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
+    other = VQVAE(dataclasses.replace(vqvae.config, stem_dim=9))
+    with pytest.raises(ValueError, match="another architecture: stem_dim 8, now 9"):
+        checkpoint.restore(other, state, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name, value, text", [
+    ("encoder.stem.weight", None, "is missing"),
+    ("encoder.stem.weight", "text", "is no plain tensor"),
+    ("encoder.stem.weight", torch.zeros(8, 3, 4, 4, dtype=torch.int64), "is torch.int64"),
+    ("encoder.more", torch.zeros(1), "is unknown"),
+])  # fmt: skip
+def test_a_foreign_weight_is_refused_by_name(name, value, text, vqvae, tmp_path):
+    _save(tmp_path / "a.pt", vqvae)
+    state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
+    state["model"][name] = value
+    if value is None:
+        del state["model"][name]
+    with pytest.raises(ValueError, match=f"weight {name} {text}"):
+        checkpoint.build_model(state, tmp_path / "a.pt")

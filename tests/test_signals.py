@@ -35,12 +35,11 @@ def _wait_for(is_true, process: subprocess.Popen, seconds: float = 90.0) -> None
         time.sleep(0.02)
 
 
-SLOW = pytest.mark.slow
+def _slow(number):
+    return pytest.param(number, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("number", [
-    signal.SIGINT, pytest.param(signal.SIGTERM, marks=SLOW), pytest.param(signal.SIGHUP, marks=SLOW),
-])  # fmt: skip
+@pytest.mark.parametrize("number", [signal.SIGINT, _slow(signal.SIGTERM), _slow(signal.SIGHUP)])
 def test_training_saves_and_prints_the_command_that_resumes(number, data_path, tmp_path):  # noqa: F811
     process = _start(DRIVER, "--data", data_path, "--out", tmp_path, "--steps", MANY)
     _wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
@@ -115,7 +114,7 @@ command_line.run(lambda: collect_atari.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM])
+@pytest.mark.parametrize("number", [_slow(signal.SIGINT), signal.SIGTERM])
 def test_collecting_finishes_the_game_and_saves_what_is_there(number, tmp_path):
     """The whole process group is signalled, as a terminal or a scheduler does."""
     command = [sys.executable, "-c", COLLECT, "--frames", "100000", "--frames-per-shard", "2000",
@@ -132,7 +131,7 @@ def test_collecting_finishes_the_game_and_saves_what_is_there(number, tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-@SLOW
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_collector(tmp_path):
     process = _start(COLLECT, "--frames", MANY, "--policy", "sticky", "--out", tmp_path / "d")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

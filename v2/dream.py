@@ -65,8 +65,9 @@ class DreamEngine:
         path = find_weights(name, "world_model", game)
         beside = path.with_name("vqvae.pt")
         vqvae_path = beside if beside.exists() else path.with_name(SHIPPED["vqvae"])
-        vqvae, _ = checkpoint.load_vqvae(vqvae_path)
+        vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
         world_model, info = checkpoint.load_world_model(path, checkpoint.model_sha256(vqvae))
+        info = info | {"vqvae": vqvae_info}
         return cls(
             vqvae, world_model, device, Sampling(temperature, top_k), seed, str(path), info
         )

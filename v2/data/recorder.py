@@ -4,6 +4,7 @@ Contract: equal arguments give equal arrays, whatever the number of workers. Eve
 of its own, from which its policy draws; no game stands twice. Knows nothing of scripts.
 """
 
+import atexit
 import functools
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from v2.command_line import SIGNALS
-from v2.data.atari_dataset import EmulatorConfig, make_atari_env
+from v2.data.atari_dataset import AtariFrameEnv, EmulatorConfig, make_atari_env
 from v2.data.policies import PolicyConfig, make_policy
 
 SEEDS_PER_RUN, SEEDS_PER_POLICY = 10_000_000, 1_000_000
@@ -201,7 +202,11 @@ def record_game(job: GameJob) -> list[Segment]:
     return [_as_arrays(segment) for segment in segments if len(segment) > 1]
 
 
-_env = functools.cache(lambda emulator: make_atari_env(config=emulator))
+@functools.cache
+def _env(emulator: EmulatorConfig) -> AtariFrameEnv:
+    """Keep one emulator a process: loading a ROM takes as long as 150 steps."""
+    atexit.register(_env.cache_clear)  # else the emulator's binding reports a leak at exit
+    return make_atari_env(config=emulator)
 
 
 def _as_arrays(segment: Segment) -> Segment:

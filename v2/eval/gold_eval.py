@@ -202,8 +202,20 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
         num_parameters=engine.num_parameters, device=str(engine.device), torch=torch.__version__,
         threads=torch.get_num_threads(), seconds=round(time.perf_counter() - began, 1),
         settings=dataclasses.asdict(tier), notes=_notes(chosen, game),
+        training={"train_vqvae_hires": _training(engine.info.get("vqvae", {})),
+                  "train_wm_hires": _training(engine.info)},
     )  # fmt: skip
     return document, pictures
+
+
+def _training(info: dict) -> dict:
+    """Return how weights were trained: the steps, the minutes, and the flags that repeat it."""
+    paths = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug")
+    flags = {
+        name: value for name, value in info.get("train_args", {}).items()
+        if name not in paths and value not in (None, False)
+    }  # fmt: skip
+    return {"steps": info.get("step"), "minutes": info.get("minutes"), "flags": flags}
 
 
 def _announce(engine, clips: Clips, num_steps: int) -> None:

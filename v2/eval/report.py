@@ -210,6 +210,21 @@ def _base64(file: io.BytesIO) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def _training_lines(training: dict) -> list[str]:
+    """Return the command that repeats each training, with every flag it had."""
+    lines = []
+    for script, facts in training.items():
+        flags = " ".join(
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            for name, value in facts["flags"].items()
+        )
+        minutes = facts["minutes"]
+        time = f", {minutes:.0f} minutes" if minutes else ""
+        lines += [f"Trained for {facts['steps']} steps{time}:", "",
+                  f"    python v2/train/{script}.py {flags}", ""]  # fmt: skip
+    return lines
+
+
 def model_card(document: dict) -> str:
     """Return the model card in Markdown."""
     lines = [
@@ -219,6 +234,7 @@ def model_card(document: dict) -> str:
         "| | this model | copy-last |", "|---|---|---|",
         *(f"| {title} | {value} | {copied} |"
           for title, value, copied in results.headline_rows(document)), "",
+        *_training_lines(document["training"]),
         "Parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()), "",
         "| metric | value [95 % interval over episodes] | baselines |", "|---|---|---|",

@@ -13,7 +13,7 @@ from v2 import checkpoint, command_line
 from v2.data.atari_dataset import game_directory
 from v2.run_dir import CHECKPOINTS, SHIPPED, find_weights, read_config
 
-KEPT = ("step", "metrics", "train_args", "emulator", "action_meanings", "vqvae_sha256")
+KEPT = ("step", "minutes", "metrics", "train_args", "emulator", "action_meanings", "vqvae_sha256")
 
 
 def build_parser():

@@ -109,6 +109,7 @@ class Trainer:
     def __init__(self, args, model, data: GameData, train_rows, held_out_rows, num_steps, device):
         self.args, self.model, self.data, self.device = args, model, data, device
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
+        self.minutes_before, self.began = 0.0, time.monotonic()
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         self.guard = GradientGuard(self.optimizer, max_norm=1.0)
         self.generator = torch.Generator().manual_seed(args.seed)
@@ -122,8 +123,14 @@ class Trainer:
         """Return frames as float (B, 3, H, W), channels last."""
         return frames_to_float(torch.from_numpy(self.data.frames[rows]).to(self.device))
 
+    @property
+    def minutes(self) -> float:
+        """Time spent training, earlier parts of a resumed run included."""
+        return self.minutes_before + (time.monotonic() - self.began) / 60
+
     def train(self, run: RunDir) -> int:
-        args, began, saved = self.args, time.monotonic(), time.monotonic()
+        args, saved = self.args, time.monotonic()
+        self.began = began = time.monotonic()
         first_step = self.step
         with command_line.StopRequest() as stop, tqdm(
             total=self.num_steps, initial=self.step, unit="step", disable=None
@@ -149,7 +156,7 @@ class Trainer:
                 if is_out_of_time:
                     break
         is_finished = self.step >= self.num_steps
-        run.set_status(is_finished=is_finished, step=self.step, minutes=(time.monotonic() - began) / 60)
+        run.set_status(is_finished=is_finished, step=self.step, minutes=self.minutes)
         print(f"{self.step} of {self.num_steps} steps: {run.path}")
         script = f"python v2/train/train_vqvae_hires.py --resume {run.path}"
         print(f"next: {'python v2/data/tokenize_atari.py' if is_finished else script}")
@@ -224,6 +231,7 @@ class Trainer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "minutes": self.minutes,
             "rng": {"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
             "metrics": metrics or {},
             "best": self.best,
@@ -245,6 +253,7 @@ class Trainer:
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
+        self.minutes_before = state.get("minutes", 0.0)
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])
         run.forget_after(self.step)

@@ -132,7 +132,8 @@ def main(argv=None) -> int:
             trainer.start_from(args.init_from)
         config = {"args": plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
         run = RunDir.create(args.out or directory, "world_model", config)
-        extra = {key: vqvae_state[key] for key in ("step", "metrics", "train_args", "emulator")}
+        kept = ("step", "minutes", "metrics", "train_args", "emulator")
+        extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
     try:
         if args.resume:
@@ -176,6 +177,7 @@ class Trainer:
         self.args, self.model, self.tokens, self.device = args, model, tokens, device
         self.forward = compiled(model) if args.compile else model
         self.step, self.best = 0, -float("inf")
+        self.minutes_before, self.began = 0.0, time.monotonic()
         self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
         rows = tokens.rows_of("train")
         history = model.config.history
@@ -193,8 +195,14 @@ class Trainer:
         self.vqvae_sha256 = checkpoint.model_sha256(vqvae)
         self.evaluation = Evaluation(vqvae, tokens, data, device)
 
+    @property
+    def minutes(self) -> float:
+        """Time spent training, earlier parts of a resumed run included."""
+        return self.minutes_before + (time.monotonic() - self.began) / 60
+
     def train(self, run: RunDir) -> int:
-        args, began, saved = self.args, time.monotonic(), time.monotonic()
+        args, saved = self.args, time.monotonic()
+        self.began = began = time.monotonic()
         num_samples = 0
         with command_line.StopRequest() as stop, tqdm(
             total=self.num_steps, initial=self.step, unit="step", disable=None
@@ -217,11 +225,11 @@ class Trainer:
                     saved = now
                 if is_out_of_time:
                     break
-        return self.finish(run, stop, (time.monotonic() - began) / 60)
+        return self.finish(run, stop)
 
-    def finish(self, run: RunDir, stop, minutes: float) -> int:
+    def finish(self, run: RunDir, stop) -> int:
         is_finished = self.step >= self.num_steps
-        run.set_status(is_finished=is_finished, step=self.step, minutes=minutes)
+        run.set_status(is_finished=is_finished, step=self.step, minutes=self.minutes)
         print(f"{self.step} of {self.num_steps} steps: {run.path}")
         resume = f"python v2/train/train_wm_hires.py --resume {run.path}"
         play = f"python v2/play_atari_hires.py --game {self.args.game} --run {run.path.name}"
@@ -270,6 +278,7 @@ class Trainer:
         write(
             path, "world_model", self.model,
             ema=self.average, optimizer=self.optimizer.state_dict(), step=self.step,
+            minutes=self.minutes,
             rng={"torch": torch.get_rng_state()}, metrics=metrics or {}, best=self.best,
             train_args=plain_args(self.args), num_steps=self.num_steps,
             emulator=self.tokens.meta["emulator"],
@@ -288,6 +297,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["ema"]
         self.step, self.best = state["step"], state["best"]
+        self.minutes_before = state.get("minutes", 0.0)
         torch.set_rng_state(state["rng"]["torch"])
         run.forget_after(self.step)
         print(f"resumed {run.path} at step {self.step}")
