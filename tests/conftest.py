@@ -70,7 +70,8 @@ def game_data() -> GameData:
             has_action.append(not is_last)
             terminated.append(t == 28)
             position, last = following, action
-        episodes.append({"id": episode, "seed": episode, "policy": "random", "frames": 30, "score": 0.0})
+        facts = {"id": episode, "seed": episode, "policy": "random", "frames": 30, "score": 0.0}
+        episodes.append(facts)
     meta = {
         "format": 1, "game": "breakout", "emulator": emulator_dict(EmulatorConfig()),
         "action_meanings": ["NOOP", "FIRE", "RIGHT", "LEFT"], "policy": "random", "seed": 0,

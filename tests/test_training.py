@@ -180,7 +180,7 @@ def _spawn(*flags) -> subprocess.Popen:
 def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
     flags = ["--data", str(data_path), "--out", str(tmp_path / "k"), "--steps", "100000",
              "--save-minutes", "0.001", "--eval-steps", "1000000"]  # fmt: skip
-    rng, run, step = random.Random(0), None, 0
+    rng, run, step, stamp = random.Random(0), None, 0, 0
     for _ in range(times):
         process = _spawn(*(["--resume", str(run)] if run else flags))
         deadline = time.monotonic() + 60

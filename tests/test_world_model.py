@@ -22,8 +22,9 @@ def _windows(steps: int, batch: int = 2, seed: int = 0) -> Windows:
     for t in range(1, 4 + steps):  # a few tokens change a step
         moved = torch.randint(336, (batch, 12), generator=generator)
         new = torch.randint(32, (batch, 12), generator=generator)
-        tokens[:, t:] = tokens[:, t:].scatter(2, moved.unsqueeze(1).expand(-1, 4 + steps - t, -1),
-                                              new.unsqueeze(1).expand(-1, 4 + steps - t, -1))  # fmt: skip
+        later = (-1, 4 + steps - t, -1)
+        moved, new = moved.unsqueeze(1).expand(later), new.unsqueeze(1).expand(later)
+        tokens[:, t:] = tokens[:, t:].scatter(2, moved, new)
     actions = torch.randint(4, (batch, 3 + steps), generator=generator)
     return Windows(tokens, actions, torch.ones(batch, steps).long(), torch.zeros(batch, steps))
 

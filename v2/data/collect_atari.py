@@ -46,7 +46,7 @@ def build_parser():
     parser.add_argument("--frames", type=command_line.positive_int, default=200_000)
     parser.add_argument("--policy", choices=POLICY_NAMES, default="mix")
     parser.add_argument("--seed", type=command_line.non_negative_int, default=0,
-                        help=f"0 to {MAX_SEED}; each has ten million game seeds of its own")  # fmt: skip
+                        help=f"0 to {MAX_SEED}; each has its own game seeds")  # fmt: skip
     parser.add_argument("--workers", type=command_line.num_workers, default=2, help="processes")
     parser.add_argument("--out", type=command_line.path,
                         help="directory (default: checkpoints/v2/<game>)")  # fmt: skip
@@ -70,7 +70,7 @@ def main(argv=None) -> int:
     if args.seed > MAX_SEED:
         raise ValueError(f"--seed must be 0 to {MAX_SEED}, got {args.seed}")
     if args.frames < 2 * len(mix):
-        raise ValueError(f"--frames must be at least {2 * len(mix)} for this mix, got {args.frames}")
+        raise ValueError(f"--frames must be at least {2 * len(mix)}, got {args.frames}")
     directory = args.out or game_directory(CHECKPOINTS, emulator.game)
     single = Path(directory) / f"{DATA_NAME}.npz"
     old = _existing(single)

@@ -40,7 +40,9 @@ _COLUMNS = np.kron(np.array([[2, 0], [2, 0], [1, 1], [0, 2], [0, 2]]), np.eye(3)
 def frames_to_float(frames: torch.Tensor) -> torch.Tensor:
     """Turn uint8 (..., H, W, C) into float32 (..., C, H, W) in [0, 1]."""
     if frames.dtype != torch.uint8 or frames.shape[-1] != 3:
-        raise ValueError(f"frames must be uint8 (..., H, W, 3), got {frames.dtype} {tuple(frames.shape)}")
+        raise ValueError(
+            f"frames must be uint8 (..., H, W, 3), got {frames.dtype} {tuple(frames.shape)}"
+        )
     return frames.movedim(-1, -3).float() / 255
 
 

@@ -62,7 +62,11 @@ class Segment:
 
 
 def record(
-    emulator: EmulatorConfig, mix: list[PolicyConfig], num_frames: int, first_seed: int, workers: int
+    emulator: EmulatorConfig,
+    mix: list[PolicyConfig],
+    num_frames: int,
+    first_seed: int,
+    workers: int,
 ) -> Iterator[Segment]:
     """Play until every policy has its share of `num_frames`, and yield the segments in order.
 

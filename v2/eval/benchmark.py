@@ -46,7 +46,7 @@ def main(argv=None) -> int:
     torch.manual_seed(0)
     bench = Benchmark(device, args.seconds)
     bench.measure_peaks()
-    print(f"{'what':42s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s} {'of peak':>8s}")
+    print(f"{'what':42s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak")
     bench.dream_steps()
     bench.encoding()
     bench.training(args.compile)

@@ -193,7 +193,8 @@ def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
         found.append(counts["found"].sum())
         ghosts.append((counts["balls"] > 1).mean())
         errors = np.abs(seen.paddle - true.paddle).clip(max=32)
-        paddle.append(float(errors[np.isfinite(errors)].mean()) if np.isfinite(errors).any() else 32.0)
+        errors = errors[np.isfinite(errors)]
+        paddle.append(float(errors.mean()) if len(errors) else 32.0)
     hits, visible = np.array(hits), np.array(visible)
     scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
     scores["ball_doubled"] = float(np.mean(ghosts))

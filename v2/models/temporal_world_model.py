@@ -1,4 +1,4 @@
-"""The world model: a transformer that predicts the next frame's tokens from the last four and the action.
+"""The world model: a transformer that predicts the next frame's tokens from four and the action.
 
 Contract: the sequence is the N = 336 positions of the frame to be predicted, all predicted in one
 pass; history is fused at each position, so every token of it is in reach; the action enters by

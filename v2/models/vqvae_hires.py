@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-
 WINDOW, MARGIN = 10, 3  # pixels a token sees along each axis, and how far beyond its 4x4 patch
 
 
@@ -140,7 +139,9 @@ class Decoder(nn.Module):
             *(ResidualBlock(coarse, coarse, 3) for _ in range(config.coarse_blocks))
         )
         self.rise = nn.Conv2d(coarse, dim, 1)
-        self.fine = nn.Sequential(*(ResidualBlock(dim, dim, 3) for _ in range(config.decoder_blocks)))
+        self.fine = nn.Sequential(
+            *(ResidualBlock(dim, dim, 3) for _ in range(config.decoder_blocks))
+        )
         self.expand = nn.Conv2d(dim, 4 * pixel, 3, padding=1)
         self.pixel = nn.Sequential(
             *(ResidualBlock(pixel, pixel, 3) for _ in range(config.pixel_blocks))

@@ -47,7 +47,7 @@ def build_parser():
                         help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="mark the run: never shipped or latest")
+    parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=50)
     length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=640,
@@ -115,7 +115,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(args.seed)
         spread = np.linspace(0, len(train_rows) - 1, min(NUM_MEDIAN_FRAMES, len(train_rows)))
         self.median = median_frame(self.pixels(train_rows[spread.astype(int)]))
-        spread = np.linspace(0, len(held_out_rows) - 1, min(NUM_HELD_OUT_FRAMES, len(held_out_rows)))
+        count = min(NUM_HELD_OUT_FRAMES, len(held_out_rows))
+        spread = np.linspace(0, len(held_out_rows) - 1, count)
         self.held_out_rows = held_out_rows[spread.astype(int)]
         self.best = -float("inf")
 
@@ -175,7 +176,7 @@ class Trainer:
         loss, metrics = self.loss(pixels, output.pixels.float())
         if step >= warmup:
             loss = loss + self.model.config.commitment_weight * output.commitment
-            metrics |= {"commitment": output.commitment.detach()} | _code_use(output.tokens, self.model.config.num_codes)
+            metrics |= {"commitment": output.commitment.detach()} | self.code_use(output.tokens)
         loss.backward()
         rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
@@ -212,7 +213,7 @@ class Trainer:
             decoded.append(float_to_frames(self.model.decode(tokens[-1])).cpu().numpy())
         decoded = np.concatenate(decoded)
         held_out = {"held_out_psnr": float(np.mean(psnr(decoded, frames)))}
-        held_out |= {f"held_out_{k}": v for k, v in _code_use(torch.cat(tokens), self.model.config.num_codes).items()}
+        held_out |= {f"held_out_{k}": v for k, v in self.code_use(torch.cat(tokens)).items()}
         game = self.data.emulator.game
         if has_truth(game):
             truth = read_ram(game, self.data.ram[self.held_out_rows])
@@ -225,7 +226,12 @@ class Trainer:
         score = held_out["held_out_psnr"] + 20 * held_out.get("ball_recall", 0.0)
         if self.step > self.args.unquantized * self.num_steps and score > self.best:
             self.best = score
-            checkpoint.save_checkpoint(run.path / "best.pt", "vqvae", self.model, **self.state(held_out))
+            state = self.state(held_out)
+            checkpoint.save_checkpoint(run.path / "best.pt", "vqvae", self.model, **state)
+
+    def code_use(self, tokens: torch.Tensor) -> dict:
+        shares = code_histogram(tokens.cpu(), self.model.config.num_codes)
+        return {"codes_used": int((shares > 0).sum()), "perplexity": perplexity(shares)}
 
     def state(self, metrics: dict | None = None) -> dict:
         return {
@@ -258,11 +264,6 @@ class Trainer:
         torch.set_rng_state(state["rng"]["torch"])
         run.forget_after(self.step)
         print(f"resumed {run.path} at step {self.step}")
-
-
-def _code_use(tokens: torch.Tensor, num_codes: int) -> dict:
-    shares = code_histogram(tokens.cpu(), num_codes)
-    return {"codes_used": int((shares > 0).sum()), "perplexity": perplexity(shares)}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def build_parser():
                         help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="mark the run: never shipped or latest")
+    parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=100)
     length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=128,
@@ -65,14 +65,14 @@ def build_parser():
     length.add_argument("--resume", type=command_line.path, metavar="RUN",
                         help="continue a run's folder")  # fmt: skip
     length.add_argument("--init-from", type=command_line.path, metavar="FILE",
-                        help="start from a world model's weights, with a fresh optimizer")  # fmt: skip
+                        help="start from these weights, with a fresh optimizer")  # fmt: skip
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
     length.add_argument("--compile", action="store_true",
                         help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.batch_size, default=8)
-    recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
+    recipe.add_argument("--batch-size", type=command_line.batch_size, default=4)
+    recipe.add_argument("--lr", type=command_line.positive_float, default=1.5e-3)
     recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
     recipe.add_argument("--decay", type=command_line.probability, default=0.4,
@@ -84,7 +84,7 @@ def build_parser():
                           default=loss.rollout_steps)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=4,
+    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=2,
                           help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
     rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.3,
                           help="share of the steps before the first rollout")  # fmt: skip
