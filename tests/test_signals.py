@@ -68,15 +68,14 @@ def test_the_second_signal_leaves_at_once_and_the_old_checkpoint_stays(data_path
     process = _start(SLOW_STEP, "--data", data_path, "--out", tmp_path, "--steps", "9",
                      "--save-minutes", "1e-9")  # fmt: skip
     _wait_for(lambda: list(tmp_path.glob("runs/*/last-1.pt")), process)
-    while "in the third step" not in process.stdout.readline():
-        pass
+    assert any("in the third step" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None  # the first one waits for the step
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
-    assert process.returncode == 130 and time.monotonic() - began < 2
+    assert process.returncode == 130 and time.monotonic() - began < 5
     (run,) = (tmp_path / "runs").iterdir()
     assert checkpoint.load_last(run, "vqvae")["step"] == 3
     RunDir(run).acquire()  # the lock of a process that is gone is no hindrance

@@ -61,8 +61,10 @@ class Soak:
     def check(self) -> None:
         memory, speed = self.memory_mb[WARM_BLOCKS:], self.step_ms[WARM_BLOCKS:]
         growth, slowdown = memory[-1] - memory[0], np.median(speed[-3:]) / np.median(speed[:3])
-        print(f"\n{self.name}: {self.num_steps} steps, {np.median(speed):.2f} ms of processor time "
-              f"each, {slowdown:.2f} times at the end; {memory[-1]:.0f} MB, {growth:+.1f} MB")  # fmt: skip
+        print(
+            f"\n{self.name}: {self.num_steps} steps of {np.median(speed):.2f} ms of processor time, "
+            f"{slowdown:.2f} times that at the end; {memory[-1]:.0f} MB, {growth:+.1f} MB"
+        )
         assert len(self.memory_mb) == BLOCKS
         assert growth < MAX_GROWTH_MB, self.memory_mb
         assert slowdown < MAX_SLOWDOWN or SHARE < 1, self.step_ms  # too few steps to time

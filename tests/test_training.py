@@ -160,6 +160,25 @@ def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_pat
     checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
 
 
+def test_two_workers_train_as_one(game_data, data_path, tmp_path):
+    """The same global batch gives the same loss and, up to rounding, the same weights."""
+    flags = ["--data", str(data_path), "--steps", "20", "--eval-steps", "20"]
+    assert _spawn(*flags, "--out", str(tmp_path / "one")).wait(120) == 0
+    port = str(random.Random(os.getpid()).randrange(20000, 60000))
+    ranks = []
+    for rank in ("0", "1"):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port}  # fmt: skip
+        ranks.append(_spawn(*flags, "--out", str(tmp_path / "two"), environment=names))
+    assert [process.wait(120) for process in ranks] == [0, 0]
+    runs = [next((tmp_path / name / "runs").iterdir()) for name in ("one", "two")]
+    one, two = (_metrics(run) for run in runs)
+    assert abs(one[0]["reconstruction_loss"] - two[0]["reconstruction_loss"]) < 1e-5
+    models = [checkpoint.load_checkpoint(run / "last.pt", "vqvae")["model"] for run in runs]
+    for name, weight in models[0].items():
+        assert torch.allclose(weight, models[1][name], atol=1e-3), name
+
+
 DRIVER = """
 import functools, sys
 from tests.conftest import SMALL_VQVAE
@@ -170,9 +189,10 @@ command_line.run(lambda: script.main(sys.argv[1:]))
 """
 
 
-def _spawn(*flags) -> subprocess.Popen:
+def _spawn(*flags, environment: dict | None = None) -> subprocess.Popen:
     root = Path(__file__).resolve().parents[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | quiet | (environment or {})
     return subprocess.Popen([sys.executable, "-c", DRIVER, *flags], cwd=root, env=environment,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
 

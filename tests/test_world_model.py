@@ -72,8 +72,8 @@ def test_a_dream_does_not_depend_on_its_neighbours_in_the_batch(world_model):
 def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_model):
     windows = _windows(steps=3)
     world_model.zero_grad()
-    loss = _loss(LossConfig(rollout_steps=3, teacher_forcing_prob=1.0))
-    total, _ = loss(world_model, windows, np.random.default_rng(0))
+    loss = _loss(LossConfig())
+    total, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
     expected = 0.0
     with torch.no_grad():
         for k in range(3):
@@ -100,8 +100,8 @@ def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatc
 
     monkeypatch.setattr(WorldModelLoss, "step_loss", constant)
     for steps in (1, 2, 5):
-        loss = _loss(LossConfig(rollout_steps=steps, discount=0.7))
-        total, _ = loss(world_model, _windows(steps), np.random.default_rng(0))
+        is_forced = torch.zeros(2, steps, dtype=torch.bool)
+        total, _ = _loss(LossConfig(discount=0.7))(world_model, _windows(steps), is_forced)
         assert abs(float(total) - 2.5) < 1e-5
 
 
@@ -124,7 +124,8 @@ def test_memory_does_not_grow_with_k(world_model):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            _loss(LossConfig())(world_model, _windows(steps), np.random.default_rng(0))
+            is_forced = torch.zeros(2, steps, dtype=torch.bool)
+            _loss(LossConfig())(world_model, _windows(steps), is_forced)
         return most
 
     one, five = peak(1), peak(5)

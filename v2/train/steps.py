@@ -13,6 +13,7 @@ import torch
 
 from v2.command_line import DivergedError, is_out_of_memory
 from v2.data.npz import write_npz
+from v2.train.distributed import Workers
 
 MAX_SKIPPED_STEPS = 5
 BAD_BATCH_NAME = "nan_batch.npz"
@@ -33,8 +34,8 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, dec
 class GradientGuard:
     """Clips, checks and applies gradients; counts what it refused."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float):
-        self.optimizer, self.max_norm = optimizer, max_norm
+    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float, workers: Workers):
+        self.optimizer, self.max_norm, self.workers = optimizer, max_norm, workers
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.num_skipped = self.num_in_a_row = 0
 
@@ -44,11 +45,17 @@ class GradientGuard:
         return self.num_in_a_row > 0
 
     def apply(self, loss: torch.Tensor, rate: float) -> float:
-        """Step with the gradients as they are, where they are finite; return their norm.
+        """Step with the gradients, averaged over the workers, where they are finite.
+
+        Args:
+            loss: detached; becomes the mean over the workers.
+        Returns:
+            The gradients' norm.
 
         Raises:
             DivergedError: the fifth non-finite step in a row.
         """
+        self.workers.average([p.grad for p in self.parameters if p.grad is not None] + [loss])
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm, foreach=True)
         if math.isfinite(float(norm)) and math.isfinite(float(loss)):
             for group in self.optimizer.param_groups:
@@ -67,22 +74,25 @@ class GradientGuard:
 
 
 @contextlib.contextmanager
-def failures_explained(trainer, folder: Path):
+def failures_explained(trainer, folder: Path | None):
     """Say what to do when training diverges, the batch kept in the run, or memory ends.
 
     Args:
         trainer: has `step`, `args`, and the arrays of its last `batch`.
+        folder: the run's; None in a worker that does not write.
     """
     try:
         yield
     except DivergedError as error:
+        if folder is None:
+            raise
         write_npz(folder / BAD_BATCH_NAME, trainer.batch, {"step": trainer.step})
         raise DivergedError(
             f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
             f"saved before is kept: try {_again(folder)}--lr {trainer.args.lr / 2:g}"
         ) from error
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if folder is None or not is_out_of_memory(error):
             raise
         sizes = {k: v for k, v in vars(trainer.args).items() if k.endswith("batch_size")}
         flags = (f"--{k.replace('_', '-')} {max(1, v // 2)}" for k, v in sizes.items())

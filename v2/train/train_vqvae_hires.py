@@ -21,17 +21,25 @@ import torch
 from tqdm import tqdm
 
 from v2 import checkpoint
-from v2.data.atari_dataset import DATA_NAME, GameData, data_sha256, game_directory, load_game_data
+from v2.data.atari_dataset import (
+    DATA_NAME,
+    GameData,
+    data_sha256,
+    game_directory,
+    load_game_data,
+)
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.importance import median_frame, rarity_weights
-from v2.device import autocast, choose_device
+from v2.device import autocast
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.truth import has_truth, read_frames, read_ram
 from v2.files import check_writable
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.pictures import save_grid
 from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
-from v2.train.steps import GradientGuard, failures_explained, learning_rate, step_rng
+from v2.train.distributed import Workers, join
+from v2.train.loop import run_trainer
+from v2.train.steps import GradientGuard, learning_rate, step_rng
 
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
@@ -77,7 +85,8 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = parse_resumable(build_parser(), argv)
-    device = choose_device(args.device)
+    workers, device = join(args.device)
+    workers.check_batch("--batch-size", args.batch_size)
     torch.manual_seed(args.seed)
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
@@ -86,32 +95,30 @@ def main(argv=None) -> int:
     per_epoch = args.samples_per_epoch or len(train_rows)
     num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
     model = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
-    trainer = Trainer(args, model, data, train_rows, held_out_rows, num_steps, device)
+    trainer = Trainer(args, model, data, train_rows, held_out_rows, num_steps, device, workers)
     if args.resume:
         run = RunDir(args.resume)
-        run.acquire()
-    else:
+    elif workers.is_writer:
         config = {"args": plain_args(args), "is_smoke": args.smoke, "game": data.emulator.game}
         run = RunDir.create(args.out or directory, "vqvae", config)
-    try:
-        if args.resume:
-            trainer.load(run)
-            run.note_changes(trainer.step, args)
-        with failures_explained(trainer, run.path):
-            return trainer.train(run)
-    finally:
-        run.release()
+    else:
+        run = None
+    return run_trainer(trainer, run)
 
 
 class Trainer:
     """The state of a run: model, optimizer and step."""
 
-    def __init__(self, args, model, data: GameData, train_rows, held_out_rows, num_steps, device):
+    script = "train_vqvae_hires.py"
+
+    def __init__(self, args, model, data: GameData, train_rows, held_out_rows, num_steps, device,
+                 workers: Workers):  # fmt: skip
         self.args, self.model, self.data, self.device = args, model, data, device
+        self.workers = workers
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
-        self.guard = GradientGuard(self.optimizer, max_norm=1.0)
+        self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.generator = torch.Generator().manual_seed(args.seed)
         spread = np.linspace(0, len(train_rows) - 1, min(NUM_MEDIAN_FRAMES, len(train_rows)))
         self.median = median_frame(self.pixels(train_rows[spread.astype(int)]))
@@ -129,45 +136,16 @@ class Trainer:
         """Time spent training, earlier parts of a resumed run included."""
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
-    def train(self, run: RunDir) -> int:
-        args, saved = self.args, time.monotonic()
-        self.began = began = time.monotonic()
-        first_step = self.step
-        with command_line.StopRequest() as stop, tqdm(
-            total=self.num_steps, initial=self.step, unit="step", disable=None
-        ) as bar:
-            while self.step < self.num_steps and not stop:
-                metrics = self.train_step()
-                self.step += 1
-                bar.update()
-                now = time.monotonic()
-                is_out_of_time = args.max_minutes and now - began > 60 * args.max_minutes
-                is_last = self.step == self.num_steps
-                if self.step % 20 == 0 or is_last:
-                    metrics["images_per_second"] = (
-                        (self.step - first_step) * args.batch_size / (now - began)
-                    )
-                    run.log(self.step, **metrics)
-                    bar.set_postfix(loss=f"{float(metrics['reconstruction']):.5f}")
-                if self.step % args.eval_steps == 0 or is_last:
-                    self.evaluate(run)
-                if is_last or is_out_of_time or stop or now - saved > 60 * args.save_minutes:
-                    self.save(run)
-                    saved = now
-                if is_out_of_time:
-                    break
-        is_finished = self.step >= self.num_steps
-        run.set_status(is_finished=is_finished, step=self.step, minutes=self.minutes)
-        print(f"{self.step} of {self.num_steps} steps: {run.path}")
-        script = f"python v2/train/train_vqvae_hires.py --resume {run.path}"
-        print(f"next: {'python v2/data/tokenize_atari.py' if is_finished else script}")
-        return stop.exit_code
+    def next_command(self, run: RunDir) -> str:
+        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {run.path}"
 
-    def train_step(self) -> dict:
+    def train_step(self) -> tuple[dict, int]:
+        """Do one step; return metrics and the number of images seen."""
         args, step = self.args, self.step
         rows = step_rng(args.seed, step).choice(self.train_rows, args.batch_size)
-        self.batch = {"frames": self.data.frames[np.sort(rows)]}
-        pixels = self.pixels(np.sort(rows))
+        rows = self.workers.part(np.sort(rows))
+        self.batch = {"frames": self.data.frames[rows]}
+        pixels = self.pixels(rows)
         warmup = int(args.unquantized * self.num_steps)
         if step == warmup:
             self.start_codebook()
@@ -184,16 +162,19 @@ class Trainer:
             is_reviving = step < args.revive_until * self.num_steps
             latents = output.latents.detach().float()
             self.model.quantizer.update(latents, output.tokens, 1.0 if is_reviving else 0.0)
-        return metrics | {"lr": rate, "skipped": self.guard.num_skipped}
+        metrics |= {"lr": rate, "skipped": self.guard.num_skipped}
+        return metrics, args.batch_size
 
     def loss(self, pixels: torch.Tensor, decoded: torch.Tensor):
         """Return the rarity-weighted squared error with the worst pixel's, and metrics."""
         squared = (decoded - pixels).square()
         weights = rarity_weights(pixels, self.median, self.args.rarity)
-        reconstruction = (squared * weights).sum() / (weights.sum() * 3)
+        total = weights.sum()
+        self.workers.average([total])  # the batch's, not only this part's
+        reconstruction = (squared * weights).sum() / (total * 3)
         worst = squared.mean(1).flatten(1).amax(1).mean()
         return reconstruction + self.args.worst_pixel * worst, {
-            "reconstruction": reconstruction.detach(),
+            "reconstruction_loss": reconstruction.detach(),
             "worst_pixel": worst.detach(),
         }
 
@@ -262,8 +243,6 @@ class Trainer:
         self.minutes_before = state.get("minutes", 0.0)
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])
-        run.forget_after(self.step)
-        print(f"resumed {run.path} at step {self.step}")
 
 
 if __name__ == "__main__":

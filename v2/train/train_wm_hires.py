@@ -23,15 +23,16 @@ from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
 from v2.data.importance import ImportanceConfig
 from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, staleness, tokenize
-from v2.device import choose_device, compiled
+from v2.device import compiled
 from v2.files import check_writable
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import CHECKPOINTS, RunDir, find_weights, parse_resumable, plain_args
+from v2.train.distributed import Workers, join
+from v2.train.loop import run_trainer
 from v2.train.steps import (
     GradientGuard,
     average_weights,
-    failures_explained,
     learning_rate,
     step_rng,
 )
@@ -81,7 +82,7 @@ def build_parser():
                         help="decay of the averaged weights; 0: off")  # fmt: skip
     rollouts = parser.add_argument_group("rollouts")
     rollouts.add_argument("--rollout-steps", type=command_line.positive_int, metavar="K",
-                          default=loss.rollout_steps)  # fmt: skip
+                          default=5)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
     rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=2,
@@ -89,7 +90,7 @@ def build_parser():
     rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.3,
                           help="share of the steps before the first rollout")  # fmt: skip
     rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
-                          default=loss.teacher_forcing_prob)  # fmt: skip
+                          default=0.1, help="a rollout's chance a step to see the truth")  # fmt: skip
     rollouts.add_argument("--discount", type=command_line.probability, default=loss.discount)
     weights = parser.add_argument_group("importance weights")
     weights.add_argument("--motion-scale", type=command_line.non_negative_float,
@@ -106,7 +107,9 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = parse_resumable(build_parser(), argv)
-    device = choose_device(args.device)
+    workers, device = join(args.device)
+    workers.check_batch("--batch-size", args.batch_size)
+    workers.check_batch("--rollout-batch-size", args.rollout_batch_size)
     torch.manual_seed(args.seed)
     if args.resume and args.init_from:
         raise ValueError("--resume and --init-from exclude each other")
@@ -119,30 +122,24 @@ def main(argv=None) -> int:
     vqvae, vqvae_state = checkpoint.load_vqvae(vqvae_path)
     print(f"VQ-VAE: {vqvae_path}")
     data = args.data or directory / f"{DATA_NAME}.npz"
-    tokens = _load_or_make_tokens(
-        args.tokens or directory / f"{TOKENS_NAME}.npz", vqvae, data, device, args.resume
-    )
+    tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
+    if not workers.is_writer:  # the writer makes them where they are missing
+        workers.wait()
+    tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume)
+    if workers.is_writer:
+        workers.wait()
     model = TemporalWorldModel(_model_config(vqvae, tokens)).to(device)
-    trainer = Trainer(args, model, vqvae, tokens, data, device)
-    if args.resume:
-        run = RunDir(args.resume)
-        run.acquire()
-    else:
-        if args.init_from:
-            trainer.start_from(args.init_from)
+    trainer = Trainer(args, model, vqvae, tokens, data, device, workers)
+    if args.init_from:
+        trainer.start_from(args.init_from)
+    run = RunDir(args.resume) if args.resume else None
+    if workers.is_writer and not args.resume:
         config = {"args": plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
         run = RunDir.create(args.out or directory, "world_model", config)
         kept = ("step", "minutes", "metrics", "train_args", "emulator")
         extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
-    try:
-        if args.resume:
-            trainer.load(run)
-            run.note_changes(trainer.step, args)
-        with failures_explained(trainer, run.path):
-            return trainer.train(run)
-    finally:
-        run.release()
+    return run_trainer(trainer, run)
 
 
 def _load_or_make_tokens(path: Path, vqvae: VQVAE, data: Path, device, resumed) -> TokenData:
@@ -173,8 +170,12 @@ def _model_config(vqvae: VQVAE, tokens: TokenData) -> WorldModelConfig:
 class Trainer:
     """The state of a run: model, averaged weights, optimizer and step."""
 
-    def __init__(self, args, model, vqvae: VQVAE, tokens: TokenData, data: Path, device):
+    script = "train_wm_hires.py"
+
+    def __init__(self, args, model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
+                 workers: Workers):  # fmt: skip
         self.args, self.model, self.tokens, self.device = args, model, tokens, device
+        self.workers = workers
         self.forward = compiled(model) if args.compile else model
         self.step, self.best = 0, -float("inf")
         self.minutes_before, self.began = 0.0, time.monotonic()
@@ -190,7 +191,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True
         )
-        self.guard = GradientGuard(self.optimizer, max_norm=1.0)
+        self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
         self.vqvae_sha256 = checkpoint.model_sha256(vqvae)
         self.evaluation = Evaluation(vqvae, tokens, data, device)
@@ -200,41 +201,8 @@ class Trainer:
         """Time spent training, earlier parts of a resumed run included."""
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
-    def train(self, run: RunDir) -> int:
-        args, saved = self.args, time.monotonic()
-        self.began = began = time.monotonic()
-        num_samples = 0
-        with command_line.StopRequest() as stop, tqdm(
-            total=self.num_steps, initial=self.step, unit="step", disable=None
-        ) as bar:
-            while self.step < self.num_steps and not stop:
-                metrics, samples = self.train_step()
-                self.step += 1
-                num_samples += samples
-                bar.update()
-                now = time.monotonic()
-                is_out_of_time = args.max_minutes and now - began > 60 * args.max_minutes
-                is_last = self.step == self.num_steps
-                if self.step % 20 == 0 or is_last:
-                    run.log(self.step, **metrics, samples_per_second=num_samples / (now - began))
-                    bar.set_postfix({k: f"{float(metrics[k]):.4f}" for k in metrics if "loss" in k})
-                if self.step % args.eval_steps == 0 or is_last:
-                    self.evaluate(run)
-                if is_last or is_out_of_time or stop or now - saved > 60 * args.save_minutes:
-                    self.save(run)
-                    saved = now
-                if is_out_of_time:
-                    break
-        return self.finish(run, stop)
-
-    def finish(self, run: RunDir, stop) -> int:
-        is_finished = self.step >= self.num_steps
-        run.set_status(is_finished=is_finished, step=self.step, minutes=self.minutes)
-        print(f"{self.step} of {self.num_steps} steps: {run.path}")
-        resume = f"python v2/train/train_wm_hires.py --resume {run.path}"
-        play = f"python v2/play_atari_hires.py --game {self.args.game} --run {run.path.name}"
-        print(f"next: {play if is_finished else resume}")
-        return stop.exit_code
+    def next_command(self, run: RunDir) -> str:
+        return f"python v2/play_atari_hires.py --game {self.args.game} --run {run.path.name}"
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
@@ -244,9 +212,12 @@ class Trainer:
         steps = args.rollout_steps if is_rollout else 1
         count = args.rollout_batch_size if is_rollout else args.batch_size
         starts = rng.choice(self.starts[steps], count)
+        starts = self.workers.part(starts)
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
         self.batch = {name: values.numpy() for name, values in vars(windows).items()}
-        loss, metrics = self.loss(self.forward, windows.to(self.device), rng)
+        is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
+        windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
+        loss, metrics = self.loss(self.forward, windows, torch.from_numpy(is_forced))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
         if self.average:
@@ -299,8 +270,6 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self.minutes_before = state.get("minutes", 0.0)
         torch.set_rng_state(state["rng"]["torch"])
-        run.forget_after(self.step)
-        print(f"resumed {run.path} at step {self.step}")
 
     def start_from(self, path: Path) -> None:
         """Take the weights of another world model and nothing else."""
@@ -315,8 +284,6 @@ def _loss_config(args) -> LossConfig:
         args.motion_scale, args.event_scale, args.persistence_scale, args.importance_cap
     )
     return LossConfig(
-        rollout_steps=args.rollout_steps,
-        teacher_forcing_prob=args.teacher_forcing_prob,
         discount=args.discount,
         importance=None if args.no_importance else importance,
     )

@@ -27,8 +27,6 @@ from v2.rollout import unroll
 
 @dataclass(frozen=True)
 class LossConfig:
-    rollout_steps: int = 5
-    teacher_forcing_prob: float = 0.1
     discount: float = 1.0
     outcome_weight: float = 0.02  # of reward and termination, beside the tokens
     importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
@@ -79,15 +77,17 @@ class WorldModelLoss:
         return cls(config, vqvae.quantizer.codebook, rarity, vqvae.config.grid, device)
 
     def __call__(
-        self, model: TemporalWorldModel, windows: Windows, rng: np.random.Generator
+        self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor
     ) -> tuple[torch.Tensor, dict]:
-        """Leave the gradients in the model; return the detached loss and metrics."""
+        """Leave the gradients in the model; return the detached loss and metrics.
+
+        Args:
+            is_forced: bool (B, K): the model reads the true frame after this step.
+        """
         history = model.config.history
-        B, T, N = windows.tokens.shape
-        steps = T - history
+        steps = windows.tokens.shape[1] - history
         truth = windows.tokens[:, history:]
-        is_forced = rng.random((B, steps)) < self.config.teacher_forcing_prob
-        is_forced = torch.from_numpy(is_forced).to(self.device)
+        is_forced = is_forced.to(self.device)
         factors = self.config.discount ** torch.arange(steps, dtype=torch.float32)
         factors = (factors / factors.sum()).tolist()
         total, metrics = torch.zeros((), device=self.device), {}

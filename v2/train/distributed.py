@@ -1,0 +1,76 @@
+"""Several processes that train one model: `torchrun --nproc_per_node=N`.
+
+Contract: the batch of a step is the same whatever the number of workers; each takes its part,
+gradients are averaged, and every worker does the same update, so that one process with the same
+batch has the same loss. One worker writes. Knows nothing of models.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed
+
+from v2.device import choose_device
+
+TIMEOUT = datetime.timedelta(minutes=5)  # a worker that waits longer for the others gives up
+
+
+@dataclass(frozen=True)
+class Workers:
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_writer(self) -> bool:
+        return self.rank == 0
+
+    def part(self, rows: np.ndarray) -> np.ndarray:
+        """Return this worker's rows of a batch that all of them drew."""
+        return rows[self.rank :: self.count]
+
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Replace tensors by their mean over the workers, in one exchange."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+        distributed.all_reduce(flat)
+        parts = (flat / self.count).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Tell whether any worker raised a flag; all get the same answer."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor([float(flag)], device=device)
+        distributed.all_reduce(flags)
+        return bool(flags.item())
+
+    def check_batch(self, name: str, size: int) -> None:
+        if size % self.count:
+            raise ValueError(f"{name} must divide by {self.count} processes, got {size}")
+
+    def wait(self) -> None:
+        """Wait for the others."""
+        if self.count > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        if self.count > 1:
+            distributed.destroy_process_group()
+
+
+def join(device_name: str) -> tuple[Workers, torch.device]:
+    """Join the processes that torchrun started, or be alone; return the device to use."""
+    if "RANK" not in os.environ:
+        return Workers(), choose_device(device_name)
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=TIMEOUT)
+    return Workers(distributed.get_rank(), distributed.get_world_size()), device

@@ -1,0 +1,83 @@
+"""The loop around training steps: progress, logs, evaluation, saving, stopping.
+
+Contract: the same for both models; a stop asked for by a signal or by `--max-minutes` saves first;
+with several workers all of them leave in the same step and one of them writes.
+Knows nothing of models, data or losses.
+"""
+
+import time
+
+from tqdm import tqdm
+
+from v2.command_line import StopRequest
+from v2.run_dir import RunDir
+from v2.train.steps import failures_explained
+
+LOG_STEPS = 20
+
+
+def run_trainer(trainer, run: RunDir | None) -> int:
+    """Train to the last step, a stop or the time limit; return the exit code.
+
+    Args:
+        trainer: has args, step, num_steps, minutes, device, workers, `script`, and train_step(),
+            evaluate(run), save(run), load(run), next_command(run).
+        run: the writer's new folder; the folder to resume for all workers; else None.
+    """
+    workers, args = trainer.workers, trainer.args
+    is_writer = workers.is_writer
+    if is_writer and args.resume:
+        run.acquire()
+    try:
+        workers.wait()
+        if args.resume:
+            trainer.load(run)
+            if is_writer:
+                run.forget_after(trainer.step)
+                print(f"resumed {run.path} at step {trainer.step}")
+                run.note_changes(trainer.step, args)
+        with StopRequest() as stop, failures_explained(trainer, run and run.path):
+            _steps(trainer, run, stop)
+        if is_writer:
+            _finish(trainer, run)
+        return stop.exit_code
+    finally:
+        if is_writer:
+            run.release()
+        workers.leave()
+
+
+def _steps(trainer, run: RunDir | None, stop: StopRequest) -> None:
+    args, is_writer = trainer.args, trainer.workers.is_writer
+    began = saved = time.monotonic()
+    num_samples, is_ending = 0, False
+    with tqdm(total=trainer.num_steps, initial=trainer.step, unit="step",
+              disable=None if is_writer else True) as bar:  # fmt: skip
+        while trainer.step < trainer.num_steps and not is_ending:
+            metrics, samples = trainer.train_step()
+            trainer.step += 1
+            num_samples += samples
+            now = time.monotonic()
+            is_out_of_time = bool(args.max_minutes) and now - began > 60 * args.max_minutes
+            is_ending = trainer.workers.any(bool(stop) or is_out_of_time, trainer.device)
+            if not is_writer:
+                continue
+            bar.update()
+            is_last = trainer.step == trainer.num_steps
+            if trainer.step % LOG_STEPS == 0 or is_last:
+                rate = num_samples / (now - began)
+                run.log(trainer.step, **metrics, samples_per_second=rate)
+                bar.set_postfix({k: f"{float(metrics[k]):.4f}" for k in metrics if "loss" in k})
+            if trainer.step % args.eval_steps == 0 or is_last:
+                trainer.evaluate(run)
+            if is_last or is_ending or now - saved > 60 * args.save_minutes:
+                trainer.save(run)
+                saved = now
+
+
+def _finish(trainer, run: RunDir) -> None:
+    is_finished = trainer.step >= trainer.num_steps
+    run.set_status(is_finished=is_finished, step=trainer.step, minutes=trainer.minutes)
+    print(f"{trainer.step} of {trainer.num_steps} steps: {run.path}")
+    resume = f"python v2/train/{trainer.script} --resume {run.path}"
+    print(f"next: {trainer.next_command(run) if is_finished else resume}")
