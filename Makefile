@@ -1,5 +1,5 @@
-# make play | test | test-slow | train [PRESET=smoke] | eval | ship
-.PHONY: play test test-slow train train-smoke ship eval
+# make play | test | test-slow | test-lowest | train [PRESET=smoke] | eval | ship
+.PHONY: play test test-slow test-lowest train eval ship
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -26,6 +26,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTHON) -m pytest -q -m slow
+
+test-lowest:
+	python3 -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet -r requirements.txt -c requirements-lowest.txt
+	.venv-lowest/bin/python -m pytest -q
 
 train: $(READY)
 	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) --frames $(FRAMES)

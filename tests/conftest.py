@@ -1,6 +1,11 @@
 """Shared fixtures: small models and a synthetic game whose truth is known."""
 
 import os
+import signal
+
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # What a background shell or nohup ignores, child processes would ignore as well.
+    signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")

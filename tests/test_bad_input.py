@@ -357,6 +357,7 @@ def test_out_of_memory_advises_half_the_batch(error, ends, world_run, monkeypatc
 
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", exhausted)
     flags = ["--resume", world_run, "--steps", "9", "--batch-size", "6"]
+    flags += ["--rollout-batch-size", "4"]
     ends(train_wm_hires.main, flags, 1, "out of memory", "--batch-size 3", "--rollout-batch-size 2")
     assert (world_run / "last.pt").read_bytes() == before
 

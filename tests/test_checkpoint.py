@@ -223,13 +223,17 @@ def test_a_damaged_last_checkpoint_falls_back_and_never_replaces_the_good_one(
     assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 1
 
 
+def _die_at_move(call):
+    real, calls = os.replace, iter(range(1, 9))
+    os.replace = lambda *args: os._exit(9) if next(calls) == call else real(*args)
+
+
 def test_a_run_goes_on_saving_after_a_kill_between_two_moves(tmp_path):
     path, model = tmp_path / "last.pt", VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8))
     checkpoint.save_rotating(path, "vqvae", model, step=1)
     for call in (4, 2, 2, 1, 1):  # from the second on, the one before is this same file
         if (child := os.fork()) == 0:
-            real, calls = os.replace, iter(range(1, 9))
-            os.replace = lambda *args: os._exit(9) if next(calls) == call else real(*args)
+            _die_at_move(call)
             checkpoint.save_rotating(path, "vqvae", model, step=2)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

@@ -92,7 +92,7 @@ class ReplayEngine:
 
     grid, logits, source, device = (21, 16), None, "a replay", "cpu"
     num_parameters = {"vqvae": 0, "world_model": 0}
-    world_model = None
+    world_model, info = None, {}
 
     def __init__(self, data):
         self.data, self.tokenizer = data, PatchTokenizer()

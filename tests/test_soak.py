@@ -62,7 +62,7 @@ class Soak:
         memory, speed = self.memory_mb[WARM_BLOCKS:], self.step_ms[WARM_BLOCKS:]
         growth, slowdown = memory[-1] - memory[0], np.median(speed[-3:]) / np.median(speed[:3])
         print(
-            f"\n{self.name}: {self.num_steps} steps of {np.median(speed):.2f} ms of processor time, "
+            f"\n{self.name}: {self.num_steps} steps of {np.median(speed):.2f} ms processor time, "
             f"{slowdown:.2f} times that at the end; {memory[-1]:.0f} MB, {growth:+.1f} MB"
         )
         assert len(self.memory_mb) == BLOCKS

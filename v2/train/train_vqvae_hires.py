@@ -204,7 +204,8 @@ class Trainer:
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
         shown = np.linspace(0, len(frames) - 1, NUM_PICTURES).astype(int)
         save_grid(run.path / "samples" / f"{self.step:06d}.png", [frames[shown], decoded[shown]])
-        score = held_out["held_out_psnr"] + 20 * held_out.get("ball_recall", 0.0)
+        recall = held_out.get("ball_recall", 0.0)  # nan where no held-out frame has a ball
+        score = held_out["held_out_psnr"] + (20 * recall if np.isfinite(recall) else 0.0)
         if self.step > self.args.unquantized * self.num_steps and score > self.best:
             self.best = score
             state = self.state(held_out)
