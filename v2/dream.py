@@ -16,7 +16,7 @@ from v2.device import autocast, choose_device
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.rollout import Sampling, advance, predict_next
-from v2.run_dir import SHIPPED, find_weights
+from v2.run_dir import SHIPPED, find_weights, shown_path
 
 
 class DreamState(NamedTuple):
@@ -69,7 +69,7 @@ class DreamEngine:
         world_model, info = checkpoint.load_world_model(path, checkpoint.model_sha256(vqvae))
         info = info | {"vqvae": vqvae_info}
         return cls(
-            vqvae, world_model, device, Sampling(temperature, top_k), seed, str(path), info
+            vqvae, world_model, device, Sampling(temperature, top_k), seed, shown_path(path), info
         )
 
     @property

@@ -114,6 +114,7 @@ def read_config(run: Path) -> dict:
 
 
 NOT_RESUMED = ("resume", "init_from", "max_minutes", "debug")
+OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug")
 
 
 def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -158,6 +159,12 @@ def find_weights(name: str, kind: str, game: str, root: Path | None = None) -> P
                 return place / file
     there = sorted(p.name for p in (directory / "runs").glob("*")) or ["none"]
     raise FileNotFoundError(f"no run or checkpoint {name!r}; runs of {game}: {', '.join(there)}")
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as people know it: from the repository where it is inside."""
+    root, path = CHECKPOINTS.parents[1], Path(path).absolute()
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def finished_runs(directory: Path, kind: str) -> list[Path]:

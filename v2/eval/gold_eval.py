@@ -38,6 +38,7 @@ from v2.eval.long_dreams import long_dream_scores
 from v2.eval.protocol import VERSION, one_step_scores, speed_scores, tokenizer_scores
 from v2.eval.rollout_scores import HORIZONS, rollout_scores
 from v2.files import write_text
+from v2.run_dir import OF_A_MACHINE
 
 STARTS_PER_STRATUM = 8
 TARGET_MINUTES = 30
@@ -90,6 +91,8 @@ def build_parser():
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=command_line.positive_int,
                         help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
+    parser.add_argument("--forks", type=command_line.positive_int,
+                        help=f"states continued under every action (gold: {gold.forks})")  # fmt: skip
     return parser
 
 
@@ -126,8 +129,8 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _tier(args) -> Tier:
-    changes = {"long_dreams": args.long_dreams, "long_dream_steps": args.long_dream_steps}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    names = ("long_dreams", "long_dream_steps", "forks")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return dataclasses.replace(TIERS[args.tier], **changes)
 
 
@@ -210,10 +213,9 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
 
 def _training(info: dict) -> dict:
     """Return how weights were trained: the steps, the minutes, and the flags that repeat it."""
-    paths = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug")
     flags = {
         name: value for name, value in info.get("train_args", {}).items()
-        if name not in paths and value not in (None, False)
+        if name not in OF_A_MACHINE and value not in (None, False)
     }  # fmt: skip
     return {"steps": info.get("step"), "minutes": info.get("minutes"), "flags": flags}
 

@@ -11,7 +11,7 @@ if not __package__:
 
 from v2 import checkpoint, command_line
 from v2.data.atari_dataset import game_directory
-from v2.run_dir import CHECKPOINTS, SHIPPED, find_weights, read_config
+from v2.run_dir import CHECKPOINTS, OF_A_MACHINE, SHIPPED, find_weights, read_config
 
 KEPT = ("step", "minutes", "metrics", "train_args", "emulator", "action_meanings", "vqvae_sha256")
 
@@ -38,6 +38,8 @@ def main(argv=None) -> int:
     ):
         target = directory / SHIPPED[kind]
         kept = {key: state[key] for key in KEPT if key in state}
+        flags = kept["train_args"].items()
+        kept["train_args"] = {k: v for k, v in flags if k not in OF_A_MACHINE}
         checkpoint.save_checkpoint(target, kind, model.to(checkpoint.SHIPPED_DTYPE), **kept)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {path.parent.name}")
     shipped, _ = checkpoint.load_vqvae(directory / SHIPPED["vqvae"])

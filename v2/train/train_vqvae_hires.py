@@ -156,6 +156,7 @@ class Trainer:
             loss = loss + self.model.config.commitment_weight * output.commitment
             metrics |= {"commitment": output.commitment.detach()} | self.code_use(output.tokens)
         loss.backward()
+        self.workers.average([v for v in metrics.values() if torch.is_tensor(v)])
         rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
         if step >= warmup and not self.guard.has_skipped:

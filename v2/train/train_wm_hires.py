@@ -218,6 +218,7 @@ class Trainer:
         is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
         loss, metrics = self.loss(self.forward, windows, torch.from_numpy(is_forced))
+        self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
         if self.average:
