@@ -143,7 +143,8 @@ class Benchmark:
         codebook, grid = self.vqvae.quantizer.codebook, self.vqvae.config.grid
         loss = WorldModelLoss(LossConfig(), codebook, torch.ones(336), grid, self.device)
         self.world_model.zero_grad(set_to_none=True)
-        loss(model, windows, torch.zeros(windows.actions.shape[0], steps, dtype=torch.bool))
+        batch, steps = windows.reward_signs.shape
+        loss(model, windows, torch.zeros(batch, steps, dtype=torch.bool))
 
     def _times(self, work) -> list[float]:
         work()

@@ -1,0 +1,23 @@
+import functools
+import json
+
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+from v2.eval import benchmark
+from v2.models.temporal_world_model import WorldModelConfig
+from v2.models.vqvae_hires import VQVAEConfig
+
+
+def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, tmp_path, capsys):
+    for name, config, small in (
+        ("VQVAEConfig", VQVAEConfig, SMALL_VQVAE),
+        ("WorldModelConfig", WorldModelConfig, SMALL_WORLD_MODEL),
+    ):
+        monkeypatch.setattr(benchmark, name, functools.partial(config, **small))
+    path = tmp_path / "speed.json"
+    assert benchmark.main(["--seconds", "0.01", "--device", "cpu", "--json", str(path)]) == 0
+    figures = json.loads(path.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    names = " ".join(row["name"] for row in figures["rows"])
+    for part in ("dream step, batch 1", "encode", "VQ-VAE training", "K=5"):
+        assert part in names
+    assert all(0 < row["share_of_peak"] < 1 for row in figures["rows"] if row["gflop"])
