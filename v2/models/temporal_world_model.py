@@ -84,7 +84,9 @@ class TemporalWorldModel(nn.Module):
         x = self.token_tables(history + slots).sum(1)  # (B, N, D)
         past = torch.arange(T - 1, device=history.device) * (self.config.num_actions + 1)
         x = x + self.past_action_tables(actions[:, :-1] + past).sum(1, keepdim=True)
-        x = x + self.position + self.spatial_bias[actions_now]
+        # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
+        bias = F.embedding(actions_now, self.spatial_bias.flatten(1)).view_as(x)
+        x = x + self.position + bias
         for block in self.blocks:
             x = block(x, actions_now)
         x = F.layer_norm(x, x.shape[-1:])

@@ -7,6 +7,7 @@ Knows nothing of models, data or losses.
 
 import time
 
+import torch
 from tqdm import tqdm
 
 from v2.command_line import StopRequest
@@ -25,6 +26,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
         run: the writer's new folder; the folder to resume for all workers; else None.
     """
     workers, args = trainer.workers, trainer.args
+    if trainer.device.type == "cpu":  # equal sums whatever the threads do, so that resume is exact
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     is_writer = workers.is_writer
     if is_writer and args.resume:
         run.acquire()
