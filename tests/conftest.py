@@ -18,8 +18,8 @@ from v2.data.atari_dataset import EmulatorConfig, GameData, emulator_dict
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 
-SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, coarse_dim=8, pixel_dim=8,
-                   coarse_blocks=1, decoder_blocks=1)  # fmt: skip
+SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_dim=8,
+                   cell_blocks=1, decoder_blocks=1)  # fmt: skip
 SMALL_WORLD_MODEL = dict(dim=32, heads=2, layers=2, ffn_dim=64, local_layers=1)
 
 

@@ -89,7 +89,7 @@ def npz(folder):
 @pytest.fixture(scope="module")
 def weights(folder):
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(**SMALL_VQVAE | {"latent_dim": 4, "coarse_dim": 4}))
+    model = VQVAE(VQVAEConfig(**SMALL_VQVAE | {"latent_dim": 4, "cell_dim": 4}))
     checkpoint.save_checkpoint(folder / "good.pt", "vqvae", model, step=3, rng={"a": [1, 2.5]})
     return (folder / "good.pt").read_bytes()
 

@@ -182,7 +182,7 @@ def test_the_report_opens_in_a_browser_without_a_network(judged, tmp_path):
 def weights(tmp_path):
     """Untrained models of the smallest size, in a run folder."""
     torch.manual_seed(0)
-    vqvae = VQVAE(VQVAEConfig(latent_dim=8, stem_dim=8, decoder_dim=8, coarse_dim=8, pixel_dim=8))
+    vqvae = VQVAE(VQVAEConfig(latent_dim=8, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_dim=8))
     shape = WorldModelConfig(num_actions=4, dim=16, heads=2, layers=1, ffn_dim=16)
     vqvae = checkpoint.round_to_shipped(vqvae)
     emulator = dataclasses.asdict(EmulatorConfig())

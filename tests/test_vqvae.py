@@ -4,8 +4,9 @@ import torch
 
 from v2.data.atari_dataset import make_atari_env
 from v2.data.frames import frames_to_float
-from v2.data.importance import median_frame, rarity_weights
+from v2.data.importance import deviation_rarity, median_frame, pixel_weights
 from v2.data.tokens import encode_frames
+from v2.device import autocast
 from v2.models.vqvae_hires import VQVAE, Quantizer, VQVAEConfig
 
 
@@ -45,6 +46,7 @@ def test_a_token_does_not_change_when_pixels_far_away_do():
 
 
 def test_the_gradient_passes_straight_through(vqvae):
+    torch.nn.init.normal_(vqvae.decoder.to_rgb.weight)
     pixels = torch.rand(1, 3, 84, 64)
     output = vqvae(pixels)
     output.latents.retain_grad()
@@ -93,24 +95,44 @@ def test_initial_codes_keep_a_rare_feature():
     assert (quantizer.codebook - 50).abs().sum(1).min() < 1e-4
 
 
-def test_rare_pixels_weigh_more():
-    pixels = torch.zeros(5, 3, 8, 8)
-    pixels[2, 0, 3, 3] = 1.0
-    weights = rarity_weights(pixels, median_frame(pixels), extra=20.0)
-    assert weights[2, 0, 3, 3] == 21 and weights.sum() == 5 * 64 + 20
+def test_rare_and_moving_pixels_weigh_more():
+    pixels = torch.zeros(5, 3, 24, 24)
+    pixels[:2, 0, 20, 20] = 1.0  # common
+    pixels[2, 0, 3, 3] = 1.0  # rare
+    median = median_frame(pixels)
+    rarity = deviation_rarity(pixels, median)
+    assert 0 < rarity[0, 0, 20, 20] < rarity[0, 0, 3, 3] <= 1
+    still = pixel_weights(pixels, pixels, median, rarity, 20.0, 40.0)
+    assert (still != 1).sum() == 3 and still[2, 0, 3, 3] > still[0, 0, 20, 20] > 1
+    moving = pixel_weights(pixels, pixels.roll(1, 0), median, rarity, 0.0, 40.0)
+    assert (moving[2, 0, :8, :8] == 41).all() and moving[2, 0, 8, 8] == 1  # 4 px around it
+    assert moving[4].max() == 1
+
+
+def test_a_frame_equal_to_the_background_costs_nothing():
+    model = VQVAE(VQVAEConfig(latent_dim=8))
+    with torch.no_grad():
+        model.background.copy_(torch.rand(1, 3, 84, 64))
+        output = model(model.background.expand(2, -1, -1, -1))
+    assert torch.equal(output.pixels, model.background.expand(2, -1, -1, -1))
+    assert output.tokens.unique().numel() <= 16  # equal inside, borders apart
 
 
 def test_carrying_unchanged_tokens_over_equals_encoding_every_frame():
     torch.manual_seed(0)
     model = VQVAE(VQVAEConfig())
+    torch.nn.init.normal_(model.encoder.position, std=0.1)
+    torch.nn.init.uniform_(model.background)
     env = make_atari_env("breakout")
     frames = [env.reset()[0]] + [env.step((1, 2, 3, 3)[t % 4])[0] for t in range(60)]
     frames = np.stack(frames + [255 - frames[-1]])  # the last one differs everywhere
     pixels = frames_to_float(torch.from_numpy(frames))
-    with torch.no_grad():
-        model.quantizer.initialise(model.encoder(pixels[::9]), torch.Generator().manual_seed(0))
+    device = torch.device("cpu")
+    with torch.no_grad(), autocast(device):
+        model.quantizer.initialise(
+            model.encoder(pixels[::9] - model.background).float(), torch.Generator().manual_seed(0))
         every = model.encode(pixels).numpy()
-    carried = encode_frames(model, frames, torch.device("cpu"))
+    carried = encode_frames(model, frames, device)
     assert len(np.unique(every)) > 16
     assert (carried == every).mean() > 0.9999  # sums in another order may break a tie
 

@@ -6,10 +6,12 @@ from v2.data.importance import (
     ImportanceConfig,
     change_rarity,
     code_distances,
+    draw_positions,
     importance_weights,
 )
+from v2.device import autocast
 from v2.dream import DreamEngine
-from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import Subset, TemporalWorldModel, WorldModelConfig
 from v2.rollout import Sampling, choose_tokens, predict_next, unroll
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
 
@@ -75,7 +77,7 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
     loss = _loss(LossConfig())
     total, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
     expected = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), autocast(torch.device("cpu")):
         for k in range(3):
             prediction = world_model(windows.tokens[:, k : k + 4], windows.actions[:, k : k + 4])
             expected += loss.step_loss(prediction, windows, k, 4)[0] / 3
@@ -87,7 +89,7 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
     engine = DreamEngine(vqvae, world_model)
     engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
     rollout = unroll(world_model, windows.tokens[:, :4], windows.actions)
-    with torch.no_grad():
+    with torch.no_grad(), autocast(engine.device):
         for k, (tokens, prediction) in enumerate(rollout):
             engine.step_tokens(windows.actions[:, 3 + k].numpy())
             assert np.array_equal(engine.tokens.reshape(2, -1), tokens.numpy())
@@ -130,6 +132,49 @@ def test_memory_does_not_grow_with_k(world_model):
 
     one, five = peak(1), peak(5)
     assert five < 1.2 * one
+
+
+def test_a_subset_of_all_positions_predicts_as_without(world_model):
+    windows = _windows(steps=1)
+    history, actions = windows.tokens[:, :4], windows.actions[:, :4]
+    for parameter in world_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    order = torch.stack([torch.randperm(336), torch.randperm(336)])
+    with torch.no_grad():
+        dense = world_model(history, actions)
+        subset = world_model(history, actions, Subset(order, torch.ones(2, 336)))
+    moved = dense.logits.gather(1, order.unsqueeze(2).expand(-1, -1, 32))
+    assert torch.allclose(subset.logits, moved, atol=1e-4)
+    assert torch.allclose(subset.reward_logits, dense.reward_logits, atol=1e-4)
+
+
+def test_positions_are_drawn_with_the_stated_chances():
+    history = torch.zeros(1, 4, 336, dtype=torch.long)
+    history[0, 2:, [40, 200]] = 1
+    moved = (history[0, 1:] != history[0, :-1]).any(0)
+    history = history.expand(4000, -1, -1)
+    draws = torch.rand(4000, 336, generator=torch.Generator().manual_seed(1))
+    positions, chances = draw_positions(history, 144, GRID, draws)
+    assert (positions.sort(1).values.diff(dim=1) > 0).all()  # none twice
+    drawn = torch.zeros(336).index_add_(0, positions.flatten(), torch.ones(positions.numel()))
+    stated = torch.zeros(336).scatter(0, positions.flatten(), chances.flatten())
+    assert torch.allclose(drawn / 4000, stated, atol=0.04)
+    assert (stated[moved] == 1).all() and (stated < 1).sum() == 336 - 50
+
+
+def test_few_positions_give_the_loss_of_all_on_average(world_model):
+    windows = _windows(steps=1, batch=1)
+    repeated = Windows(*(t.expand(600, *t.shape[1:]) for t in vars(windows).values()))
+    loss = _loss(LossConfig(outcome_weight=0.0))
+    for parameter in world_model.parameters():  # no attention: its estimate is not unbiased
+        torch.nn.init.normal_(parameter, std=0.1)
+    for block in world_model.blocks:
+        torch.nn.init.zeros_(block.attended.weight)
+        block.local = None
+    draws = torch.rand(600, 336, generator=torch.Generator().manual_seed(2))
+    few, _ = loss.sparse(world_model, repeated, 144, draws)
+    every, _ = loss(world_model, windows, torch.zeros(1, 1, dtype=torch.bool))
+    assert float(few) == pytest.approx(float(every), rel=0.02)
 
 
 def test_equal_weights_where_nothing_moves():

@@ -3,6 +3,7 @@
 Contract: from pixels, tokens and the codebook alone; nothing here knows a game.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +15,34 @@ def median_frame(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.median(dim=0, keepdim=True).values
 
 
-def rarity_weights(
-    pixels: torch.Tensor, median: torch.Tensor, extra: float, threshold: float = 0.08
+def deviates(pixels: torch.Tensor, median: torch.Tensor, threshold: float = 0.08) -> torch.Tensor:
+    """Tell where pixels (B, 3, H, W) differ from others in some colour, float (B, 1, H, W)."""
+    return ((pixels - median).abs() > threshold).any(dim=1, keepdim=True).to(pixels.dtype)
+
+
+def deviation_rarity(pixels: torch.Tensor, median: torch.Tensor) -> torch.Tensor:
+    """Return how rare it is that a pixel deviates from the median, in [0, 1], (1, 1, H, W)."""
+    share = (deviates(pixels, median).sum(0, keepdim=True) + 1) / (len(pixels) + 1)
+    return -share.log() / math.log(len(pixels) + 1)
+
+
+def pixel_weights(
+    pixels: torch.Tensor,
+    before: torch.Tensor,
+    median: torch.Tensor,
+    rarity: torch.Tensor,
+    rarity_scale: float,
+    motion_scale: float,
 ) -> torch.Tensor:
-    """Return 1, plus `extra` where a pixel differs from the median frame, (B, 1, H, W)."""
-    is_rare = ((pixels - median).abs() > threshold).any(dim=1, keepdim=True)
-    return 1 + extra * is_rare.to(pixels.dtype)
+    """Return w = 1 + a rarity + b motion of every pixel, (B, 1, H, W).
+
+    Args:
+        pixels, before: a frame and the one before it, (B, 3, H, W).
+        median, rarity: `median_frame`, and `deviation_rarity`, which counts where a pixel deviates.
+        motion_scale: weight of what moved, with a margin of 4 px: specks beside it count too.
+    """
+    moved = F.max_pool2d(deviates(pixels, before), 9, stride=1, padding=4)
+    return 1 + rarity_scale * rarity * deviates(pixels, median) + motion_scale * moved
 
 
 def code_distances(codebook: torch.Tensor) -> torch.Tensor:
@@ -91,3 +114,30 @@ def importance_weights(
     median = weights.median(dim=1, keepdim=True).values
     weights = torch.minimum(weights, config.cap * median)
     return weights / weights.mean(dim=1, keepdim=True)
+
+
+def draw_positions(
+    history: torch.Tensor, count: int, grid: tuple[int, int], draws: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw positions, those near which the history moved first; return them and their chances.
+
+    Args:
+        history: tokens (B, 4, N). What is predicted is not looked at: the choice betrays nothing.
+        count: M positions a sample, at least a quarter of them from where nothing moved.
+        draws: uniform in [0, 1), (B, N).
+    Returns:
+        positions int64 (B, M) and the probability with which each was drawn, float32 (B, M).
+    """
+    moved = (history[:, 1:] != history[:, :-1]).any(1).float().unflatten(1, grid)
+    is_near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).flatten(1)  # (B, N)
+    num_near = is_near.sum(1, keepdim=True)
+    num_far = is_near.shape[1] - num_near
+    near = num_near.clamp(max=count - count // 4)  # how many of them are drawn
+    near = torch.maximum(near, count - num_far)
+    far = count - near
+    chances = torch.where(is_near > 0, near / num_near.clamp_min(1), far / num_far.clamp_min(1))
+    order = (draws - is_near).argsort(1)  # near ones first, each group at random
+    rank = torch.arange(order.shape[1], device=order.device)
+    is_drawn = (rank < near) | ((rank >= num_near) & (rank < num_near + far))
+    positions = order[is_drawn].view(len(order), count)
+    return positions, chances.gather(1, positions)

@@ -49,6 +49,13 @@ class Prediction(NamedTuple):
     terminated_logits: torch.Tensor  # (B,)
 
 
+class Subset(NamedTuple):
+    """M of the N positions, drawn at random; the others are left out of a training step."""
+
+    positions: torch.Tensor  # int64 (B, M)
+    chances: torch.Tensor  # float32 (B, M): the probability with which each was drawn, in (0, 1]
+
+
 class TemporalWorldModel(nn.Module):
     def __init__(self, config: WorldModelConfig):
         super().__init__()
@@ -70,28 +77,39 @@ class TemporalWorldModel(nn.Module):
         self.to_outcome = nn.Linear(2 * config.dim, 4)
         self._initialise()
 
-    def forward(self, history: torch.Tensor, actions: torch.Tensor) -> Prediction:
+    def forward(
+        self, history: torch.Tensor, actions: torch.Tensor, subset: Subset | None = None
+    ) -> Prediction:
         """Predict the frame after the last one of the history.
 
         Args:
             history: tokens, int64 (B, 4, N), oldest first.
             actions: int64 (B, 4): the three between the frames of the history, then the one taken
                 now. `num_actions` stands for an unknown one among the first three.
+            subset: predict at these positions only, logits (B, M, K). A position drawn with chance
+                p counts 1/p times as key, so that it stands for those left out.
         """
         B, T, N = history.shape
         codes, actions_now = self.config.num_codes, actions[:, -1]
+        # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
+        bias = F.embedding(actions_now, self.spatial_bias.flatten(1)).view(B, N, -1)
+        place = self.position + bias  # (B, N, D)
+        key_bias, shares = None, torch.full((1, 1, N), 1 / N, device=history.device)
+        if subset is not None:
+            place = place.gather(1, subset.positions.unsqueeze(2).expand(-1, -1, place.shape[2]))
+            history = history.gather(2, subset.positions.unsqueeze(1).expand(-1, T, -1))
+            key_bias = -subset.chances.log()[:, None, None]  # (B, 1, 1, M)
+            shares = (1 / subset.chances).unsqueeze(1) / N
         slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
-        x = self.token_tables(history + slots).sum(1)  # (B, N, D)
+        x = self.token_tables(history + slots).sum(1) + place
         past = torch.arange(T - 1, device=history.device) * (self.config.num_actions + 1)
         x = x + self.past_action_tables(actions[:, :-1] + past).sum(1, keepdim=True)
-        # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
-        bias = F.embedding(actions_now, self.spatial_bias.flatten(1)).view_as(x)
-        x = x + self.position + bias
         for block in self.blocks:
-            x = block(x, actions_now)
+            x = block(x, actions_now, subset and subset.positions, key_bias)
         x = F.layer_norm(x, x.shape[-1:])
-        logits = self.to_logits(x) + self.copy_table(history[:, -1])  # (B, N, K)
-        outcome = self.to_outcome(torch.cat([x.mean(1), x.amax(1)], dim=-1)).float()  # (B, 4)
+        logits = self.to_logits(x) + self.copy_table(history[:, -1])
+        pooled = torch.cat([(shares.to(x.dtype) @ x).squeeze(1), x.amax(1)], dim=-1)
+        outcome = self.to_outcome(pooled).float()  # (B, 4)
         return Prediction(logits.float(), outcome[:, :3], outcome[:, 3])
 
     def _initialise(self) -> None:
@@ -122,19 +140,35 @@ class Block(nn.Module):
         self.expand = nn.Linear(dim, config.ffn_dim, bias=False)
         self.contract = nn.Linear(config.ffn_dim, dim, bias=False)
 
-    def forward(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        action: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        key_bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         scale_a, shift_a, scale_m, shift_m = self.film(action).unsqueeze(1).chunk(4, dim=-1)
         if self.local is not None:
-            grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
-            x = x + self.local(grid).flatten(2).transpose(1, 2)
-        x = x + self._attend(_modulated(x, scale_a, shift_a))
+            x = x + self._mix_neighbours(x, positions)
+        x = x + self._attend(_modulated(x, scale_a, shift_a), key_bias)
         hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m))).square()
         return x + self.contract(hidden)
 
-    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+    def _mix_neighbours(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        if positions is not None:  # zero where there is none
+            index = positions.unsqueeze(2).expand_as(x)
+            empty = x.new_zeros(len(x), self.grid[0] * self.grid[1], x.shape[2])
+            x = empty.scatter(1, index, x)
+        grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
+        mixed = self.local(grid).flatten(2).transpose(1, 2)
+        return mixed if positions is None else mixed.gather(1, index)
+
+    def _attend(self, x: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor:
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
+        if key_bias is not None:
+            key_bias = key_bias.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, key_bias)  # (B, heads, N, D / heads)
         return self.attended(mixed.transpose(1, 2).reshape(B, N, D))
 
     def initialise(self) -> None:

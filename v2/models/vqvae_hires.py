@@ -24,11 +24,11 @@ class VQVAEConfig:
     num_codes: int = 32  # K
     latent_dim: int = 256  # D
     stem_dim: int = 64
-    encoder_blocks: int = 2  # 1x1 residual blocks: depth without a wider view
+    encoder_blocks: int = 3  # 1x1 residual blocks: depth without a wider view
     decoder_dim: int = 128  # at 21x16
-    decoder_blocks: int = 2
-    coarse_dim: int = 256  # at 6x4: wide context at a fourteenth of the cost
-    coarse_blocks: int = 3
+    decoder_blocks: int = 3
+    cell_dim: int = 512  # of cells of 2x2 tokens, mixed by 1x1: many parameters, a narrow view
+    cell_blocks: int = 3
     pixel_dim: int = 64  # at 42x32
     pixel_blocks: int = 1
     ema_decay: float = 0.99
@@ -63,6 +63,9 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
+        # What usually stands at each pixel: the encoder sees the difference from it and the
+        # decoder adds to it, so that codes and weights go into what can change.
+        self.register_buffer("background", torch.zeros(1, 3, config.height, config.width))
         self.encoder = Encoder(config)
         self.quantizer = Quantizer(config.num_codes, config.latent_dim, config.ema_decay)
         self.decoder = Decoder(config)
@@ -73,17 +76,17 @@ class VQVAE(nn.Module):
         Args:
             is_quantized: False decodes the latents themselves, for a warm-up as an autoencoder.
         """
-        latents = self.encoder(pixels)
+        latents = self.encoder(pixels - self.background)
         with torch.autocast(latents.device.type, enabled=False):
             codes, tokens = self.quantizer(latents.float())
             commitment = F.mse_loss(latents.float(), codes)
         through = latents + (codes.to(latents.dtype) - latents).detach()
         decoded = self.decoder(through if is_quantized else latents)
-        return Reconstruction(decoded, latents, tokens, commitment)
+        return Reconstruction(decoded + self.background, latents, tokens, commitment)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the tokens of (B, 3, H, W) pixels in [0, 1], int64 (B, N)."""
-        return self.quantizer.nearest(self.encoder(pixels).float())
+        return self.quantizer.nearest(self.encoder(pixels - self.background).float())
 
     def encode_at(
         self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
@@ -95,11 +98,13 @@ class VQVAE(nn.Module):
                 after, zero outside the frame.
             rows, columns: where in the token grid, (n,).
         """
+        usual = F.pad(self.background[0], (MARGIN,) * 4).unfold(1, WINDOW, 4).unfold(2, WINDOW, 4)
+        windows = windows - usual[:, rows, columns].transpose(0, 1)  # (n, 3, 10, 10)
         return self.quantizer.nearest(self.encoder.at(windows, rows, columns).float()).flatten()
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the pixels of tokens (B, N), float (B, 3, H, W), unclamped."""
-        return self.decoder(self.quantizer.look_up(tokens, self.config.grid))
+        return self.decoder(self.quantizer.look_up(tokens, self.config.grid)) + self.background
 
 
 class Encoder(nn.Module):
@@ -108,12 +113,13 @@ class Encoder(nn.Module):
         self.grid = config.grid
         self.stem = nn.Conv2d(3, config.stem_dim, 4, stride=2, padding=1)
         self.patches = nn.Conv2d(config.stem_dim, config.latent_dim, 4, stride=2, padding=1)
+        self.position = nn.Parameter(torch.zeros(1, config.latent_dim, *config.grid))
         dims = (config.latent_dim, config.latent_dim, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(*dims) for _ in range(config.encoder_blocks)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = self.patches(F.relu(self.stem(pixels)))  # (B, D, h, w)
-        return self.blocks(x)
+        return self.blocks(x + self.position)
 
     def at(self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return the latents (n, D, 1, 1) of windows (n, 3, 10, 10); see `VQVAE.encode_at`."""
@@ -123,22 +129,26 @@ class Encoder(nn.Module):
         i, j = 2 * rows[:, None] + span, 2 * columns[:, None] + span  # (n, 4)
         inside = ((i >= 0) & (i < height))[:, :, None] & ((j >= 0) & (j < width))[:, None]
         x = F.conv2d(x * inside[:, None], self.patches.weight, self.patches.bias)
-        return self.blocks(x)
+        position = self.position[0, :, rows, columns].T  # (n, D)
+        return self.blocks(x + position[..., None, None])
 
 
 class Decoder(nn.Module):
-    """A small U-Net: 21x16 with a coarse branch at 6x4, then 42x32, then pixels."""
+    """Cells of 2x2 tokens, then 21x16, then 42x32, then pixels; a code is felt 5 tokens away at most.
+
+    Far-reaching layers would be cheaper, but they paint specks wherever a board was never seen.
+    """
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
-        dim, coarse, pixel = config.decoder_dim, config.coarse_dim, config.pixel_dim
+        dim, cell, pixel = config.decoder_dim, config.cell_dim, config.pixel_dim
         self.enter = nn.Conv2d(config.latent_dim, dim, 3, padding=1)
-        self.down = nn.Conv2d(dim, coarse, 3, stride=2, padding=1)
-        self.deeper = nn.Conv2d(coarse, coarse, 3, stride=2, padding=1)
-        self.coarse = nn.Sequential(
-            *(ResidualBlock(coarse, coarse, 3) for _ in range(config.coarse_blocks))
+        self.position = nn.Parameter(torch.zeros(1, dim, *config.grid))
+        self.gather = nn.Conv2d(dim, cell, 2, stride=2)
+        self.cells = nn.Sequential(
+            *(ResidualBlock(cell, 2 * cell, 1) for _ in range(config.cell_blocks))
         )
-        self.rise = nn.Conv2d(coarse, dim, 1)
+        self.spread = nn.Conv2d(cell, 4 * dim, 1)
         self.fine = nn.Sequential(
             *(ResidualBlock(dim, dim, 3) for _ in range(config.decoder_blocks))
         )
@@ -147,23 +157,26 @@ class Decoder(nn.Module):
             *(ResidualBlock(pixel, pixel, 3) for _ in range(config.pixel_blocks))
         )
         self.to_rgb = nn.Conv2d(pixel, 4 * 3, 3, padding=1)
+        nn.init.zeros_(self.to_rgb.weight)
+        nn.init.zeros_(self.to_rgb.bias)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        x = self.enter(codes)
-        context = self.deeper(F.relu(self.down(F.relu(x))))  # (B, coarse_dim, h/4, w/4)
-        context = self.rise(self.coarse(context))
-        context = F.interpolate(context, scale_factor=4, mode="nearest")
-        x = self.fine(x + context[..., : x.shape[-2], : x.shape[-1]])
+        height, width = codes.shape[-2:]
+        x = self.enter(codes) + self.position
+        even = F.pad(F.relu(x), (0, width % 2, 0, height % 2))
+        cells = self.spread(F.relu(self.cells(self.gather(even))))
+        x = self.fine(x + F.pixel_shuffle(cells, 2)[..., :height, :width])
         x = F.pixel_shuffle(self.expand(F.relu(x)), 2)  # (B, pixel_dim, H/2, W/2)
         return F.pixel_shuffle(self.to_rgb(F.relu(self.pixel(x))), 2)  # (B, 3, H, W)
 
 
 class ResidualBlock(nn.Module):
+    """A convolution and a 1x1 one; starts as the identity."""
+
     def __init__(self, dim: int, hidden_dim: int, kernel_size: int):
         super().__init__()
-        padding = kernel_size // 2
-        self.inner = nn.Conv2d(dim, hidden_dim, kernel_size, padding=padding)
-        self.outer = nn.Conv2d(hidden_dim, dim, kernel_size, padding=padding)
+        self.inner = nn.Conv2d(dim, hidden_dim, kernel_size, padding=kernel_size // 2)
+        self.outer = nn.Conv2d(hidden_dim, dim, 1)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 

@@ -29,7 +29,7 @@ from v2.data.atari_dataset import (
     load_game_data,
 )
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.data.importance import median_frame, rarity_weights
+from v2.data.importance import deviation_rarity, median_frame, pixel_weights
 from v2.device import autocast
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.truth import has_truth, read_frames, read_ram
@@ -58,20 +58,22 @@ def build_parser():
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=50)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=640,
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=960,
                         help="random frames an epoch; 0: as many as there are")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
     length.add_argument("--resume", type=command_line.path, metavar="RUN",
                         help="continue a run's folder")  # fmt: skip
+    length.add_argument("--init-from", type=command_line.path, metavar="FILE",
+                        help="start from these weights and their codebook")  # fmt: skip
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=200)
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=16)
     recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
-    recipe.add_argument("--decay", type=command_line.probability, default=0.4,
+    recipe.add_argument("--decay", type=command_line.probability, default=0.6,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
     recipe.add_argument("--unquantized", type=command_line.probability, default=0.12,
                         help="share of the steps before the codebook starts")  # fmt: skip
@@ -79,12 +81,16 @@ def build_parser():
                         help="share of the steps after which dead codes stay")  # fmt: skip
     recipe.add_argument("--rarity", type=command_line.non_negative_float, default=20.0,
                         help="extra weight of pixels unlike the median frame")  # fmt: skip
+    recipe.add_argument("--motion", type=command_line.non_negative_float, default=40.0,
+                        help="extra weight of pixels unlike the frame before")  # fmt: skip
     recipe.add_argument("--worst-pixel", type=command_line.non_negative_float, default=0.01)
     return parser
 
 
 def main(argv=None) -> int:
     args = parse_resumable(build_parser(), argv)
+    if args.resume and args.init_from:
+        raise ValueError("--resume and --init-from exclude each other")
     workers, device = join(args.device)
     workers.check_batch("--batch-size", args.batch_size)
     torch.manual_seed(args.seed)
@@ -95,6 +101,8 @@ def main(argv=None) -> int:
     per_epoch = args.samples_per_epoch or len(train_rows)
     num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
     model = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
+    if args.init_from:
+        model.load_state_dict(checkpoint.load_vqvae(args.init_from)[0].state_dict())
     trainer = Trainer(args, model, data, train_rows, held_out_rows, num_steps, device, workers)
     if args.resume:
         run = RunDir(args.resume)
@@ -116,15 +124,22 @@ class Trainer:
         self.args, self.model, self.data, self.device = args, model, data, device
         self.workers = workers
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
+        self.warmup = 0 if args.init_from else int(args.unquantized * num_steps)
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.generator = torch.Generator().manual_seed(args.seed)
         spread = np.linspace(0, len(train_rows) - 1, min(NUM_MEDIAN_FRAMES, len(train_rows)))
-        self.median = median_frame(self.pixels(train_rows[spread.astype(int)]))
+        usual = self.pixels(train_rows[spread.astype(int)])
+        self.median = median_frame(usual)
+        self.rarity = deviation_rarity(usual, self.median)
+        if not (args.init_from or args.resume):
+            model.background.copy_(self.median)
         count = min(NUM_HELD_OUT_FRAMES, len(held_out_rows))
         spread = np.linspace(0, len(held_out_rows) - 1, count)
         self.held_out_rows = held_out_rows[spread.astype(int)]
+        is_first = np.diff(data.episode_ids, prepend=-1) != 0
+        self.before = np.arange(len(is_first)) - ~is_first  # the row before, in the same episode
         self.best = -float("inf")
 
     def pixels(self, rows: np.ndarray) -> torch.Tensor:
@@ -146,30 +161,30 @@ class Trainer:
         rows = self.workers.part(np.sort(rows))
         self.batch = {"frames": self.data.frames[rows]}
         pixels = self.pixels(rows)
-        warmup = int(args.unquantized * self.num_steps)
-        if step == warmup:
+        if step == self.warmup and not args.init_from:
             self.start_codebook()
         with autocast(self.device):
-            output = self.model(pixels, is_quantized=step >= warmup)
-        loss, metrics = self.loss(pixels, output.pixels.float())
-        if step >= warmup:
+            output = self.model(pixels, is_quantized=step >= self.warmup)
+        loss, metrics = self.loss(pixels, self.pixels(self.before[rows]), output.pixels.float())
+        if step >= self.warmup:
             loss = loss + self.model.config.commitment_weight * output.commitment
             metrics |= {"commitment": output.commitment.detach()} | self.code_use(output.tokens)
         loss.backward()
         self.workers.average([v for v in metrics.values() if torch.is_tensor(v)])
         rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
-        if step >= warmup and not self.guard.has_skipped:
+        if step >= self.warmup and not self.guard.has_skipped:
             is_reviving = step < args.revive_until * self.num_steps
             latents = output.latents.detach().float()
             self.model.quantizer.update(latents, output.tokens, 1.0 if is_reviving else 0.0)
         metrics |= {"lr": rate, "skipped": self.guard.num_skipped}
         return metrics, args.batch_size
 
-    def loss(self, pixels: torch.Tensor, decoded: torch.Tensor):
-        """Return the rarity-weighted squared error with the worst pixel's, and metrics."""
+    def loss(self, pixels: torch.Tensor, before: torch.Tensor, decoded: torch.Tensor):
+        """Return the weighted squared error with the worst pixel's, and metrics."""
         squared = (decoded - pixels).square()
-        weights = rarity_weights(pixels, self.median, self.args.rarity)
+        scales = (self.args.rarity, self.args.motion)
+        weights = pixel_weights(pixels, before, self.median, self.rarity, *scales)
         total = weights.sum()
         self.workers.average([total])  # the batch's, not only this part's
         reconstruction = (squared * weights).sum() / (total * 3)
@@ -207,7 +222,7 @@ class Trainer:
         save_grid(run.path / "samples" / f"{self.step:06d}.png", [frames[shown], decoded[shown]])
         recall = held_out.get("ball_recall", 0.0)  # nan where no held-out frame has a ball
         score = held_out["held_out_psnr"] + (20 * recall if np.isfinite(recall) else 0.0)
-        if self.step > self.args.unquantized * self.num_steps and score > self.best:
+        if self.step > self.warmup and score > self.best:
             self.best = score
             state = self.state(held_out)
             checkpoint.save_checkpoint(run.path / "best.pt", "vqvae", self.model, **state)

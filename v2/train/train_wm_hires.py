@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import time
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -73,6 +74,8 @@ def build_parser():
                         help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=4)
+    recipe.add_argument("--positions", type=command_line.non_negative_int, default=144,
+                        help="how many positions a one-step batch predicts; 0: all")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=1.5e-3)
     recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
@@ -217,7 +220,12 @@ class Trainer:
         self.batch = {name: values.numpy() for name, values in vars(windows).items()}
         is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
-        loss, metrics = self.loss(self.forward, windows, torch.from_numpy(is_forced))
+        if steps == 1 and args.positions:
+            draws = rng.random((count, self.model.config.num_positions), np.float32)
+            draws = torch.from_numpy(self.workers.part(draws))
+            loss, metrics = self.loss.sparse(self.model, windows, args.positions, draws)
+        else:
+            loss, metrics = self.loss(self.forward, windows, torch.from_numpy(is_forced))
         self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)

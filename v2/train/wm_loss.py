@@ -16,11 +16,12 @@ from v2.data.importance import (
     ImportanceConfig,
     change_rarity,
     code_distances,
+    draw_positions,
     importance_weights,
 )
 from v2.data.tokens import TokenData
 from v2.device import autocast
-from v2.models.temporal_world_model import Prediction, TemporalWorldModel
+from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.rollout import unroll
 
@@ -102,20 +103,42 @@ class WorldModelLoss:
         accuracy = (tokens == truth[:, -1]).float().mean()
         return total, {"loss": total, "accuracy": accuracy} | metrics
 
-    def step_loss(
-        self, prediction: Prediction, windows: Windows, k: int, history: int
+    def sparse(
+        self, model: TemporalWorldModel, windows: Windows, count: int, draws: torch.Tensor
     ) -> tuple[torch.Tensor, dict]:
+        """Like a call with K = 1, from `count` positions drawn by uniform draws (B, N).
+
+        The expectation over the draws is the loss of all positions.
+        """
+        T = model.config.history
+        history, target = windows.tokens[:, :T], windows.tokens[:, T]
+        subset = Subset(*draw_positions(history, count, self.grid, draws.to(self.device)))
+        with autocast(self.device):
+            prediction = model(history, windows.actions[:, :T], subset)
+        loss, metrics = self.step_loss(prediction, windows, 0, T, subset)
+        loss.backward()
+        is_right = prediction.logits.argmax(-1) == target.gather(1, subset.positions)
+        accuracy = (is_right / subset.chances).sum() / target.numel()
+        return loss.detach(), {"loss": loss.detach(), "accuracy": accuracy} | metrics
+
+    def step_loss(
+        self, prediction: Prediction, windows: Windows, k: int, history: int,
+        subset: Subset | None = None,
+    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """Return the loss of step k; weights come from the true tokens."""
         target = windows.tokens[:, history + k]
-        entropy = F.cross_entropy(prediction.logits.transpose(1, 2), target, reduction="none")
-        if self.config.importance is None:
-            tokens_loss = entropy.mean()
-        else:
+        weights = torch.ones(target.shape, device=self.device)
+        if self.config.importance is not None:
             seen = windows.tokens[:, k : history + k + 1]  # four frames and the target
             weights = importance_weights(
                 seen, self.config.importance, self.distances, self.rarity, self.grid
             )
-            tokens_loss = (entropy * weights).mean()
+        num_tokens = target.numel()
+        if subset is not None:
+            target = target.gather(1, subset.positions)
+            weights = weights.gather(1, subset.positions) / subset.chances
+        entropy = F.cross_entropy(prediction.logits.transpose(1, 2), target, reduction="none")
+        tokens_loss = (entropy * weights).sum() / num_tokens
         reward = F.cross_entropy(prediction.reward_logits, windows.reward_signs[:, k])
         ended = F.binary_cross_entropy_with_logits(
             prediction.terminated_logits, windows.terminated[:, k]
