@@ -164,12 +164,7 @@ def test_two_workers_train_as_one(game_data, data_path, tmp_path):
     """The same global batch gives the same loss and, up to rounding, the same weights."""
     flags = ["--data", str(data_path), "--steps", "20", "--eval-steps", "20"]
     assert _spawn(*flags, "--out", str(tmp_path / "one")).wait(120) == 0
-    port = str(random.Random(os.getpid()).randrange(20000, 60000))
-    ranks = []
-    for rank in ("0", "1"):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port}  # fmt: skip
-        ranks.append(_spawn(*flags, "--out", str(tmp_path / "two"), environment=names))
+    ranks = _spawn_two(*flags, "--out", str(tmp_path / "two"))
     assert [process.wait(120) for process in ranks] == [0, 0]
     runs = [next((tmp_path / name / "runs").iterdir()) for name in ("one", "two")]
     one, two = (_metrics(run) for run in runs)
@@ -179,11 +174,34 @@ def test_two_workers_train_as_one(game_data, data_path, tmp_path):
         assert torch.allclose(weight, models[1][name], atol=1e-3), name
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_others_end_with_a_line_when_a_worker_is_lost(lost, data_path, tmp_path):
+    ranks = _spawn_two("--data", str(data_path), "--steps", "100000", "--eval-steps", "100000",
+                       "--save-minutes", "0.001", "--out", str(tmp_path))  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/last.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ranks[lost].kill()
+    output = ranks[1 - lost].communicate(timeout=60)[1].decode()
+    lines = [line for line in output.splitlines() if "error" in line.lower()]
+    assert ranks[1 - lost].returncode == 1
+    assert lines[-1].startswith("error: another of the training processes ended"), output
+    checkpoint.load_last(next((tmp_path / "runs").iterdir()), "vqvae")
+
+
+def _spawn_two(*flags) -> list[subprocess.Popen]:
+    port = str(random.Random(time.monotonic_ns()).randrange(20000, 60000))
+    names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
+    return [_spawn(*flags, environment=names | rank) for rank in ranks]
+
+
 DRIVER = """
 import functools, sys
 from tests.conftest import SMALL_VQVAE
-from v2 import command_line
+from v2 import command_line, device
 from v2.train import train_vqvae_hires as script
+device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
 script.VQVAEConfig = functools.partial(script.VQVAEConfig, **SMALL_VQVAE)
 command_line.run(lambda: script.main(sys.argv[1:]))
 """

@@ -12,7 +12,7 @@ import torch
 
 from v2 import checkpoint
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.device import autocast, choose_device
+from v2.device import autocast, cast_weights, choose_device
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.rollout import Sampling, advance, predict_next
@@ -66,8 +66,12 @@ class DreamEngine:
         beside = path.with_name("vqvae.pt")
         vqvae_path = beside if beside.exists() else path.with_name(SHIPPED["vqvae"])
         vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
-        world_model, info = checkpoint.load_world_model(path, checkpoint.model_sha256(vqvae))
-        info = info | {"vqvae": vqvae_info}
+        vqvae_sha256 = checkpoint.model_sha256(vqvae)
+        world_model, info = checkpoint.load_world_model(path, vqvae_sha256)
+        hashes = {"vqvae": vqvae_sha256, "world_model": checkpoint.model_sha256(world_model)}
+        info = info | {"vqvae": vqvae_info, "sha256": hashes}
+        for model in (vqvae, world_model):
+            cast_weights(model, choose_device(device))
         return cls(
             vqvae, world_model, device, Sampling(temperature, top_k), seed, shown_path(path), info
         )

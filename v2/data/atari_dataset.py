@@ -11,11 +11,13 @@ import difflib
 import functools
 import hashlib
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
 import numpy as np
+from tqdm import tqdm
 
 from v2.data.checks import check_splits, check_steps
 from v2.data.frames import FRAME_SHAPE, downsample_screen
@@ -212,17 +214,28 @@ def save_game_data(path: Path, data: GameData) -> None:
 def load_game_data(path: Path) -> GameData:
     """Load a data file, or all shards `<stem>-*.npz` when `path` itself is not there.
 
+    The frames of shards are unpacked into a nameless file beside them and mapped, so that memory
+    holds one shard at a time.
+
     Raises:
         FileNotFoundError: neither a file nor shards; names the command that makes them.
         ValueError: a damaged or foreign file, or shards of different recordings.
     """
-    parts = [_load_one(part) for part in data_paths(path)]
-    if len(parts) == 1:
-        return _checked(path, parts[0])
+    paths = data_paths(path)
+    if len(paths) == 1:
+        return _checked(path, _load_one(paths[0]))
+    parts, frames = [], tempfile.TemporaryFile(dir=paths[0].parent)  # lives as long as its map
+    for shard in tqdm(paths, unit="shard", desc="unpack", disable=None):
+        parts.append(_load_one(shard))
+        frames.write(memoryview(np.ascontiguousarray(parts[-1].frames)).cast("B"))
+        parts[-1].frames = parts[-1].frames[:0].copy()
     for key in ("emulator", "action_meanings", "policy", "seed"):
         if any(part.meta.get(key) != parts[0].meta.get(key) for part in parts):
             raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ARRAY_FIELDS}
+    shape = (len(joined["actions"]), *FRAME_SHAPE)
+    frames.flush()
+    joined["frames"] = np.memmap(frames, np.uint8, "r", shape=shape)
     meta = parts[0].meta | {
         "episodes": [episode for part in parts for episode in part.meta["episodes"]],
         "shards": [part.meta["sha256"] for part in parts],

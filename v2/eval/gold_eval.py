@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2 import checkpoint, command_line
+from v2 import command_line
 from v2.data.atari_dataset import (
     GameData,
     data_sha256,
@@ -200,8 +200,8 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
     document = results.make_document(
         scores, evaluator=VERSION, tier=name, game=game, is_gold=chosen.is_gold,
         data_sha256=chosen.sha256, data=chosen.source, model=engine.source,
-        vqvae_sha256=checkpoint.model_sha256(engine.vqvae),
-        world_model_sha256=checkpoint.model_sha256(engine.world_model),
+        vqvae_sha256=engine.info["sha256"]["vqvae"],
+        world_model_sha256=engine.info["sha256"]["world_model"],
         num_parameters=engine.num_parameters, device=str(engine.device), torch=torch.__version__,
         threads=torch.get_num_threads(), seconds=round(time.perf_counter() - began, 1),
         settings=dataclasses.asdict(tier), notes=_notes(chosen, game),

@@ -63,8 +63,8 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        # What usually stands at each pixel: the encoder sees the difference from it and the
-        # decoder adds to it, so that codes and weights go into what can change.
+        # What usually stands at each pixel: the decoder adds to it. The encoder sees the frame
+        # itself, since a ball in front of missing bricks may differ in nothing from the usual.
         self.register_buffer("background", torch.zeros(1, 3, config.height, config.width))
         self.encoder = Encoder(config)
         self.quantizer = Quantizer(config.num_codes, config.latent_dim, config.ema_decay)
@@ -76,7 +76,7 @@ class VQVAE(nn.Module):
         Args:
             is_quantized: False decodes the latents themselves, for a warm-up as an autoencoder.
         """
-        latents = self.encoder(pixels - self.background)
+        latents = self.encoder(pixels)
         with torch.autocast(latents.device.type, enabled=False):
             codes, tokens = self.quantizer(latents.float())
             commitment = F.mse_loss(latents.float(), codes)
@@ -86,7 +86,7 @@ class VQVAE(nn.Module):
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the tokens of (B, 3, H, W) pixels in [0, 1], int64 (B, N)."""
-        return self.quantizer.nearest(self.encoder(pixels - self.background).float())
+        return self.quantizer.nearest(self.encoder(pixels).float())
 
     def encode_at(
         self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
@@ -98,8 +98,6 @@ class VQVAE(nn.Module):
                 after, zero outside the frame.
             rows, columns: where in the token grid, (n,).
         """
-        usual = F.pad(self.background[0], (MARGIN,) * 4).unfold(1, WINDOW, 4).unfold(2, WINDOW, 4)
-        windows = windows - usual[:, rows, columns].transpose(0, 1)  # (n, 3, 10, 10)
         return self.quantizer.nearest(self.encoder.at(windows, rows, columns).float()).flatten()
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:

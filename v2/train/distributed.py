@@ -5,6 +5,7 @@ gradients are averaged, and every worker does the same update, so that one proce
 batch has the same loss. One worker writes. Knows nothing of models.
 """
 
+import contextlib
 import datetime
 import os
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from torch import distributed
 from v2.device import choose_device
 
 TIMEOUT = datetime.timedelta(minutes=5)  # a worker that waits longer for the others gives up
+
+SIGNS_OF_LOSS = ("gloo", "Gloo", "NCCL", "onnection", "imed out")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,19 @@ class Workers:
         """Wait for the others."""
         if self.count > 1:
             distributed.barrier()
+
+    @contextlib.contextmanager
+    def loss_explained(self):
+        """Say what to do when another of several workers is gone or silent."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.count == 1 or not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+                raise
+            raise RuntimeError(
+                "another of the training processes ended or hangs; what was saved before is kept: "
+                "start all of them again with --resume RUN"
+            ) from error
 
     def leave(self) -> None:
         if self.count > 1:

@@ -41,7 +41,8 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                 print(f"resumed {run.path} at step {trainer.step}")
                 run.note_changes(trainer.step, args)
         with StopRequest() as stop, failures_explained(trainer, run and run.path):
-            _steps(trainer, run, stop)
+            with workers.loss_explained():
+                _steps(trainer, run, stop)
         if is_writer:
             _finish(trainer, run)
         return stop.exit_code

@@ -44,6 +44,7 @@ from v2.train.steps import GradientGuard, learning_rate, step_rng
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
 NUM_PICTURES = 8
+OVERSHOOT = 0.1  # below black
 
 
 def build_parser():
@@ -75,7 +76,7 @@ def build_parser():
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
     recipe.add_argument("--decay", type=command_line.probability, default=0.6,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
-    recipe.add_argument("--unquantized", type=command_line.probability, default=0.12,
+    recipe.add_argument("--unquantized", type=command_line.probability, default=0.03,
                         help="share of the steps before the codebook starts")  # fmt: skip
     recipe.add_argument("--revive-until", type=command_line.probability, default=0.7,
                         help="share of the steps after which dead codes stay")  # fmt: skip
@@ -182,7 +183,9 @@ class Trainer:
 
     def loss(self, pixels: torch.Tensor, before: torch.Tensor, decoded: torch.Tensor):
         """Return the weighted squared error with the worst pixel's, and metrics."""
-        squared = (decoded - pixels).square()
+        # Below black nothing is seen: free to overshoot a little, what is black stays clean.
+        target = torch.where(pixels <= 0, decoded.detach().clamp(-OVERSHOOT, 0), pixels)
+        squared = (decoded - target).square()
         scales = (self.args.rarity, self.args.motion)
         weights = pixel_weights(pixels, before, self.median, self.rarity, *scales)
         total = weights.sum()

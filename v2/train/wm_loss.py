@@ -29,7 +29,7 @@ from v2.rollout import unroll
 @dataclass(frozen=True)
 class LossConfig:
     discount: float = 1.0
-    outcome_weight: float = 0.02  # of reward and termination, beside the tokens
+    outcome_weight: float = 0.1  # of reward and termination, beside the tokens
     importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
 
 
