@@ -63,9 +63,6 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        # What usually stands at each pixel: the decoder adds to it. The encoder sees the frame
-        # itself, since a ball in front of missing bricks may differ in nothing from the usual.
-        self.register_buffer("background", torch.zeros(1, 3, config.height, config.width))
         self.encoder = Encoder(config)
         self.quantizer = Quantizer(config.num_codes, config.latent_dim, config.ema_decay)
         self.decoder = Decoder(config)
@@ -82,7 +79,7 @@ class VQVAE(nn.Module):
             commitment = F.mse_loss(latents.float(), codes)
         through = latents + (codes.to(latents.dtype) - latents).detach()
         decoded = self.decoder(through if is_quantized else latents)
-        return Reconstruction(decoded + self.background, latents, tokens, commitment)
+        return Reconstruction(decoded, latents, tokens, commitment)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the tokens of (B, 3, H, W) pixels in [0, 1], int64 (B, N)."""
@@ -102,7 +99,7 @@ class VQVAE(nn.Module):
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the pixels of tokens (B, N), float (B, 3, H, W), unclamped."""
-        return self.decoder(self.quantizer.look_up(tokens, self.config.grid)) + self.background
+        return self.decoder(self.quantizer.look_up(tokens, self.config.grid))
 
 
 class Encoder(nn.Module):
@@ -155,8 +152,6 @@ class Decoder(nn.Module):
             *(ResidualBlock(pixel, pixel, 3) for _ in range(config.pixel_blocks))
         )
         self.to_rgb = nn.Conv2d(pixel, 4 * 3, 3, padding=1)
-        nn.init.zeros_(self.to_rgb.weight)
-        nn.init.zeros_(self.to_rgb.bias)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         height, width = codes.shape[-2:]

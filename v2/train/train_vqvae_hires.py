@@ -59,7 +59,7 @@ def build_parser():
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=50)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=960,
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=768,
                         help="random frames an epoch; 0: as many as there are")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
@@ -134,8 +134,6 @@ class Trainer:
         usual = self.pixels(train_rows[spread.astype(int)])
         self.median = median_frame(usual)
         self.rarity = deviation_rarity(usual, self.median)
-        if not (args.init_from or args.resume):
-            model.background.copy_(self.median)
         count = min(NUM_HELD_OUT_FRAMES, len(held_out_rows))
         spread = np.linspace(0, len(held_out_rows) - 1, count)
         self.held_out_rows = held_out_rows[spread.astype(int)]

@@ -59,7 +59,7 @@ def build_parser():
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=100)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=128,
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=576,
                         help="random windows an epoch; 0: as many as there are")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
@@ -73,10 +73,10 @@ def build_parser():
     length.add_argument("--compile", action="store_true",
                         help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.batch_size, default=4)
+    recipe.add_argument("--batch-size", type=command_line.batch_size, default=16)
     recipe.add_argument("--positions", type=command_line.non_negative_int, default=144,
                         help="how many positions a one-step batch predicts; 0: all")  # fmt: skip
-    recipe.add_argument("--lr", type=command_line.positive_float, default=1.5e-3)
+    recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
     recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
     recipe.add_argument("--decay", type=command_line.probability, default=0.4,
@@ -88,9 +88,9 @@ def build_parser():
                           default=5)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=2,
+    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=4,
                           help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
-    rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.3,
+    rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.6,
                           help="share of the steps before the first rollout")  # fmt: skip
     rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
                           default=0.1, help="a rollout's chance a step to see the truth")  # fmt: skip
@@ -220,7 +220,7 @@ class Trainer:
         self.batch = {name: values.numpy() for name, values in vars(windows).items()}
         is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
-        if steps == 1 and args.positions:
+        if steps == 1 and 0 < args.positions < self.model.config.num_positions:
             draws = rng.random((count, self.model.config.num_positions), np.float32)
             draws = torch.from_numpy(self.workers.part(draws))
             loss, metrics = self.loss.sparse(self.model, windows, args.positions, draws)
