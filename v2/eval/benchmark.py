@@ -9,6 +9,9 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+import contextlib
+import copy
+import functools
 import json
 import resource
 import time
@@ -18,13 +21,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from v2 import command_line
-from v2.data.tokens import encode_frames
-from v2.device import choose_device, compiled, has_fast_bfloat16
+from v2.data.tokens import TokenData, encode_frames
+from v2.device import autocast, cast_weights, choose_device, compiled, has_fast_bfloat16
 from v2.dream import DreamEngine
 from v2.files import write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
+from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
 
 NUM_ACTIONS = 4
 TRAINING_BATCH = 8
@@ -46,8 +49,8 @@ def main(argv=None) -> int:
     torch.manual_seed(0)
     bench = Benchmark(device, args.seconds)
     bench.measure_peaks()
-    print(f"{'what':42s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak")
-    bench.dream_steps()
+    print(f"{'what':58s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak")
+    bench.dream_steps(args.compile)
     bench.encoding()
     bench.training(args.compile)
     peak_bytes = _peak_memory(device)
@@ -80,71 +83,94 @@ class Benchmark:
             self.peaks[name] = 2 * 2048**3 / min(times) / 1e9
             print(f"matrix product {name}: {self.peaks[name]:.0f} GFLOP/s")
 
-    def row(self, name: str, work, count: int = 1, flops: float = 0.0) -> None:
-        """Time `work`, which does `count` things of `flops` each."""
+    def row(self, name: str, work, count: int = 1, flops: float = 0.0) -> dict:
+        """Time `work`, which does `count` things of `flops` each; print and return the figures."""
         times = np.array(self._times(work))
         rate = count / np.median(times)
         share = rate * flops / 1e9 / max(self.peaks.values())
         row = {"name": name, "per_second": float(rate), "p50_ms": 1e3 * float(np.median(times)),
                "p95_ms": 1e3 * float(np.quantile(times, 0.95)), "gflop": flops / 1e9,
-               "share_of_peak": float(share)}  # fmt: skip
+               "share_of_peak": float(share),
+               "peak_memory_bytes": _peak_memory(self.device)}  # fmt: skip
         self.rows.append(row)
-        print(f"{name:42s} {rate:9.1f} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
+        print(f"{name:58s} {rate:9.1f} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
               f"{flops / 1e9:7.2f} {share:8.0%}", flush=True)  # fmt: skip
+        return row
 
-    def dream_steps(self) -> None:
-        """Predict, decode, to uint8."""
-        engine = DreamEngine(self.vqvae, self.world_model, self.device)
+    def dream_steps(self, with_compiled: bool) -> None:
+        """Predict, decode, to uint8: as it is played, and with each thing left out that it took."""
         frames = np.random.default_rng(0).integers(0, 256, (4, 84, 64, 3), dtype=np.uint8)
-        flops = 0.0
-        for batch in (1, 4, 16, 64):
-            engine.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
+        plain = DreamEngine(self.vqvae, self.world_model, self.device)
+        models = copy.deepcopy((self.vqvae, self.world_model))
+        for model in models:
+            cast_weights(model, self.device)
+        cast = DreamEngine(*models, self.device)
+        variants = {"as played": cast, "weights cast at each step": plain}
+        if with_compiled:
+            variants["compiled"] = DreamEngine(*copy.deepcopy(models), self.device)
+            variants["compiled"].world_model = compiled(variants["compiled"].world_model)
+        plain.reset(frames, np.zeros(3, int))
+        with torch.inference_mode():
+            flops = _flops(lambda: plain.step(0))
+        for name, engine in variants.items():
+            engine.reset(frames, np.zeros(3, int))
+            self.row(f"dream step, {name}", lambda: engine.step(0), 1, flops)  # noqa: B023
+        for batch in (4, 16, 64):
+            cast.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
             actions = np.zeros(batch, int)
-            if batch == 1:
-                flops = _flops(lambda: engine.step(actions))  # noqa: B023
-            self.row(f"dream step, batch {batch}", lambda: engine.step(actions), batch, flops)  # noqa: B023
+            self.row(f"dream step, batch {batch}", lambda: cast.step(actions), batch, flops)  # noqa: B023
 
     def encoding(self) -> None:
-        pixels = torch.rand(16, 3, 84, 64, device=self.device)
-        pixels = pixels.to(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            flops = _flops(lambda: self.vqvae.encode(pixels)) / 16
-            self.row("encode, every token", lambda: self.vqvae.encode(pixels), 16, flops)
         frames = np.zeros((128, 84, 64, 3), np.uint8)
         for t in range(128):
             frames[t, t % 80 : t % 80 + 2, t % 60 : t % 60 + 2] = 200  # a ball and nothing else
+        engine = DreamEngine(self.vqvae, self.world_model, self.device)
+        pixels = torch.rand(16, 3, 84, 64, device=self.device)
+        with torch.inference_mode():
+            flops = _flops(lambda: self.vqvae.encode(pixels)) / 16
+        self.row("encode, every token", lambda: engine.encode(frames[:16]), 16, flops)
         self.row("tokenize, changed tokens only",
                  lambda: encode_frames(self.vqvae, frames, self.device), 128)  # fmt: skip
 
     def training(self, with_compiled: bool) -> None:
-        """One training step of each model, without the optimizer."""
+        """One training step of each model with its data, without the optimizer."""
         pixels = torch.rand(16, 3, 84, 64, device=self.device)
-        for name, memory_format in (
-            ("contiguous", torch.contiguous_format),
-            ("channels last", torch.channels_last),
+        flops = _flops(lambda: _train_vqvae(self.vqvae, pixels)) / 16
+        for name, memory_format, precision in (
+            ("float32", torch.contiguous_format, contextlib.nullcontext()),
+            ("float32, channels last", torch.channels_last, contextlib.nullcontext()),
+            ("as trained", torch.channels_last, autocast(self.device)),
         ):
             model = self.vqvae.to(memory_format=memory_format)
             batch = pixels.to(memory_format=memory_format)
-            flops = _flops(lambda: _train_vqvae(model, batch)) / 16  # noqa: B023
-            self.row(f"VQ-VAE training image, {name}",
-                     lambda: _train_vqvae(model, batch), 16, flops)  # fmt: skip  # noqa: B023
-        for steps in (1, 5):
-            windows = _windows(TRAINING_BATCH if steps == 1 else 4, steps).to(self.device)
-            count = len(windows.tokens) * steps
-            variants = {"eager": self.world_model}
-            if with_compiled:
-                variants["compiled"] = compiled(self.world_model)
-            flops = _flops(lambda: self._train(self.world_model, windows)) / count  # noqa: B023
-            for name, model in variants.items():
-                self.row(f"world model training sample, K={steps}, {name}",
-                         lambda: self._train(model, windows), count, flops)  # fmt: skip  # noqa: B023
+            with precision:
+                self.row(f"VQ-VAE training image, {name}",
+                         lambda: _train_vqvae(model, batch), 16, flops)  # fmt: skip  # noqa: B023
+        tokens = _token_data()
+        for steps, batch, positions in ((1, 16, 0), (1, 16, 144), (5, 4, 0)):
+            starts = np.arange(batch) * 9
+            windows = read_windows(tokens, starts, 4, steps).to(self.device)
+            name = f"world model training sample, K={steps}"
+            name += f", {positions} positions" if positions else ""
+            loading = self.row(f"{name}: its data alone",
+                               lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # fmt: skip  # noqa: B023
+            work = functools.partial(self._train, self.world_model, windows, positions)
+            flops = _flops(work) / (batch * steps)
+            row = self.row(name, work, batch * steps, flops)
+            row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
+            if with_compiled and not positions:
+                work = functools.partial(self._train, compiled(self.world_model), windows, 0)
+                self.row(f"{name}, compiled", work, batch * steps, flops)
 
-    def _train(self, model, windows: Windows) -> None:
+    def _train(self, model, windows: Windows, positions: int) -> None:
         codebook, grid = self.vqvae.quantizer.codebook, self.vqvae.config.grid
         loss = WorldModelLoss(LossConfig(), codebook, torch.ones(336), grid, self.device)
         self.world_model.zero_grad(set_to_none=True)
         batch, steps = windows.reward_signs.shape
-        loss(model, windows, torch.zeros(batch, steps, dtype=torch.bool))
+        if positions:
+            loss.sparse(model, windows, positions, torch.rand(batch, 336))
+        else:
+            loss(model, windows, torch.zeros(batch, steps, dtype=torch.bool))
 
     def _times(self, work) -> list[float]:
         work()
@@ -168,11 +194,15 @@ def _train_vqvae(model: VQVAE, pixels: torch.Tensor) -> None:
     ((output.pixels - pixels).square().mean() + output.commitment).backward()
 
 
-def _windows(batch: int, steps: int) -> Windows:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(32, (batch, 4 + steps, 336), generator=generator)
-    actions = torch.randint(NUM_ACTIONS, (batch, 3 + steps), generator=generator)
-    return Windows(tokens, actions, torch.ones(batch, steps).long(), torch.zeros(batch, steps))
+def _token_data() -> TokenData:
+    rng, count = np.random.default_rng(0), 4096
+    zeros = np.zeros(count)
+    return TokenData(
+        tokens=rng.integers(0, 32, (count, 336), dtype=np.uint8), actions=zeros.astype(np.uint8),
+        rewards=zeros.astype(np.float32), terminated=zeros.astype(bool),
+        truncated=zeros.astype(bool), episode_ids=zeros.astype(np.int32),
+        has_action=np.ones(count, bool), meta={},
+    )  # fmt: skip
 
 
 def _flops(work) -> float:
