@@ -7,6 +7,7 @@ from v2.data.importance import (
     change_rarity,
     code_distances,
     draw_positions,
+    ghost_weights,
     importance_weights,
 )
 from v2.device import autocast
@@ -175,6 +176,12 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
     few, _ = loss.sparse(world_model, repeated, 144, draws)
     every, _ = loss(world_model, windows, torch.zeros(1, 1, dtype=torch.bool))
     assert float(few) == pytest.approx(float(every), rel=0.02)
+
+
+def test_a_ghost_weighs_like_a_miss_and_certainty_nothing():
+    entropy = torch.tensor([[0.0, 20.0, 20.0]])  # right, and twice surely wrong
+    weights = ghost_weights(entropy, torch.tensor([[False, False, True]]), scale=10.0)
+    assert torch.allclose(weights, torch.tensor([[1.0, 11.0, 1.0]]))
 
 
 def test_equal_weights_where_nothing_moves():

@@ -75,6 +75,7 @@ class ImportanceConfig:
     event_scale: float = 4.0
     persistence_scale: float = 4.0
     cap: float = 20.0  # times the sample's median weight
+    ghost_scale: float = 10.0  # see `ghost_weights`
 
     def __post_init__(self):
         for name, value in self.__dict__.items():
@@ -114,6 +115,22 @@ def importance_weights(
     median = weights.median(dim=1, keepdim=True).values
     weights = torch.minimum(weights, config.cap * median)
     return weights / weights.mean(dim=1, keepdim=True)
+
+
+def ghost_weights(
+    entropy: torch.Tensor, is_changed: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Return the weight of what stays the same but was thought to change, (B, N).
+
+    Importance weights alone make a model that is unsure prefer a change, and so paint ghosts. Here a
+    token that stays counts 1 + scale (1 - p), p being the probability that the model gave it.
+
+    Args:
+        entropy: cross-entropy of every token, (B, N).
+        is_changed: the token differs from the one before, bool (B, N).
+    """
+    doubt = 1 - torch.exp(-entropy.detach())
+    return torch.where(is_changed, 1.0, 1 + scale * doubt)
 
 
 def draw_positions(

@@ -104,6 +104,9 @@ def build_parser():
                          default=importance.persistence_scale)  # fmt: skip
     weights.add_argument("--importance-cap", type=command_line.positive_float,
                          default=importance.cap, help="times the sample's median")  # fmt: skip
+    weights.add_argument("--ghost-scale", type=command_line.non_negative_float,
+                         default=importance.ghost_scale,
+                         help="of tokens that stay but were thought to change")  # fmt: skip
     weights.add_argument("--no-importance", action="store_true", help="equal weights")
     return parser
 
@@ -290,8 +293,9 @@ class Trainer:
 
 def _loss_config(args) -> LossConfig:
     importance = ImportanceConfig(
-        args.motion_scale, args.event_scale, args.persistence_scale, args.importance_cap
-    )
+        args.motion_scale, args.event_scale, args.persistence_scale, args.importance_cap,
+        args.ghost_scale,
+    )  # fmt: skip
     return LossConfig(
         discount=args.discount,
         importance=None if args.no_importance else importance,

@@ -17,6 +17,7 @@ from v2.data.importance import (
     change_rarity,
     code_distances,
     draw_positions,
+    ghost_weights,
     importance_weights,
 )
 from v2.data.tokens import TokenData
@@ -127,6 +128,7 @@ class WorldModelLoss:
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """Return the loss of step k; weights come from the true tokens."""
         target = windows.tokens[:, history + k]
+        is_changed = target != windows.tokens[:, history + k - 1]
         weights = torch.ones(target.shape, device=self.device)
         if self.config.importance is not None:
             seen = windows.tokens[:, k : history + k + 1]  # four frames and the target
@@ -136,8 +138,13 @@ class WorldModelLoss:
         num_tokens = target.numel()
         if subset is not None:
             target = target.gather(1, subset.positions)
+            is_changed = is_changed.gather(1, subset.positions)
             weights = weights.gather(1, subset.positions) / subset.chances
         entropy = F.cross_entropy(prediction.logits.transpose(1, 2), target, reduction="none")
+        if self.config.importance is not None:
+            weights = weights * ghost_weights(
+                entropy, is_changed, self.config.importance.ghost_scale
+            )
         tokens_loss = (entropy * weights).sum() / num_tokens
         reward = F.cross_entropy(prediction.reward_logits, windows.reward_signs[:, k])
         ended = F.binary_cross_entropy_with_logits(
