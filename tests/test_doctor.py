@@ -61,7 +61,7 @@ def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, wor
     assert "absent" in finding.text and finding.stops == "play, eval"
     paths = {kind: tmp_path / "atari" / name for kind, name in run_dir.SHIPPED.items()}
     checkpoint.save_checkpoint(paths["vqvae"], "vqvae", vqvae)
-    digest = checkpoint.model_sha256(vqvae)
+    digest = checkpoint.tokenizer_sha256(vqvae)
     for tokenizer, is_whole in ((digest, True), ("f" * 64, False)):
         checkpoint.save_checkpoint(
             paths["world_model"], "world_model", world_model, vqvae_sha256=tokenizer

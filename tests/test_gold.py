@@ -188,7 +188,7 @@ def weights(tmp_path):
     path = tmp_path / "best.pt"
     checkpoint.save_checkpoint(
         path, "world_model", TemporalWorldModel(shape), emulator=emulator,
-        vqvae_sha256=checkpoint.model_sha256(vqvae),
+        vqvae_sha256=checkpoint.tokenizer_sha256(vqvae),
     )  # fmt: skip
     return path
 

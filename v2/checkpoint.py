@@ -185,8 +185,8 @@ def _check_weights(weights: dict, model: torch.nn.Module, path: Path) -> None:
 
 
 def load_vqvae(path: Path) -> tuple[VQVAE, dict]:
-    """Load a VQ-VAE, rounded to the shipped dtype, and its checkpoint without the weights."""
-    state = load_checkpoint(path, "vqvae")
+    """Load a VQ-VAE as `load_world_model` does, rounded to the shipped dtype."""
+    state = _averaged(load_checkpoint(path, "vqvae"))
     model = round_to_shipped(build_model(state, path))
     return model, {key: value for key, value in state.items() if key != "model"}
 
@@ -194,7 +194,7 @@ def load_vqvae(path: Path) -> tuple[VQVAE, dict]:
 def load_world_model(
     path: Path, vqvae_sha256: str | None = None
 ) -> tuple[TemporalWorldModel, dict]:
-    """Load a world model, with its averaged weights where it has them.
+    """Load a world model, with its averaged weights where it has them, and the rest of the file.
 
     Args:
         vqvae_sha256: the tokenizer it is to work with; another one is refused.
@@ -206,10 +206,14 @@ def load_world_model(
             f"{path} was trained on the tokens of VQ-VAE {known[:12]}, "
             f"not of {vqvae_sha256[:12]}: use the VQ-VAE of its own run"
         )
-    if state.get("ema"):
-        state["model"] = state["ema"]
+    state = _averaged(state)
     model = build_model(state, path)
-    return model, {key: value for key, value in state.items() if key not in ("model", "ema")}
+    return model, {key: value for key, value in state.items() if key != "model"}
+
+
+def _averaged(state: dict) -> dict:
+    average = state.pop("ema", None)
+    return state | {"model": average} if average else state
 
 
 def round_to_shipped(model: torch.nn.Module) -> torch.nn.Module:
@@ -221,10 +225,17 @@ def round_to_shipped(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def model_sha256(model: torch.nn.Module) -> str:
+def tokenizer_sha256(vqvae: VQVAE) -> str:
+    """Hash what decides tokens, encoder and codebook: a decoder may be trained on without it."""
+    return model_sha256(vqvae, ("encoder.", "quantizer.codebook"))
+
+
+def model_sha256(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
     """Hash names, shapes and weights as rounded to the shipped dtype."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if not name.startswith(prefixes):
+            continue
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         rounded = tensor.to(SHIPPED_DTYPE) if tensor.is_floating_point() else tensor
         digest.update(rounded.contiguous().cpu().numpy().tobytes())

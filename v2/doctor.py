@@ -166,7 +166,7 @@ def check_weights() -> list[Finding]:
         return [Finding("weights", text, "make ship")]
     try:
         vqvae, _ = checkpoint.load_vqvae(paths["vqvae"])
-        vqvae_sha256 = checkpoint.model_sha256(vqvae)
+        vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
         world_model, _ = checkpoint.load_world_model(paths["world_model"], vqvae_sha256)
     except ValueError as error:
         return [Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")]

@@ -66,11 +66,12 @@ class DreamEngine:
         beside = path.with_name("vqvae.pt")
         vqvae_path = beside if beside.exists() else path.with_name(SHIPPED["vqvae"])
         vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
-        vqvae_sha256 = checkpoint.model_sha256(vqvae)
-        world_model, info = checkpoint.load_world_model(path, vqvae_sha256)
-        hashes = {"vqvae": vqvae_sha256, "world_model": checkpoint.model_sha256(world_model)}
+        tokenizer = checkpoint.tokenizer_sha256(vqvae)
+        world_model, info = checkpoint.load_world_model(path, tokenizer)
+        models = {"vqvae": vqvae, "world_model": world_model}
+        hashes = {name: checkpoint.model_sha256(model) for name, model in models.items()}
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
-        for model in (vqvae, world_model):
+        for model in models.values():
             cast_weights(model, choose_device(device))
         return cls(
             vqvae, world_model, device, Sampling(temperature, top_k), seed, shown_path(path), info

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from v2.checkpoint import model_sha256
+from v2.checkpoint import tokenizer_sha256
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     META_FIELDS,
@@ -90,7 +90,7 @@ def staleness(path: Path, vqvae: VQVAE, data: Path) -> str:
     """Say why a token file is not of this VQ-VAE and data; empty where it is."""
     check_target(path)
     meta = read_meta(path)
-    wanted = {"vqvae_sha256": model_sha256(vqvae), "data_sha256": _data_sha256(data_paths(data))}
+    wanted = {"vqvae_sha256": tokenizer_sha256(vqvae), "data_sha256": _data_sha256(data_paths(data))}
     for name, (key, digest) in zip(("VQ-VAE", "data"), wanted.items(), strict=True):
         if meta.get(key) != digest:
             return f"it is of {name} {str(meta.get(key))[:12]}, not {digest[:12]}"
@@ -139,7 +139,7 @@ def tokenize(
         "format": 1,
         "episodes": episodes,
         "data_sha256": _data_sha256(paths),
-        "vqvae_sha256": model_sha256(vqvae),
+        "vqvae_sha256": tokenizer_sha256(vqvae),
     }
     return TokenData(**joined, meta=meta)
 

@@ -30,7 +30,7 @@ def main(argv=None) -> int:
         raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
     vqvae, vqvae_info = checkpoint.load_vqvae(path.with_name("vqvae.pt"))
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
-    world_model, info = checkpoint.load_world_model(path, vqvae_sha256)
+    world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
     directory = game_directory(CHECKPOINTS, args.game)
     for kind, model, state in (
         ("vqvae", vqvae, vqvae_info),

@@ -39,11 +39,12 @@ from v2.pictures import save_grid
 from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
 from v2.train.distributed import Workers, join
 from v2.train.loop import run_trainer
-from v2.train.steps import GradientGuard, learning_rate, step_rng
+from v2.train.steps import GradientGuard, average_weights, learning_rate, step_rng
 
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
 NUM_PICTURES = 8
+BALL_FIGURES = ("recall", "precision", "ghosts", "error_median_px")
 OVERSHOOT = 0.1  # below black
 
 
@@ -68,6 +69,8 @@ def build_parser():
                         help="continue a run's folder")  # fmt: skip
     length.add_argument("--init-from", type=command_line.path, metavar="FILE",
                         help="start from these weights and their codebook")  # fmt: skip
+    length.add_argument("--decoder-only", action="store_true",
+                        help="keep the tokens of --init-from as they are")  # fmt: skip
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=200)
     recipe = parser.add_argument_group("recipe")
@@ -76,6 +79,8 @@ def build_parser():
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
     recipe.add_argument("--decay", type=command_line.probability, default=0.6,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
+    recipe.add_argument("--ema", type=command_line.probability, default=0.998,
+                        help="decay of the averaged weights; 0: off")  # fmt: skip
     recipe.add_argument("--unquantized", type=command_line.probability, default=0.03,
                         help="share of the steps before the codebook starts")  # fmt: skip
     recipe.add_argument("--revive-until", type=command_line.probability, default=0.7,
@@ -92,6 +97,8 @@ def main(argv=None) -> int:
     args = parse_resumable(build_parser(), argv)
     if args.resume and args.init_from:
         raise ValueError("--resume and --init-from exclude each other")
+    if args.decoder_only and not (args.init_from or args.resume):
+        raise ValueError("--decoder-only needs --init-from: whose tokens are kept?")
     workers, device = join(args.device)
     workers.check_batch("--batch-size", args.batch_size)
     torch.manual_seed(args.seed)
@@ -127,7 +134,11 @@ class Trainer:
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
         self.warmup = 0 if args.init_from else int(args.unquantized * num_steps)
         self.minutes_before, self.began = 0.0, time.monotonic()
-        self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, fused=True)
+        if args.decoder_only:
+            model.encoder.requires_grad_(False)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learning, weight_decay=0.0, fused=True)
+        self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.generator = torch.Generator().manual_seed(args.seed)
         spread = np.linspace(0, len(train_rows) - 1, min(NUM_MEDIAN_FRAMES, len(train_rows)))
@@ -160,22 +171,24 @@ class Trainer:
         rows = self.workers.part(np.sort(rows))
         self.batch = {"frames": self.data.frames[rows]}
         pixels = self.pixels(rows)
-        if step == self.warmup and not args.init_from:
+        if step == self.warmup > 0:
             self.start_codebook()
         with autocast(self.device):
             output = self.model(pixels, is_quantized=step >= self.warmup)
         loss, metrics = self.loss(pixels, self.pixels(self.before[rows]), output.pixels.float())
-        if step >= self.warmup:
+        if step >= self.warmup and not args.decoder_only:
             loss = loss + self.model.config.commitment_weight * output.commitment
             metrics |= {"commitment": output.commitment.detach()} | self.code_use(output.tokens)
         loss.backward()
         self.workers.average([v for v in metrics.values() if torch.is_tensor(v)])
         rate = learning_rate(step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         metrics["gradient_norm"] = self.guard.apply(loss.detach(), rate)
-        if step >= self.warmup and not self.guard.has_skipped:
+        if not (step < self.warmup or args.decoder_only or self.guard.has_skipped):
             is_reviving = step < args.revive_until * self.num_steps
             latents = output.latents.detach().float()
             self.model.quantizer.update(latents, output.tokens, 1.0 if is_reviving else 0.0)
+        if self.average:
+            average_weights(self.average, self.model, args.ema, step)
         metrics |= {"lr": rate, "skipped": self.guard.num_skipped}
         return metrics, args.batch_size
 
@@ -200,9 +213,23 @@ class Trainer:
         rows = step_rng(self.args.seed, self.num_steps).choice(self.train_rows, 64)
         latents = self.model.encoder(self.pixels(np.sort(rows))).float()
         self.model.quantizer.initialise(latents, self.generator)
+        if self.average:
+            self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
 
     @torch.no_grad()
     def evaluate(self, run: RunDir) -> None:
+        """Measure the averaged weights and keep the best."""
+        trained = {k: v.clone() for k, v in self.model.state_dict().items()}
+        if self.average:
+            self.model.load_state_dict(self.average)
+        held_out, score = self.measure(run)
+        self.model.load_state_dict(trained)
+        if self.step > self.warmup and score > self.best:
+            self.best = score
+            state = self.state(held_out)
+            checkpoint.save_checkpoint(run.path / "best.pt", "vqvae", self.model, **state)
+
+    def measure(self, run: RunDir) -> tuple[dict, float]:
         """Measure the round trip of held-out frames, as tokenizing does it, and draw some."""
         frames = self.data.frames[self.held_out_rows]
         decoded, tokens = [], []
@@ -216,17 +243,14 @@ class Trainer:
         if has_truth(game):
             truth = read_ram(game, self.data.ram[self.held_out_rows])
             balls = ball_scores(truth, read_frames(game, decoded))
-            held_out |= {f"ball_{k}": balls[k] for k in ("recall", "ghosts", "error_median_px")}
+            held_out |= {f"ball_{k}": balls[k] for k in BALL_FIGURES}
         run.log(self.step, **held_out)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
         shown = np.linspace(0, len(frames) - 1, NUM_PICTURES).astype(int)
         save_grid(run.path / "samples" / f"{self.step:06d}.png", [frames[shown], decoded[shown]])
-        recall = held_out.get("ball_recall", 0.0)  # nan where no held-out frame has a ball
-        score = held_out["held_out_psnr"] + (20 * recall if np.isfinite(recall) else 0.0)
-        if self.step > self.warmup and score > self.best:
-            self.best = score
-            state = self.state(held_out)
-            checkpoint.save_checkpoint(run.path / "best.pt", "vqvae", self.model, **state)
+        found = held_out.get("ball_recall", 0.0) * held_out.get("ball_precision", 0.0)
+        score = held_out["held_out_psnr"] + (20 * found if np.isfinite(found) else 0.0)
+        return held_out, score  # nan: no held-out frame has a ball
 
     def code_use(self, tokens: torch.Tensor) -> dict:
         shares = code_histogram(tokens.cpu(), self.model.config.num_codes)
@@ -235,6 +259,7 @@ class Trainer:
     def state(self, metrics: dict | None = None) -> dict:
         return {
             "optimizer": self.optimizer.state_dict(),
+            "ema": self.average,
             "step": self.step,
             "minutes": self.minutes,
             "rng": {"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
@@ -242,6 +267,7 @@ class Trainer:
             "best": self.best,
             "train_args": plain_args(self.args),
             "num_steps": self.num_steps,
+            "warmup": self.warmup,
             "emulator": self.data.meta["emulator"],
             "action_meanings": self.data.meta["action_meanings"],
             "data_sha256": data_sha256(self.data.meta),
@@ -257,7 +283,8 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best = state["step"], state["best"]
+        self.average = state["ema"]
+        self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]
         self.minutes_before = state.get("minutes", 0.0)
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])

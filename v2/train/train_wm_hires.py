@@ -199,7 +199,7 @@ class Trainer:
         )
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
-        self.vqvae_sha256 = checkpoint.model_sha256(vqvae)
+        self.vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
         self.evaluation = Evaluation(vqvae, tokens, data, device)
 
     @property
