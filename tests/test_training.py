@@ -79,7 +79,7 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
     assert accuracy["right"] > 0.9 > accuracy["one late"] + 0.2, accuracy
 
 
-def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
+def test_stale_tokens_are_made_again(small_models, data_path, tmp_path):
     first = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
     second = _train_vqvae(tmp_path / "v", data_path, "--steps", "4", "--seed", "1")
     for run, is_made in ((first, True), (first, False), (second, True)):
@@ -134,6 +134,19 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
     for key in EXACT:
         assert _states_equal(states[0].get(key), states[1].get(key)), key
     assert _metrics(runs[0]) == _metrics(runs[1])
+
+
+def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp_path):
+    first = _train_vqvae(tmp_path / "a", data_path, "--steps", "6", "--eval-steps", "6")
+    begun = checkpoint.load_vqvae(first / "last.pt")[0]
+    flags = ("--steps", "4", "--eval-steps", "2", "--decoder-only")
+    second = _train_vqvae(tmp_path / "b", data_path, *flags, "--init-from", str(first / "last.pt"))
+    for name in ("last.pt", "best.pt"):
+        tuned = checkpoint.load_vqvae(second / name)[0]
+        assert checkpoint.tokenizer_sha256(tuned) == checkpoint.tokenizer_sha256(begun)
+        assert checkpoint.model_sha256(tuned) != checkpoint.model_sha256(begun)
+    with pytest.raises(ValueError, match="--decoder-only needs --init-from"):
+        train_vqvae_hires.main(["--data", str(data_path), "--decoder-only"])
 
 
 def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):

@@ -216,6 +216,12 @@ def _averaged(state: dict) -> dict:
     return state | {"model": average} if average else state
 
 
+def lineage(info: dict) -> list[dict]:
+    """Return how weights were trained, the oldest run first, from a checkpoint without weights."""
+    kept = ("step", "minutes", "train_args")
+    return [*info.get("earlier", []), {key: info[key] for key in kept if key in info}]
+
+
 def round_to_shipped(model: torch.nn.Module) -> torch.nn.Module:
     """Round floating weights to the dtype they are shipped in, keeping float32 storage."""
     with torch.no_grad():

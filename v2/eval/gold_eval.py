@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2 import command_line
+from v2 import checkpoint, command_line
 from v2.data.atari_dataset import (
     GameData,
     data_sha256,
@@ -211,13 +211,16 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
     return document, pictures
 
 
-def _training(info: dict) -> dict:
-    """Return how weights were trained: the steps, the minutes, and the flags that repeat it."""
-    flags = {
-        name: value for name, value in info.get("train_args", {}).items()
-        if name not in OF_A_MACHINE and value not in (None, False)
-    }  # fmt: skip
-    return {"steps": info.get("step"), "minutes": info.get("minutes"), "flags": flags}
+def _training(info: dict) -> list[dict]:
+    """Return how weights were trained, run by run: steps, minutes, the flags that repeat it."""
+    runs = []
+    for run in checkpoint.lineage(info):
+        flags = {
+            name: value for name, value in run.get("train_args", {}).items()
+            if name not in OF_A_MACHINE and value not in (None, False)
+        }  # fmt: skip
+        runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags})
+    return runs
 
 
 def _announce(engine, clips: Clips, num_steps: int) -> None:

@@ -210,18 +210,19 @@ def _base64(file: io.BytesIO) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def _training_lines(training: dict) -> list[str]:
-    """Return the command that repeats each training, with every flag it had."""
+def _training_lines(training: dict[str, list[dict]]) -> list[str]:
+    """Return the commands that repeat each training, run by run, with every flag they had."""
     lines = []
-    for script, facts in training.items():
-        flags = " ".join(
-            f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-            for name, value in facts["flags"].items()
-        )
-        minutes = facts["minutes"]
-        time = f", {minutes:.0f} minutes" if minutes else ""
-        lines += [f"Trained for {facts['steps']} steps{time}:", "",
-                  f"    python v2/train/{script}.py {flags}", ""]  # fmt: skip
+    for script, runs in training.items():
+        for k, run in enumerate(runs):
+            flags = " ".join(
+                f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+                for name, value in run["flags"].items()
+            )
+            start = " --init-from the run above" if k else ""
+            time = f", {run['minutes']:.0f} minutes" if run["minutes"] else ""
+            lines += [f"Trained for {run['steps']} steps{time}:", "",
+                      f"    python v2/train/{script}.py {flags}{start}", ""]  # fmt: skip
     return lines
 
 

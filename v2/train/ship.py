@@ -13,13 +13,16 @@ from v2 import checkpoint, command_line
 from v2.data.atari_dataset import game_directory
 from v2.run_dir import CHECKPOINTS, OF_A_MACHINE, SHIPPED, find_weights, read_config
 
-KEPT = ("step", "minutes", "metrics", "train_args", "emulator", "action_meanings", "vqvae_sha256")
+KEPT = ("step", "minutes", "metrics", "train_args", "earlier", "emulator", "action_meanings",
+        "vqvae_sha256")  # fmt: skip
 
 
 def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
+    parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder trained "
+                        "further (default: the VQ-VAE of the world model's run)")  # fmt: skip
     return parser
 
 
@@ -28,7 +31,10 @@ def main(argv=None) -> int:
     path = find_weights(args.run, "world_model", args.game)
     if read_config(path.parent).get("is_smoke"):
         raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
-    vqvae, vqvae_info = checkpoint.load_vqvae(path.with_name("vqvae.pt"))
+    vqvae_path = path.with_name("vqvae.pt")
+    if args.vqvae:
+        vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
+    vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
     directory = game_directory(CHECKPOINTS, args.game)
@@ -38,8 +44,9 @@ def main(argv=None) -> int:
     ):
         target = directory / SHIPPED[kind]
         kept = {key: state[key] for key in KEPT if key in state}
-        flags = kept["train_args"].items()
-        kept["train_args"] = {k: v for k, v in flags if k not in OF_A_MACHINE}
+        for run in (kept, *kept.get("earlier", [])):
+            flags = run["train_args"].items()
+            run["train_args"] = {k: v for k, v in flags if k not in OF_A_MACHINE}
         checkpoint.save_checkpoint(target, kind, model.to(checkpoint.SHIPPED_DTYPE), **kept)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {path.parent.name}")
     shipped, _ = checkpoint.load_vqvae(directory / SHIPPED["vqvae"])

@@ -109,9 +109,13 @@ def main(argv=None) -> int:
     per_epoch = args.samples_per_epoch or len(train_rows)
     num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
     model = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
+    earlier = []
     if args.init_from:
-        model.load_state_dict(checkpoint.load_vqvae(args.init_from)[0].state_dict())
+        began, info = checkpoint.load_vqvae(args.init_from)
+        model.load_state_dict(began.state_dict())
+        earlier = checkpoint.lineage(info)
     trainer = Trainer(args, model, data, train_rows, held_out_rows, num_steps, device, workers)
+    trainer.earlier = earlier
     if args.resume:
         run = RunDir(args.resume)
     elif workers.is_writer:
@@ -134,6 +138,7 @@ class Trainer:
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
         self.warmup = 0 if args.init_from else int(args.unquantized * num_steps)
         self.minutes_before, self.began = 0.0, time.monotonic()
+        self.earlier: list[dict] = []  # the runs that --init-from began with
         if args.decoder_only:
             model.encoder.requires_grad_(False)
         learning = [p for p in model.parameters() if p.requires_grad]
@@ -262,6 +267,7 @@ class Trainer:
             "ema": self.average,
             "step": self.step,
             "minutes": self.minutes,
+            "earlier": self.earlier,
             "rng": {"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
             "metrics": metrics or {},
             "best": self.best,
@@ -285,7 +291,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["ema"]
         self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]
-        self.minutes_before = state.get("minutes", 0.0)
+        self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])
 

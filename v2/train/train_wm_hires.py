@@ -142,7 +142,7 @@ def main(argv=None) -> int:
     if workers.is_writer and not args.resume:
         config = {"args": plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
         run = RunDir.create(args.out or directory, "world_model", config)
-        kept = ("step", "minutes", "metrics", "train_args", "emulator")
+        kept = ("step", "minutes", "metrics", "train_args", "emulator", "earlier")
         extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
     return run_trainer(trainer, run)
@@ -185,6 +185,7 @@ class Trainer:
         self.forward = compiled(model) if args.compile else model
         self.step, self.best = 0, -float("inf")
         self.minutes_before, self.began = 0.0, time.monotonic()
+        self.earlier: list[dict] = []  # the runs that --init-from began with
         self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
         rows = tokens.rows_of("train")
         history = model.config.history
@@ -261,7 +262,7 @@ class Trainer:
         write(
             path, "world_model", self.model,
             ema=self.average, optimizer=self.optimizer.state_dict(), step=self.step,
-            minutes=self.minutes,
+            minutes=self.minutes, earlier=self.earlier,
             rng={"torch": torch.get_rng_state()}, metrics=metrics or {}, best=self.best,
             train_args=plain_args(self.args), num_steps=self.num_steps,
             emulator=self.tokens.meta["emulator"],
@@ -280,12 +281,13 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["ema"]
         self.step, self.best = state["step"], state["best"]
-        self.minutes_before = state.get("minutes", 0.0)
+        self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
 
     def start_from(self, path: Path) -> None:
         """Take the weights of another world model and nothing else."""
-        model, _ = checkpoint.load_world_model(path, self.vqvae_sha256)
+        model, info = checkpoint.load_world_model(path, self.vqvae_sha256)
+        self.earlier = checkpoint.lineage(info)
         self.model.load_state_dict(model.state_dict())
         if self.average:
             self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
