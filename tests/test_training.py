@@ -20,7 +20,7 @@ from v2.data.atari_dataset import save_game_data
 from v2.data.tokens import load_tokens
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
-from v2.models.vqvae_hires import VQVAEConfig
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.train import train_vqvae_hires, train_wm_hires
 from v2.train.wm_loss import read_windows
 
@@ -138,6 +138,11 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
 
 def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp_path):
     first = _train_vqvae(tmp_path / "a", data_path, "--steps", "6", "--eval-steps", "6")
+    state = checkpoint.load_checkpoint(first / "last.pt", "vqvae")
+    state["ema"]["encoder.stem.bias"][0] = -0.0
+    model = VQVAE(VQVAEConfig(**SMALL_VQVAE))
+    model.load_state_dict(state["ema"])
+    checkpoint.save_checkpoint(first / "last.pt", "vqvae", model)
     begun = checkpoint.load_vqvae(first / "last.pt")[0]
     flags = ("--steps", "4", "--eval-steps", "2", "--decoder-only")
     second = _train_vqvae(tmp_path / "b", data_path, *flags, "--init-from", str(first / "last.pt"))

@@ -38,9 +38,9 @@ def main(argv=None) -> int:
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
     directory = game_directory(CHECKPOINTS, args.game)
-    for kind, model, state in (
-        ("vqvae", vqvae, vqvae_info),
-        ("world_model", world_model, info),
+    for kind, model, state, source in (
+        ("vqvae", vqvae, vqvae_info, vqvae_path),
+        ("world_model", world_model, info, path),
     ):
         target = directory / SHIPPED[kind]
         kept = {key: state[key] for key in KEPT if key in state}
@@ -48,7 +48,7 @@ def main(argv=None) -> int:
             flags = run["train_args"].items()
             run["train_args"] = {k: v for k, v in flags if k not in OF_A_MACHINE}
         checkpoint.save_checkpoint(target, kind, model.to(checkpoint.SHIPPED_DTYPE), **kept)
-        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {path.parent.name}")
+        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
     shipped, _ = checkpoint.load_vqvae(directory / SHIPPED["vqvae"])
     assert checkpoint.model_sha256(shipped) == vqvae_sha256  # shipping changes nothing
     print("next: python v2/eval/gold_eval.py --checkpoint shipped")

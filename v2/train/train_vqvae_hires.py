@@ -194,6 +194,9 @@ class Trainer:
             self.model.quantizer.update(latents, output.tokens, 1.0 if is_reviving else 0.0)
         if self.average:
             average_weights(self.average, self.model, args.ema, step)
+            if args.decoder_only:  # averaged with itself a -0 becomes a 0, which changes the hash
+                kept = self.model.state_dict().items()
+                self.average |= {k: v for k, v in kept if not k.startswith("decoder.")}
         metrics |= {"lr": rate, "skipped": self.guard.num_skipped}
         return metrics, args.batch_size
 
