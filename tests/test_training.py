@@ -144,7 +144,7 @@ def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp
     model.load_state_dict(state["ema"])
     checkpoint.save_checkpoint(first / "last.pt", "vqvae", model)
     begun = checkpoint.load_vqvae(first / "last.pt")[0]
-    flags = ("--steps", "4", "--eval-steps", "2", "--decoder-only")
+    flags = ("--steps", "12", "--eval-steps", "12", "--decoder-only")
     second = _train_vqvae(tmp_path / "b", data_path, *flags, "--init-from", str(first / "last.pt"))
     for name in ("last.pt", "best.pt"):
         tuned = checkpoint.load_vqvae(second / name)[0]

@@ -196,7 +196,7 @@ class Trainer:
             average_weights(self.average, self.model, args.ema, step)
             if args.decoder_only:  # averaged with itself a -0 becomes a 0, which changes the hash
                 kept = self.model.state_dict().items()
-                self.average |= {k: v for k, v in kept if not k.startswith("decoder.")}
+                self.average |= {k: v.clone() for k, v in kept if "decoder." not in k}
         metrics |= {"lr": rate, "skipped": self.guard.num_skipped}
         return metrics, args.batch_size
 
