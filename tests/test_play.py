@@ -427,7 +427,6 @@ def test_a_stopped_recording_can_be_read(tmp_path, number, code):
     assert count_frames(path) == json.loads(out.splitlines()[-1])["steps"] > 0
 
 
-@pytest.mark.xfail(strict=True, reason="the first weights are undertrained: 1 ball in 10 flies on")
 def test_after_a_sync_the_dreamed_ball_goes_on_in_its_direction():
     """Needs the weights that the repository carries."""
     try:
