@@ -1,11 +1,15 @@
 """What users get wrong ends in one line on stderr, the right exit code, and nothing lost."""
 
+import gc
 import json
+import multiprocessing
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +191,21 @@ def test_a_killed_worker_is_an_error_and_no_endless_wait(monkeypatch):
             os.kill(int(child), signal.SIGKILL)
     with pytest.raises(RuntimeError, match="worker process was killed.*--workers 1"):
         list(segments)
+
+
+def _die_while_sending(_) -> None:
+    """Write a part of a result into the pipe of the pool that this process works for, and die."""
+    for queue in gc.get_objects():
+        if isinstance(queue, multiprocessing.queues.SimpleQueue) and hasattr(queue, "_writer"):
+            os.write(queue._writer.fileno(), struct.pack("!i", 1000) + b"x" * 10)
+    os._exit(9)
+
+
+def test_a_worker_that_dies_while_sending_is_noticed():
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context) as pool:
+        with pytest.raises(RuntimeError, match="worker process was killed"):
+            recorder._result(pool.submit(_die_while_sending, None), pool)
 
 
 BAD_ARRAYS = {

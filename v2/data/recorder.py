@@ -12,6 +12,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from v2.data.policies import PolicyConfig, make_policy
 SEEDS_PER_RUN, SEEDS_PER_POLICY = 10_000_000, 1_000_000
 MIN_GAME_STEPS, MAX_GAME_STEPS = 150, 6000
 GAMES_PER_POLICY = 6  # at least so many games share a policy's frames, so that splits have some
+SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live, while one waits for them
 SNAPSHOT_STEPS, NUM_SNAPSHOTS = 8, 6  # rewinding goes back up to 48 steps, 3.2 seconds
 
 
@@ -151,17 +153,33 @@ class _pool:
 
     def __call__(self, job: GameJob):
         if self.pool:
-            return functools.partial(_result, self.pool.submit(record_game, job))
+            return functools.partial(_result, self.pool.submit(record_game, job), self.pool)
         return lambda: record_game(job)
 
 
-def _result(future: Future) -> list[Segment]:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process was killed, often for lack of memory: try --workers 1"
-        ) from error
+def _result(future: Future, pool: ProcessPoolExecutor) -> list[Segment]:
+    while True:
+        try:
+            return future.result(timeout=SECONDS_BETWEEN_LOOKS)
+        except futures.TimeoutError:
+            _end_if_a_worker_died(pool)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process was killed, often for lack of memory: try --workers 1"
+            ) from error
+
+
+def _end_if_a_worker_died(pool: ProcessPoolExecutor) -> None:
+    """Break the pool where a worker died in the middle of sending a result.
+
+    The executor then waits for the rest of it without end, since it holds the other end of the pipe
+    itself; with that end closed it finds the pool broken.
+    """
+    processes = list((pool._processes or {}).values())
+    if any(process.exitcode is not None for process in processes):
+        for process in processes:
+            process.kill()
+        pool._result_queue._writer.close()
 
 
 def _follow_parent():
