@@ -79,7 +79,7 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
     assert accuracy["right"] > 0.9 > accuracy["one late"] + 0.2, accuracy
 
 
-def test_stale_tokens_are_made_again(small_models, data_path, tmp_path):
+def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
     first = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
     second = _train_vqvae(tmp_path / "v", data_path, "--steps", "4", "--seed", "1")
     for run, is_made in ((first, True), (first, False), (second, True)):
@@ -167,8 +167,8 @@ def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_pat
 
     original = train_vqvae_hires.Trainer.loss
 
-    def infinite(trainer, pixels, decoded):
-        loss, metrics = original(trainer, pixels, decoded)
+    def infinite(trainer, pixels, before, decoded):
+        loss, metrics = original(trainer, pixels, before, decoded)
         return (loss * float("inf") if trainer.step >= 3 else loss), metrics
 
     monkeypatch.setattr(train_vqvae_hires.Trainer, "loss", infinite)

@@ -136,7 +136,7 @@ class Trainer:
         self.args, self.model, self.data, self.device = args, model, data, device
         self.workers = workers
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
-        self.warmup = 0 if args.init_from else int(args.unquantized * num_steps)
+        self.warmup = 0 if args.init_from else max(1, int(args.unquantized * num_steps))
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs that --init-from began with
         if args.decoder_only:
