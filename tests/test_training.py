@@ -183,7 +183,8 @@ def test_two_workers_train_as_one(game_data, data_path, tmp_path):
     flags = ["--data", str(data_path), "--steps", "20", "--eval-steps", "20"]
     assert _spawn(*flags, "--out", str(tmp_path / "one")).wait(120) == 0
     ranks = _spawn_two(*flags, "--out", str(tmp_path / "two"))
-    assert [process.wait(120) for process in ranks] == [0, 0]
+    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
     runs = [next((tmp_path / name / "runs").iterdir()) for name in ("one", "two")]
     one, two = (_metrics(run) for run in runs)
     assert abs(one[0]["reconstruction_loss"] - two[0]["reconstruction_loss"]) < 1e-5

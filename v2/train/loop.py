@@ -45,6 +45,7 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                 _steps(trainer, run, stop)
         if is_writer:
             _finish(trainer, run)
+        workers.wait()  # one that leaves early aborts the others
         return stop.exit_code
     finally:
         if is_writer:
