@@ -6,7 +6,7 @@ PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 GAME ?= breakout
 PRESET ?= default
-FRAMES ?= 200000
+FRAMES ?=
 
 $(READY): requirements.txt
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -33,7 +33,7 @@ test-lowest:
 	.venv-lowest/bin/python -m pytest -q
 
 train: $(READY)
-	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) --frames $(FRAMES)
+	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) $(if $(FRAMES),--frames $(FRAMES))
 
 eval: $(READY)
 	$(PYTHON) v2/eval/gold_eval.py --latest

@@ -23,6 +23,13 @@ SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_d
 SMALL_WORLD_MODEL = dict(dim=32, heads=2, layers=2, ffn_dim=64, local_layers=1)
 
 
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """Give back the processor as it was: `choose_device` flushes them, hypothesis needs them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture
 def vqvae():
     torch.manual_seed(0)

@@ -21,7 +21,7 @@ from v2 import checkpoint, command_line, files
 from v2.data import collect_atari, npz, recorder, tokenize_atari
 from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env, save_game_data
 from v2.data.policies import policy_mix
-from v2.data.tokens import load_tokens
+from v2.data.tokens import load_tokens, tokenize
 from v2.device import choose_device
 from v2.run_dir import read_config
 from v2.train import train_vqvae_hires, train_wm_hires
@@ -106,6 +106,9 @@ runpy.run_path({script!r}, run_name="__main__")
     ("ale_py", "v2/data/collect_atari.py", True),
     ("torch", "v2/train/train_wm_hires.py", True),
     ("tqdm", "v2/data/tokenize_atari.py", True),
+    ("pygame", "v2/play_atari_hires.py", True),
+    ("numpy", "v2/eval/gold_eval.py", True),
+    ("torch", "v2/train/ship.py", True),
     ("pygame", "v2/train/train_wm_hires.py", False),
     ("torch", "v2/doctor.py", False),
 ])  # fmt: skip
@@ -219,12 +222,14 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("name", BAD_ARRAYS)
-def test_arrays_that_cannot_be_right_are_refused_by_name(name, game_data, tmp_path):
+def test_arrays_that_cannot_be_right_are_refused_by_name(name, game_data, vqvae, tmp_path):
     field, change, text = BAD_ARRAYS[name]
     setattr(game_data, field, change(getattr(game_data, field)))
     save_game_data(tmp_path / "data.npz", game_data)
     with pytest.raises(ValueError, match=text):
         load_game_data(tmp_path / "data.npz")
+    with pytest.raises(ValueError, match=text):
+        tokenize(tmp_path / "data.npz", vqvae, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("change, text", [

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.fake_engine import FakeEngine
 from v2 import play_atari_hires
+from v2.clips import BackgroundClips
 from v2.controls import ActionMap, HeldInputs
 from v2.data.atari_dataset import (
     EmulatorConfig,
@@ -27,6 +28,8 @@ from v2.data.recorder import GameJob, record_game
 from v2.dream import DreamEngine
 from v2.eval import truth
 from v2.forks import Forks
+from v2.play_game import PlayGame, PlaySettings
+from v2.play_loop import run_window
 from v2.play_session import HISTORY_FRAMES, PlaySession
 from v2.players import Players, breakout_ram, player_names
 from v2.recording import HUMAN_SEED_START, EpisodeTape, open_recording
@@ -35,6 +38,7 @@ from v2.replay import Replay
 ROOT = Path(__file__).resolve().parents[1]
 BREAKOUT = ["NOOP", "FIRE", "RIGHT", "LEFT"]
 NOOP, FIRE, RIGHT, LEFT = range(4)
+SETTINGS = PlaySettings(steps_per_second=60.0, clips=Path("recordings"), scale=1)
 
 
 @pytest.fixture
@@ -197,6 +201,68 @@ def test_a_rewind_goes_back_across_a_lost_game(session):
     session.rewind(10)
     assert session.moment.score > 0 or session.moment.lives < 5
     assert "game over" in [session.step(FIRE).notice for _ in range(10)][-1]
+
+
+def test_a_rewind_into_another_mode_syncs(session):
+    """Else the two sides would go on from different moments."""
+    play(session, [FIRE, RIGHT])
+    session.set_mode("dream")
+    play(session, [LEFT] * 3)
+    session.set_mode("both")
+    play(session, [LEFT] * 2)
+    num_resets = len(session.engine.resets)
+    session.rewind(2)
+    assert len(session.engine.resets) == num_resets  # both ran there
+    session.rewind(2)
+    assert len(session.engine.resets) == num_resets + 1 and "synced" in session.moment.notice
+    assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
+
+
+def test_forks_from_a_game_without_its_dream_begin_at_this_moment(session):
+    session.set_mode("real")
+    play(session, [FIRE] + [RIGHT] * 8)
+    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    game.command("fork")
+    job, *args = game.urgent_job()
+    job(*args)
+    assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
+
+
+class FakeWindow:
+    """A window that nobody looks at."""
+
+    held, has_seen_key = HeldInputs(), True
+
+    def poll(self):
+        return []
+
+    def show(self, view):
+        pass
+
+
+def test_the_last_step_in_a_window_is_recorded_too(tmp_path):
+    session = PlaySession(make_atari_env("breakout"), FakeEngine(seconds=0.02))
+    players = Players("breakout", ActionMap(BREAKOUT), "random", 0)
+    with open_recording(tmp_path / "a.gif", 60) as recording:
+        game = PlayGame(session, players, SETTINGS, recording=recording)
+        run_window(game, FakeWindow(), False, max_steps=5)
+    assert recording.num_frames == session.num_steps == 5
+
+
+def test_a_clip_that_cannot_be_saved_is_said_and_play_goes_on(tmp_path):
+    session = PlaySession(make_atari_env("breakout"), FakeEngine())
+    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "random", 0), SETTINGS)
+    game.command("clip")
+    view, clips = game.view(), BackgroundClips()
+    (tmp_path / "file").write_text("x")
+    clips.save(tmp_path / "file" / "a.mp4", [view], 1, 15, {})
+    deadline = time.monotonic() + 20
+    while clips.notice and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "was not saved" in clips.save(tmp_path / "b.mp4", [view], 1, 15, {})
+    assert "saving" in clips.save(tmp_path / "b.mp4", [view], 1, 15, {})
+    clips.close()
+    assert count_frames(tmp_path / "b.mp4") == 1
 
 
 def test_a_rewind_with_nothing_to_rewind_says_so(session):

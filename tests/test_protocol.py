@@ -14,9 +14,9 @@ from v2.eval.clips import (
 )
 from v2.eval.dreaming import dream, encode
 from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
-from v2.eval.long_dreams import long_dream_scores
+from v2.eval.long_dreams import SERVE_STEPS, _one_ball, long_dream_scores
 from v2.eval.protocol import one_step_scores, quick_scores, speed_scores, tokenizer_scores
-from v2.eval.rollout_scores import rollout_scores
+from v2.eval.rollout_scores import absent_before, rollout_scores
 
 HORIZON, HORIZONS = 20, (1, 5, 10, 20)
 GAME_STEPS = 700
@@ -162,6 +162,23 @@ def test_a_lost_paddle_and_returning_bricks_are_caught(judged):
     assert value(judged, "BricksReturn", "rollout/bricks_reappeared@20") > 0.5
     assert value(judged, "PerfectEngine", "rollout/bricks_reappeared@20") == 0
     assert value(judged, "PaddleLost", "rollout/ball_recall@1") > 0.9
+
+
+def test_a_brick_that_was_gone_in_the_dream_may_not_come_back():
+    there, gone = np.ones((1, 6, 18), bool), np.ones((1, 6, 18), bool)
+    gone[0, 5, 3] = False
+    absent = absent_before(there, {1: there, 5: gone, 6: there})
+    assert not absent[1].any() and not absent[5].any()
+    assert absent[6].sum() == 1 and absent[6][0, 5, 3]
+
+
+def test_a_dream_that_never_serves_has_no_ball_in_play():
+    balls, heights = np.zeros(100, int), np.full(100, np.nan)
+    balls[:20], heights[:20] = 1, np.linspace(40, 70, 20)  # lost near the floor
+    dead = _one_ball([(balls, heights)], starts_in_play=True)
+    assert dead.value == pytest.approx(20 / (100 - SERVE_STEPS))
+    waiting = _one_ball([(balls, heights)], starts_in_play=False)  # a recording may wait
+    assert waiting.value == 1
 
 
 def test_horizons_count_steps_after_the_last_real_frame(game, clips):

@@ -16,12 +16,14 @@ import torch
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2 import checkpoint
 from v2.data import tokenize_atari
-from v2.data.atari_dataset import save_game_data
+from v2.data.atari_dataset import save_game_data, window_starts
 from v2.data.tokens import load_tokens
+from v2.device import has_fast_bfloat16
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train.steps import Optimizers
 from v2.train.wm_loss import read_windows
 
 
@@ -77,6 +79,12 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
         seen = torch.from_numpy(engine.step_tokens(actions[:, 3])).flatten(1)
         accuracy[name] = float((seen == truth)[is_changed].float().mean())
     assert accuracy["right"] > 0.9 > accuracy["one late"] + 0.2, accuracy
+    windows = read_windows(tokens, window_starts(tokens.episode_ids, 5), 4, 1)
+    engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
+    engine.step_tokens(windows.actions[:, 3].numpy())
+    is_gain = windows.reward_signs[:, 0].numpy() == 2
+    found = engine.last_reward > 0
+    assert found[is_gain].mean() > 0.5 and found[~is_gain].mean() < 0.01, engine.last_reward
 
 
 def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
@@ -152,6 +160,31 @@ def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp
         assert checkpoint.model_sha256(tuned) != checkpoint.model_sha256(begun)
     with pytest.raises(ValueError, match="--decoder-only needs --init-from"):
         train_vqvae_hires.main(["--data", str(data_path), "--decoder-only"])
+
+
+def test_a_resumed_optimizer_has_the_rates_of_todays_flags():
+    def made(scale, decay):
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        weight.grad = torch.ones(4, 4)
+        group = {"params": [weight], "rate_scale": scale, "weight_decay": decay}
+        return Optimizers(adamw=torch.optim.AdamW([group]))
+
+    before, after = made(3.0, 0.1), made(2.0, 0.0)
+    before.step()
+    after.load_state_dict(before.state_dict())
+    (group,) = after.param_groups
+    assert (group["rate_scale"], group["weight_decay"]) == (2.0, 0.0)
+    assert after.state_dict()["adamw"]["state"] == before.state_dict()["adamw"]["state"]
+
+
+def test_resume_refuses_another_optimizer(small_models, data_path, tmp_path, monkeypatch):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "2")) == 0
+    run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
+    with_muon = has_fast_bfloat16(torch.device("cpu"))
+    monkeypatch.setattr(train_wm_hires, "has_fast_bfloat16", lambda _: not with_muon)
+    with pytest.raises(ValueError, match="saved with .*adamw, and this machine trains with"):
+        train_wm_hires.main(["--resume", str(run), "--steps", "4"])
 
 
 def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):

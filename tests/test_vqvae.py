@@ -4,7 +4,12 @@ import torch
 
 from v2.data.atari_dataset import make_atari_env
 from v2.data.frames import frames_to_float
-from v2.data.importance import deviation_rarity, median_frame, pixel_weights
+from v2.data.importance import (
+    deviation_rarity,
+    median_frame,
+    pixel_weights,
+    rare_motion_chances,
+)
 from v2.data.tokens import encode_frames
 from v2.device import autocast
 from v2.models.vqvae_hires import VQVAE, Quantizer, VQVAEConfig
@@ -106,6 +111,18 @@ def test_rare_and_moving_pixels_weigh_more():
     moving = pixel_weights(pixels, pixels.roll(1, 0), median, rarity, 0.0, 40.0)
     assert (moving[2, 0, :8, :8] == 41).all() and moving[2, 0, 8, 8] == 1  # 4 px around it
     assert moving[4].max() == 1
+
+
+def test_frames_are_drawn_oftener_where_motion_is_rare():
+    frames = np.zeros((200, 84, 64, 3), np.uint8)
+    frames[1:181:2, 60, 30] = 200  # a pixel that blinks often
+    frames[190, 20, 30] = 200  # and one that is lit once, off again in frame 191
+    rows = np.arange(1, 200)
+    chances = rare_motion_chances(frames, rows, rows - 1, share=0.5) * len(rows)
+    assert chances.sum() == pytest.approx(len(rows))
+    often, rare, still = chances[:180], chances[189:191], chances[191:]
+    assert np.allclose(still, 0.5) and (often > 0.5).all()
+    assert rare.min() > 5 * often.max()
 
 
 def test_carrying_unchanged_tokens_over_equals_encoding_every_frame():

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from v2.data.importance import (
     ghost_weights,
     importance_weights,
 )
-from v2.device import autocast
+from v2.device import autocast, choose_device
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import Subset, TemporalWorldModel, WorldModelConfig
 from v2.rollout import Sampling, choose_tokens, predict_next, unroll
@@ -91,7 +93,7 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
     engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
     rollout = unroll(world_model, windows.tokens[:, :4], windows.actions)
     with torch.no_grad(), autocast(engine.device):
-        for k, (tokens, prediction) in enumerate(rollout):
+        for k, (tokens, prediction, _) in enumerate(rollout):
             engine.step_tokens(windows.actions[:, 3 + k].numpy())
             assert np.array_equal(engine.tokens.reshape(2, -1), tokens.numpy())
             assert torch.equal(engine.logits, prediction.logits)
@@ -172,10 +174,33 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
     for block in world_model.blocks:
         torch.nn.init.zeros_(block.attended.weight)
         block.local = None
-    draws = torch.rand(600, 336, generator=torch.Generator().manual_seed(2))
-    few, _ = loss.sparse(world_model, repeated, 144, draws)
-    every, _ = loss(world_model, windows, torch.zeros(1, 1, dtype=torch.bool))
+    draws = torch.rand(600, 1, 336, generator=torch.Generator().manual_seed(2))
+    is_forced = torch.zeros(1, 1, dtype=torch.bool)
+    few, _ = loss.sparse(world_model, repeated, is_forced.expand(600, 1), 144, draws)
+    every, _ = loss(world_model, windows, is_forced)
     assert float(few) == pytest.approx(float(every), rel=0.02)
+
+
+def test_a_rollout_at_every_position_learns_what_a_dense_one_does(world_model):
+    windows, loss = _windows(steps=3), _loss(LossConfig())
+    is_forced = torch.tensor([[True, False, False], [False, False, False]])
+    results = []
+    for learn in (loss, functools.partial(loss.sparse, count=336, draws=torch.rand(2, 3, 336))):
+        world_model.zero_grad()
+        total, _ = learn(world_model, windows, is_forced)
+        results.append([total, *(p.grad.clone() for p in world_model.parameters())])
+    for dense, sparse in zip(*results, strict=True):
+        assert (dense - sparse).norm() <= 0.05 * dense.norm()  # attention in other precisions
+
+
+def test_numbers_too_small_to_matter_cost_nothing():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    torch.set_flush_denormal(False)
+    tiny = torch.full((4,), 1e-30)
+    assert (tiny * 1e-10 > 0).all()
+    choose_device("cpu")
+    assert (tiny * 1e-10 == 0).all()
 
 
 def test_a_ghost_weighs_like_a_miss_and_certainty_nothing():

@@ -224,10 +224,11 @@ def lineage(info: dict) -> list[dict]:
 
 def round_to_shipped(model: torch.nn.Module) -> torch.nn.Module:
     """Round floating weights to the dtype they are shipped in, keeping float32 storage."""
+    limit = torch.finfo(SHIPPED_DTYPE).max  # a codebook's counts exceed it with large batches
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
-                tensor.copy_(tensor.to(SHIPPED_DTYPE))
+                tensor.copy_(tensor.clamp(-limit, limit).to(SHIPPED_DTYPE))
     return model
 
 

@@ -1,7 +1,7 @@
 """Short videos saved in the background, with the actions beside them.
 
-Contract: play goes on while a clip is drawn and encoded; one clip at a time; `close` waits for it
-and raises what it raised.
+Contract: play goes on while a clip is drawn and encoded, and when that fails; one clip at a time;
+`close` waits for it and raises what it raised.
 """
 
 import json
@@ -37,7 +37,9 @@ class BackgroundClips:
             return "nothing to save yet"
         if self._future is not None and not self._future.done():
             return "still saving the last clip"
-        self._raise_failure()
+        if self._future is not None and self._future.exception():
+            failure, self._future = self._future.exception(), None
+            return f"the last clip was not saved: {failure}"
         self._path = path
         self._future = self._executor.submit(save_clip, path, views, scale, fps, details)
         print(f"clip: {path} and {path.with_suffix('.json').name}", flush=True)
@@ -52,8 +54,5 @@ class BackgroundClips:
     def close(self) -> None:
         """Wait for the last clip."""
         self._executor.shutdown(wait=True)
-        self._raise_failure()
-
-    def _raise_failure(self) -> None:
         if self._future is not None:
             self._future.result()

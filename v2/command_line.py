@@ -5,6 +5,8 @@ SIGHUP, SIGINT and SIGTERM after saving. Imports the standard library alone, so 
 say which package is missing. Knows nothing of what a script does.
 """
 
+from __future__ import annotations  # so that an older Python reaches its explanation
+
 import argparse
 import contextlib
 import errno
@@ -39,7 +41,7 @@ class StopRequest:
         self.signal_number: int | None = None
         self._previous = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> StopRequest:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._handle)

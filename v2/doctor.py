@@ -5,6 +5,8 @@
 Contract: changes nothing, needs no package, ends with 1 if a problem stops a command.
 """
 
+from __future__ import annotations  # so that an older Python reaches its explanation
+
 import sys
 from pathlib import Path
 

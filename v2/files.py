@@ -4,6 +4,8 @@ Contract: `atomic_path` yields a temporary file beside the target and puts it in
 its bytes are on the disk; whatever happens before, the old file stays. Knows nothing of formats.
 """
 
+from __future__ import annotations  # so that an older Python reaches its explanation
+
 import contextlib
 import errno
 import glob

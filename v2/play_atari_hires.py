@@ -9,16 +9,22 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import contextlib
 import json
 import os
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-from v2 import command_line, recording
+from v2 import recording
 from v2.controls import ActionMap
 from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.dream import DreamEngine
+from v2.files import check_writable
 from v2.play_game import PlayGame, PlaySettings
 from v2.play_loop import run_headless, run_window
 from v2.play_session import PlaySession
@@ -44,14 +50,14 @@ def build_parser():
     group.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
     group.add_argument("--steps", type=command_line.non_negative_int, default=0, help="end after "
                        "so many; 0: no end, or 300 headless without --keys")  # fmt: skip
-    group.add_argument("--record", type=Path, metavar="FILE",
+    group.add_argument("--record", type=command_line.path, metavar="FILE",
                        help="video of all steps: mp4 or gif; "
                        "png keeps the last picture")
-    group.add_argument("--save-data", type=Path, metavar="FILE.npz",
+    group.add_argument("--save-data", type=command_line.path, metavar="FILE.npz",
                        help="save what is played, in the collector's format")  # fmt: skip
-    group.add_argument("--clips", type=Path, metavar="DIR", default=Path("recordings"),
+    group.add_argument("--clips", type=command_line.path, metavar="DIR", default=Path("recordings"),
                        help="where the V key saves the last 10 seconds")  # fmt: skip
-    group.add_argument("--replay", type=Path, metavar="DATA.npz", help="browse recorded episodes")
+    group.add_argument("--replay", type=command_line.path, metavar="DATA.npz", help="browse recorded episodes")
     group.add_argument("--episode", type=command_line.non_negative_int, metavar="K",
                        help="id of the episode to begin with; None: the first")  # fmt: skip
     return parser
@@ -74,10 +80,11 @@ def _add_play_options(group) -> None:
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    if args.save_data and args.save_data.exists():
-        raise FileExistsError(f"{args.save_data} is there already: name another file")
-    if args.replay and args.headless:
-        raise ValueError("--replay needs a window: leave --headless out")
+    if args.save_data:
+        if args.save_data.exists():
+            raise FileExistsError(f"{args.save_data} is there already: name another file")
+        check_writable(args.save_data.parent)
+    _check_replay(args)
     game, columns = EmulatorConfig(game=args.game).game, 4 if args.replay else 2
     with contextlib.ExitStack() as stack:
         window = None
@@ -95,6 +102,16 @@ def main(argv=None) -> int:
             browser.close()
             return stop.exit_code
         return play(args, emulator_of(engine, game), engine, window, stop)
+
+
+def _check_replay(args) -> None:
+    if not args.replay and args.episode is not None:
+        raise ValueError("--episode needs --replay: of which recording?")
+    names = ("headless", "record", "save_data", "steps", "keys", "policy", "dream_only")
+    given = [name for name in names if getattr(args, name)]
+    if args.replay and given:
+        flag = given[0].replace("_", "-")
+        raise ValueError(f"--replay only browses, in a window: leave --{flag} out")
 
 
 def emulator_of(engine, game: str) -> EmulatorConfig:
@@ -124,14 +141,19 @@ def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
     settings = PlaySettings(fps, args.clips, scale)
     steps = args.steps or (300 if args.headless and not script else 0)
     video = recording.open_recording(args.record, fps) if args.record else contextlib.nullcontext()
-    with video:
-        game = PlayGame(session, players, settings, script, video if args.record else None)
-        if window:
-            run_window(game, window, stop, steps)
-        else:
-            run_headless(game, stop, steps)
-        game.close()
-    return _report(args, game, tape, stop)
+    game = None
+    try:
+        with video:
+            game = PlayGame(session, players, settings, script, video if args.record else None)
+            if window:
+                run_window(game, window, stop, steps)
+            else:
+                run_headless(game, stop, steps)
+    finally:  # whatever ended it: what was played is kept
+        if game:
+            code = _report(args, game, tape, stop)
+    game.close()
+    return code
 
 
 def _first_player(args) -> str:

@@ -41,8 +41,6 @@ class PlayGame:
         recording: gets a picture of every step, or None.
     """
 
-    title_columns = 2
-
     def __init__(self, session: PlaySession, players: Players, settings: PlaySettings,
                  script=(), recording=None):  # fmt: skip
         self.session, self.players, self.settings = session, players, settings
@@ -96,6 +94,7 @@ class PlayGame:
             self.speed.interrupted()
         elif name == "one step":
             self.is_paused = self._wants_step = True
+            self.speed.interrupted()
         elif name == "player":
             self._say(f"{self.players.next()} plays")
         elif name == "clip":
@@ -152,6 +151,8 @@ class PlayGame:
             self.recording.write(render(recorded, self.settings.scale))
 
     def _toggle_forks(self) -> None:
+        if self.forks is None and self.session.mode == "real":
+            self.session.sync("")  # fork this moment, not the one when the dream last ran
         self.forks = None if self.forks else Forks(self.session)
         self._fork_began = time.perf_counter()
 

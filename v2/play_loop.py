@@ -130,6 +130,10 @@ def run_window(game, window, stop, max_steps: int = 0) -> None:
                 window.show(game.view("" if window.has_seen_key else FOCUS_HINT))
                 drawn = time.perf_counter()
             time.sleep(IDLE_SECONDS)
+        while not worker.is_idle:  # the step that was running belongs to the recording, too
+            if worker.finished():
+                game.job_done(*worker.timing)
+            time.sleep(IDLE_SECONDS)
 
 
 def _start_job(game, window, worker: Worker, clock: Clock) -> None:

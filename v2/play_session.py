@@ -161,7 +161,8 @@ class PlaySession:
         self.actions = deque(maxlen=HISTORY_FRAMES - 1)
         if self.tape:
             self.tape.begin(self._seed, frame, self.ram)
-        self.moment = Moment(self.moment.step if over else 0, 0, frame, frame, mode=self.mode)
+        step, action = (self.moment.step, self.moment.action) if over else (0, 0)
+        self.moment = Moment(step, action, frame, frame, mode=self.mode)
         for _ in range(HISTORY_FRAMES - 1):
             values, _ = self._step_real(0)
             self.moment = dataclasses.replace(self.moment, **values)
@@ -187,7 +188,10 @@ class PlaySession:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
         names = {"both": "both", "dream": "dream only: the real game waits", "real": "real only"}
         was, self.mode = self.mode, mode
-        self.moment = dataclasses.replace(self.moment, mode=mode, notice=names[mode])
+        self._num_lost_steps = 0
+        self.moment = dataclasses.replace(
+            self.moment, mode=mode, has_lost_ball=False, notice=names[mode]
+        )
         if mode != "real" and was != mode and not (was == "both" and mode == "dream"):
             self.sync(f"{names[mode]}, synced")
         return self.moment
@@ -239,4 +243,6 @@ class PlaySession:
         self.moment = dataclasses.replace(
             snapshot.moment, mode=self.mode, notice=f"back by {num_steps} steps"
         )
+        if self.mode != "real" and snapshot.moment.mode not in ("both", self.mode):
+            self.sync(self.moment.notice + ", synced")  # one of the two had stood still
         return self.moment

@@ -181,11 +181,16 @@ class EpisodeTape:
         if not kept:
             return 0, 0
         arrays, episodes = join_segments(kept, 0)
+        shares: dict[str, float] = {}
+        for segment in kept:
+            shares[segment.policy] = shares.get(segment.policy, 0.0) + len(segment)
+        total = sum(shares.values())
+        shares = {policy: round(count / total, 4) for policy, count in shares.items()}
         meta = {
             "format": 1, "game": self.config.game, "emulator": emulator_dict(self.config),
             "action_meanings": self.action_meanings,
-            "ale_py": importlib.metadata.version("ale-py"), "policy": "human",
-            "mix": {"human": 1.0}, "seed": self.seed, "episodes": episodes,
+            "ale_py": importlib.metadata.version("ale-py"), "policy": "played",
+            "mix": shares, "seed": self.seed, "episodes": episodes,
         }  # fmt: skip
         save_game_data(path, GameData(**arrays, meta=meta))
         return len(arrays["frames"]), len(episodes)

@@ -13,7 +13,13 @@ import numpy as np
 
 from v2.clips import BackgroundClips
 from v2.controls import REPLAY_KEYS, ActionMap
-from v2.data.atari_dataset import EmulatorConfig, GameData, data_paths, load_game_data
+from v2.data.atari_dataset import (
+    META_FIELDS,
+    EmulatorConfig,
+    GameData,
+    data_paths,
+    load_game_data,
+)
 from v2.data.npz import read_meta
 from v2.play_session import HISTORY_FRAMES
 from v2.render import CURVE_STEPS, Curve, Pane, View
@@ -41,7 +47,7 @@ class EpisodeFile:
 
     def __init__(self, path: Path):
         self.parts = data_paths(path)
-        metas = [read_meta(part) for part in self.parts]
+        metas = [read_meta(part, META_FIELDS) for part in self.parts]
         self.meta = metas[0]
         self._places = [
             (part, entry) for part, meta in zip(self.parts, metas, strict=True)
@@ -239,7 +245,8 @@ class Replay:
     def view(self, hint: str = "") -> View:
         """Return the picture of this time."""
         rows = REPLAY_KEYS if self.shows_help else ()
-        return replace(self._view_at(self.time), notice=self._writer.notice, help=rows)
+        view = replace(self._view_at(self.time), notice=self._writer.notice, help=rows)
+        return replace(view, hint=f"click this window first  ·  {HINT}") if hint else view
 
     def _view_at(self, time: int) -> View:
         shown = self._shown

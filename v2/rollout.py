@@ -75,8 +75,8 @@ def unroll(
     is_teacher_forced: torch.Tensor | None = None,
     sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
-) -> Iterator[tuple[torch.Tensor, Prediction]]:
-    """Yield tokens (B, N) and prediction of each of K steps.
+) -> Iterator[tuple[torch.Tensor, Prediction, torch.Tensor]]:
+    """Yield tokens (B, N), prediction and the history (B, 4, N) that follows, for each of K steps.
 
     Args:
         history: tokens (B, 4, N).
@@ -88,7 +88,8 @@ def unroll(
     for k in range(actions.shape[1] - num_past):
         window = actions[:, k : k + num_past + 1]
         tokens, prediction = predict_next(model, history, window, sampling, generator)
-        yield tokens, prediction
+        fed = tokens
         if is_teacher_forced is not None:
-            tokens = torch.where(is_teacher_forced[:, k, None], truth[:, k], tokens)
-        history = advance(history, tokens)
+            fed = torch.where(is_teacher_forced[:, k, None], truth[:, k], tokens)
+        history = advance(history, fed)
+        yield tokens, prediction, history

@@ -108,13 +108,15 @@ def read_config(run: Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"no run at {run}: config.json is missing")
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+        return config | {"args": dict(config["args"])}
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove the run or restore it") from error
 
 
 NOT_RESUMED = ("resume", "init_from", "max_minutes", "debug")
-OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug")
+OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug",
+                "changed")  # fmt: skip
 
 
 def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
@@ -122,7 +124,6 @@ def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> 
     args = parser.parse_args(argv)
     if args.resume is None:
         return args
-    args.resume = args.resume.expanduser()
     stored = {k: v for k, v in read_config(args.resume)["args"].items() if k not in NOT_RESUMED}
     parser.set_defaults(**stored)
     resumed = parser.parse_args(argv)

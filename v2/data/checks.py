@@ -28,6 +28,11 @@ def check_steps(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
         raise ValueError(f"{path}: a reward is not finite; make the file again")
     if (np.diff(arrays["episode_ids"]) < 0).any():
         raise ValueError(f"{path}: episode ids do not ascend; make the file again")
+    check_episodes(path, meta)
+
+
+def check_episodes(path: Path, meta: dict) -> None:
+    """Check that the list of episodes says what every reader needs; a ValueError with the path."""
     for episode in meta["episodes"]:
         if not isinstance(episode, dict) or not all(
             isinstance(episode.get(key), int) for key in ("id", "seed", "frames")

@@ -130,7 +130,7 @@ def _write(segments, args, single: Path, meta: dict, stop, old) -> tuple[int, li
             bar.set_postfix(policy=segment.policy, score=f"{np.mean(scores):.1f}")
             if stop:
                 break
-    if shard:
+    if shard and not (stop and old):  # a recording that was there is not given up for a part
         flush()
     return total, scores
 

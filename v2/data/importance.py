@@ -6,6 +6,7 @@ Contract: from pixels, tokens and the codebook alone; nothing here knows a game.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -45,6 +46,36 @@ def pixel_weights(
     return 1 + rarity_scale * rarity * deviates(pixels, median) + motion_scale * moved
 
 
+def rare_motion_chances(
+    frames: np.ndarray, rows: np.ndarray, before: np.ndarray, share: float, threshold: int = 20
+) -> np.ndarray:
+    """Return the chance with which to draw each frame, (n,): more often where motion is rare.
+
+    A frame scores the largest 1 / (how often that pixel moves) of its moving pixels, at most ten
+    times the median score: a ball among bricks is then seen oftener than one in the open.
+
+    Args:
+        frames: uint8 (M, H, W, 3).
+        rows, before: the frames to draw from and those before them, (n,).
+        share: of the draws that follow the scores; the others are uniform.
+        threshold: a pixel moves where some colour differs by more, of 255.
+    """
+    parts = np.array_split(np.arange(len(rows)), max(1, len(rows) // 1024))
+
+    def moving(part):  # (n, H * W)
+        here, there = frames[rows[part]], frames[before[part]]
+        differ = np.maximum(here, there) - np.minimum(here, there) > threshold
+        return differ.any(-1).reshape(len(part), -1)
+
+    counts = sum(moving(part).sum(0) for part in parts)
+    rarity = (1 / counts.clip(1)).astype(np.float32)
+    scores = np.concatenate([(moving(part) * rarity).max(1) for part in parts])
+    if (scores > 0).any():
+        scores = scores.clip(max=10 * np.median(scores[scores > 0]))
+    chances = (1 - share) / len(rows) + share * scores / max(scores.sum(), 1e-12)
+    return chances / chances.sum()
+
+
 def code_distances(codebook: torch.Tensor) -> torch.Tensor:
     """Return distances between codes (K, D) over their mean off the diagonal, (K, K)."""
     distances = torch.cdist(codebook.float(), codebook.float())
@@ -75,7 +106,7 @@ class ImportanceConfig:
     event_scale: float = 4.0
     persistence_scale: float = 4.0
     cap: float = 20.0  # times the sample's median weight
-    ghost_scale: float = 10.0  # see `ghost_weights`
+    ghost_scale: float = 5.0  # see `ghost_weights`
 
     def __post_init__(self):
         for name, value in self.__dict__.items():
@@ -140,7 +171,7 @@ def draw_positions(
 
     Args:
         history: tokens (B, 4, N). What is predicted is not looked at: the choice betrays nothing.
-        count: M positions a sample, at least a quarter of them from where nothing moved.
+        count: M positions a sample, M // 4 of them from where nothing moved, M >= 4.
         draws: uniform in [0, 1), (B, N).
     Returns:
         positions int64 (B, M) and the probability with which each was drawn, float32 (B, M).

@@ -22,7 +22,7 @@ from v2.data.atari_dataset import (
     data_sha256,
     rows_of_split,
 )
-from v2.data.checks import check_steps
+from v2.data.checks import check_episodes, check_steps
 from v2.data.frames import frames_to_float
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.device import autocast
@@ -121,10 +121,13 @@ def tokenize(
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
     paths, parts, episodes, meta = data_paths(data), [], [], {}
     metas = [read_meta(path, META_FIELDS) for path in paths]
+    for path, one in zip(paths, metas, strict=True):
+        check_episodes(path, one)
     total = sum(episode["frames"] for meta in metas for episode in meta["episodes"])
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
         for path in paths:
             arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
+            check_steps(path, arrays, meta)
             episodes += meta["episodes"]
             tokens = []
             for frames in np.array_split(arrays["frames"], -(-len(arrays["frames"]) // batch_size)):

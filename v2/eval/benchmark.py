@@ -9,6 +9,11 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import contextlib
 import copy
 import functools
@@ -20,7 +25,6 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from v2 import command_line
 from v2.data.tokens import TokenData, encode_frames
 from v2.device import autocast, cast_weights, choose_device, compiled, has_fast_bfloat16
 from v2.dream import DreamEngine
@@ -30,7 +34,6 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
 
 NUM_ACTIONS = 4
-TRAINING_BATCH = 8
 
 
 def build_parser():
@@ -39,7 +42,7 @@ def build_parser():
     parser.add_argument("--seconds", type=command_line.positive_float, default=3.0,
                         help="time spent on each figure")  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="also the compiled world model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--json", type=command_line.path, metavar="FILE", help="write the figures")
     return parser
 
 
@@ -147,7 +150,7 @@ class Benchmark:
                 self.row(f"VQ-VAE training image, {name}",
                          lambda: _train_vqvae(model, batch), 16, flops)  # fmt: skip  # noqa: B023
         tokens = _token_data()
-        for steps, batch, positions in ((1, 16, 0), (1, 16, 144), (5, 4, 0)):
+        for steps, batch, positions in ((1, 16, 0), (1, 32, 96), (5, 4, 0), (5, 16, 96)):
             starts = np.arange(batch) * 9
             windows = read_windows(tokens, starts, 4, steps).to(self.device)
             name = f"world model training sample, K={steps}"
@@ -167,10 +170,11 @@ class Benchmark:
         loss = WorldModelLoss(LossConfig(), codebook, torch.ones(336), grid, self.device)
         self.world_model.zero_grad(set_to_none=True)
         batch, steps = windows.reward_signs.shape
+        is_forced = torch.zeros(batch, steps, dtype=torch.bool)
         if positions:
-            loss.sparse(model, windows, positions, torch.rand(batch, 336))
+            loss.sparse(model, windows, is_forced, positions, torch.rand(batch, steps, 336))
         else:
-            loss(model, windows, torch.zeros(batch, steps, dtype=torch.bool))
+            loss(model, windows, is_forced)
 
     def _times(self, work) -> list[float]:
         work()

@@ -12,12 +12,16 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import dataclasses
 
 import numpy as np
 from tqdm import tqdm
 
-from v2 import command_line
 from v2.data.atari_dataset import (
     GOLD_SEED_START,
     EmulatorConfig,
@@ -48,7 +52,7 @@ GAMES = {  # policy, games, steps a game
 def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
-    parser.add_argument("--out", type=Path, help="file (default: the set in the repository)")
+    parser.add_argument("--out", type=command_line.path, help="file (default: the set in the repository)")
     return parser
 
 

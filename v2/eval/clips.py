@@ -1,8 +1,9 @@
 """Clips: recorded windows that a model continues from their first four frames.
 
-Contract: a clip never crosses an episode, nor a life except in the stratum `life_lost`; horizons
-count steps after its last history frame, so that `frames[:, 3 + h]` is the truth at horizon h and
-`actions[:, 2 + h]` the action that leads to it. Knows nothing of models or files.
+Contract: a clip never crosses an episode, nor a life except in the stratum `life_lost` and in the
+history of `serve`; horizons count steps after its last history frame, so that `frames[:, 3 + h]`
+is the truth at horizon h and `actions[:, 2 + h]` the action that leads to it. Knows nothing of
+models or files.
 """
 
 import itertools

@@ -135,7 +135,7 @@ def _separation(dreamed: np.ndarray, real: np.ndarray, episodes: np.ndarray) -> 
 
 
 def shuffle_scores(engine: Engine, clips: Clips, dreamed, progress=None) -> Scores:
-    """Return the loss of PSNR when a clip is dreamed under the actions of the next clip.
+    """Return the loss of PSNR when a clip is dreamed under the actions of another clip.
 
     Args:
         dreamed: the Dreams of the same clips under their own actions.

@@ -11,6 +11,11 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
 import dataclasses
 import json
 import time
@@ -20,13 +25,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2 import checkpoint, command_line
+from v2 import checkpoint
 from v2.data.atari_dataset import (
     GameData,
     data_sha256,
     game_id,
     load_game_data,
     split_of_game,
+    window_starts,
 )
 from v2.dream import DreamEngine
 from v2.eval import report, results, truth
@@ -37,7 +43,7 @@ from v2.eval.gold import EvaluationSet, load_gold
 from v2.eval.long_dreams import long_dream_scores
 from v2.eval.protocol import VERSION, one_step_scores, speed_scores, tokenizer_scores
 from v2.eval.rollout_scores import HORIZONS, rollout_scores
-from v2.files import write_text
+from v2.files import check_writable, write_text
 from v2.run_dir import OF_A_MACHINE
 
 STARTS_PER_STRATUM = 8
@@ -76,15 +82,15 @@ def build_parser():
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
     which.add_argument("--run", metavar="NAME", help="a run's folder name")
     which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
-    which.add_argument("--compare", nargs=2, type=Path, metavar=("A.json", "B.json"),
+    which.add_argument("--compare", nargs=2, type=command_line.path, metavar=("A.json", "B.json"),
                        help="print B - A with intervals, and judge nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="canary takes a minute, gold up to half an hour")  # fmt: skip
-    parser.add_argument("--data", type=Path, help="recorded data instead of the gold set")
-    parser.add_argument("--json", type=Path, help="file for the whole result")
-    parser.add_argument("--report", type=Path, help="directory for the HTML page")
-    parser.add_argument("--model-card", type=Path, help="file for the model card")
+    parser.add_argument("--data", type=command_line.path, help="recorded data instead of the gold set")
+    parser.add_argument("--json", type=command_line.path, help="file for the whole result")
+    parser.add_argument("--report", type=command_line.path, help="directory for the HTML page")
+    parser.add_argument("--model-card", type=command_line.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     gold = TIERS["gold"]
     parser.add_argument("--long-dreams", type=command_line.non_negative_int,
@@ -100,6 +106,10 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     if args.compare:
         return _compare(*args.compare)
+    for file in filter(None, (args.json, args.model_card)):
+        check_writable(file.parent)
+    if args.report:
+        check_writable(args.report)
     game = game_id(args.game)
     chosen = load_gold(game) if args.data is None else _set_of_data(args.data, game)
     engine = DreamEngine.load(args.checkpoint or args.run or "latest", game=game,
@@ -108,6 +118,7 @@ def main(argv=None) -> int:
     tier = _tier(args)
     print(f"judging {engine.source} on {engine.device}, {chosen.source}")
     document, pictures = evaluate(engine, chosen, tier, args.tier)
+    document["flags"] = _flags(args)
     results.print_table(document)
     if args.json:
         write_text(args.json, json.dumps(document))
@@ -129,9 +140,19 @@ def _compare(first: Path, second: Path) -> int:
 
 
 def _tier(args) -> Tier:
+    return dataclasses.replace(TIERS[args.tier], **_changes(args))
+
+
+def _changes(args) -> dict[str, int]:
     names = ("long_dreams", "long_dream_steps", "forks")
-    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return dataclasses.replace(TIERS[args.tier], **changes)
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _flags(args) -> str:
+    """Return the flags that decide the numbers, for who repeats them."""
+    flags = {"tier": args.tier} if args.tier != "gold" else {}
+    flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
+    return "".join(f" --{name} {value}" for name, value in flags.items())
 
 
 def _set_of_data(path: Path, game: str) -> EvaluationSet:
@@ -174,7 +195,8 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
     starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
     clips = cut_clips(data, chosen.starts[starts], tier.rollout_steps,
                       [chosen.strata[k] for k in starts])  # fmt: skip
-    num_steps = tier.engine_steps(data.num_actions)
+    ends = _endings(data, tier.one_step_clips)
+    num_steps = tier.engine_steps(data.num_actions) + len(ends)
     if chosen.forks is None:
         num_steps -= tier.forks * data.num_actions * FORK_STEPS
     _announce(engine, clips, num_steps)
@@ -182,7 +204,8 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
     pictures = {"clips": clips}
     with tqdm(total=num_steps, unit="step", disable=None, smoothing=0.05) as bar:
         scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
-        scores |= one_step_scores(engine, _even(data, tier.one_step_clips), bar.update)
+        some = _even(data, tier.one_step_clips)
+        scores |= one_step_scores(engine, some, ends, bar.update)
         own = clips.actions[:, HISTORY - 1 :]
         dreams = dream(engine, clips.history, clips.past_actions, own, None, bar.update)
         scores |= _rollouts(engine, clips, dreams)
@@ -241,6 +264,12 @@ def _even(data: GameData, count: int) -> Clips:
     return cut_clips(data, even_starts(data, count, 1), 1)
 
 
+def _endings(data: GameData, most: int) -> Clips:
+    """Cut the steps that end a game, with the four frames before."""
+    rows = window_starts(data.episode_ids, HISTORY + 1) + HISTORY - 1
+    return cut_clips(data, _spread(rows[data.terminated[rows]], most), 1)
+
+
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
@@ -262,7 +291,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
         more = cut_clips(data, starts, 1)
         chosen = tuple(np.concatenate(pair) for pair in
                        zip(chosen, (more.history, more.past_actions), strict=True))  # fmt: skip
-    history, past = (part[: tier.long_dreams] for part in chosen)
+    history, past = (_spread(part, tier.long_dreams) for part in chosen)
     episodes = [data.frames[data.episode_ids == k] for k in np.unique(data.episode_ids)]
     return long_dream_scores(
         engine, data.meta["game"], data.meta["action_meanings"], history, past,

@@ -13,13 +13,14 @@ import numpy as np
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.dreaming import Engine, chunks, flat, round_trip
+from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
 from v2.eval.truth import NATIVE_PIXELS, Objects
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
 FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player
+SERVE_STEPS = 15  # by when the player, who presses FIRE in half of the steps, has the next one
 Scores = dict[str, Metric]
 
 
@@ -69,7 +70,6 @@ def long_dream_scores(
             whole.append(part)
     tokens = np.concatenate(tokens)  # (B, steps, N)
     dreams = np.arange(len(tokens))
-    real_frames = np.concatenate([clip[:: RESIDUAL_EVERY] for clip in real_clips])
     still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
     scores = {"long/frozen_frames": mean_metric(still, dreams)}
     real_still = [(clip[1:] == clip[:-1]).all((1, 2, 3)).mean() for clip in real_clips]
@@ -82,12 +82,13 @@ def long_dream_scores(
         scores["long/one_ball"].baselines["real"] = _one_ball(real, starts_in_play=False)
         scores["long/ball_seen"] = _ball_seen(dreamed)
         scores["long/ball_seen"].baselines["real"] = _ball_seen(real)
-    scores |= _strangeness(engine, tokens, np.concatenate(sampled), real_frames, num_codes)
+    scores |= _strangeness(engine, tokens, np.concatenate(sampled), real_clips, num_codes)
     return scores, np.concatenate(pictures)
 
 
-def _strangeness(engine, tokens, sampled, real_frames, num_codes: int) -> Scores:
+def _strangeness(engine, tokens, sampled, real_clips, num_codes: int) -> Scores:
     """Compare round trips and code usage with those of real frames."""
+    real_frames = np.concatenate([clip[::RESIDUAL_EVERY] for clip in real_clips])
     kept, real_tokens = round_trip(engine, real_frames)
     limit = np.percentile(_residual(kept, real_frames), 99)
     dreams = np.arange(len(tokens))
@@ -95,10 +96,14 @@ def _strangeness(engine, tokens, sampled, real_frames, num_codes: int) -> Scores
     scores = {"long/strange_frames": mean_metric(off.mean(1), dreams)}
     scores["long/strange_frames"].baselines["real"] = Metric(0.01)
     real_usage = metrics.code_histogram(real_tokens, num_codes)
+    windows = [encode(engine, clip[:USAGE_WINDOW]) for clip in real_clips]
+    real_kl = [metrics.histogram_kl(metrics.code_histogram(t, num_codes), real_usage)
+               for t in windows]  # fmt: skip
     for step in (s for s in USAGE_STEPS if s <= tokens.shape[1]):
         late = tokens[:, max(0, step - USAGE_WINDOW) : step]
         kl = [metrics.histogram_kl(metrics.code_histogram(t, num_codes), real_usage) for t in late]
         scores[f"long/code_kl@{step}"] = mean_metric(kl, dreams)
+        scores[f"long/code_kl@{step}"].baselines["real"] = mean_metric(real_kl, range(len(real_kl)))
     return scores
 
 
@@ -131,7 +136,8 @@ def _one_ball(games: list[tuple[np.ndarray, np.ndarray]], starts_in_play: bool) 
     """Return the share of steps with exactly one ball, of those while one is in play.
 
     A ball is in play from its first sight until it has been seen near the floor and then not any
-    more; a ball that vanishes higher up stays in play, and is missed, until one is seen again.
+    more; a ball that vanishes higher up stays in play, and is missed, until one is seen again. In a
+    dream, whose player serves, one is in play again, seen or not, `SERVE_STEPS` after it was lost.
 
     Args:
         games: number of balls and height of the strongest at each step, of each game.
@@ -142,6 +148,7 @@ def _one_ball(games: list[tuple[np.ndarray, np.ndarray]], starts_in_play: bool) 
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
         last_height = np.where(sights < 0, 0.0 if starts_in_play else np.inf, heights[sights])
         in_play = (num_balls > 0) | (last_height <= FLOOR_PX)
+        in_play |= starts_in_play & (steps - sights > SERVE_STEPS)
         right.append((in_play & (num_balls == 1)).sum())
         counts.append(in_play.sum())
     return mean_metric(right, range(len(right)), counts)

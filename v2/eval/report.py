@@ -230,7 +230,8 @@ def model_card(document: dict) -> str:
     """Return the model card in Markdown."""
     lines = [
         f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
-        f"Made by `python v2/eval/gold_eval.py --model-card` from {_provenance(document)}.", "",
+        f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card` from "
+        f"{_provenance(document)}.", "",
         *(f"> {note}" for note in document["notes"]),
         "| | this model | copy-last |", "|---|---|---|",
         *(f"| {title} | {value} | {copied} |"

@@ -73,9 +73,11 @@ class Reader:
         }
         before = truth.read_ram(clips.game, clips.ram[:, HISTORY - 2])
         self.velocity = self.true[0].ball - before.ball  # NaN unless in play at both
+        seen = {h: objects.bricks for h, objects in self.seen.items()}
+        self.absent = absent_before(self.true[0].bricks, seen)
 
     def hits(self, h: int, radius: float) -> np.ndarray:
-        return metrics.ball_counts(self.true[h], self.seen[h], radius)["hits"]
+        return _hits(metrics.ball_counts(self.true[h], self.seen[h], radius))
 
     def visible(self, h: int) -> np.ndarray:
         return self.true[h].num_balls > 0
@@ -90,6 +92,20 @@ class Reader:
             name: self.visible(h) & (np.hypot(*(ball - self.true[h].ball).T) <= radius)
             for name, ball in self.guesses(h).items()
         }
+
+
+def absent_before(start: np.ndarray, seen: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return, for each horizon, the bricks that were absent at the start or in the dream since."""
+    absent, before = ~start, {}
+    for h in sorted(seen):
+        before[h] = absent
+        absent = absent | ~seen[h]
+    return before
+
+
+def _hits(counts: dict[str, np.ndarray]) -> np.ndarray:
+    """Tell where exactly one ball is seen, near the true one."""
+    return counts["hits"] & ~counts["duplicates"]
 
 
 def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
@@ -109,13 +125,18 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
             "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
         }
         for radius in HIT_RADII_PX:
-            hits = metrics.ball_counts(true, objects, radius)["hits"]
+            hits = _hits(metrics.ball_counts(true, objects, radius))
             rows[f"ball_hit_{radius}px"] = mean_metric(hits, episodes, counts["visible"])
         for row, metric in rows.items():
             if name:
                 scores[f"rollout/{row}@{h}"].baselines[name] = metric
             else:
                 scores[f"rollout/{row}@{h}"] = metric
+    flown = np.hypot(*(reader.guesses(h)["constant_velocity"] - true.ball).T)
+    flown = np.where(reader.visible(h), flown, np.nan)
+    for row, share in (("ball_error_px", 0.5), ("ball_error_p90_px", 0.9)):
+        error = quantile_metric(flown, episodes, share)
+        scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = error
     for radius in HIT_RADII_PX:
         flown = reader.guess_hits(h, radius)["constant_velocity"]
         scores[f"rollout/ball_hit_{radius}px@{h}"].baselines["constant_velocity"] = mean_metric(
@@ -133,7 +154,8 @@ def _other_rows(reader: Reader, h: int) -> Scores:
         bricks = metrics.brick_counts(true.bricks, objects.bricks)
         gone, removed = start.bricks & ~true.bricks, start.bricks & ~objects.bricks
         removals = metrics.brick_counts(gone, removed)
-        illegal = (objects.bricks & ~start.bricks & ~true.bricks).sum((1, 2))
+        absent = ~start.bricks if name else reader.absent[h]
+        illegal = (objects.bricks & absent & ~true.bricks).sum((1, 2))
         rows = {
             "paddle_error_px": mean_metric(paddle, episodes),
             "brick_f1": mean_metric(

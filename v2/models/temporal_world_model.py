@@ -7,6 +7,7 @@ Knows nothing of pixels, codebooks or games.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ class TemporalWorldModel(nn.Module):
         )
         self.to_logits = nn.Linear(config.dim, config.num_codes)
         self.copy_table = nn.Embedding(config.num_codes, config.num_codes)
-        self.to_outcome = nn.Linear(2 * config.dim, 4)
+        self.to_outcome = nn.Linear(config.dim, 3)  # signs of a loss, a gain, the end
         self._initialise()
 
     def forward(
@@ -94,12 +95,12 @@ class TemporalWorldModel(nn.Module):
         # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
         bias = F.embedding(actions_now, self.spatial_bias.flatten(1)).view(B, N, -1)
         place = self.position + bias  # (B, N, D)
-        key_bias, shares = None, torch.full((1, 1, N), 1 / N, device=history.device)
+        key_bias, stand_for = None, 0.0  # log of how many positions each stands for
         if subset is not None:
             place = place.gather(1, subset.positions.unsqueeze(2).expand(-1, -1, place.shape[2]))
             history = history.gather(2, subset.positions.unsqueeze(1).expand(-1, T, -1))
-            key_bias = -subset.chances.log()[:, None, None]  # (B, 1, 1, M)
-            shares = (1 / subset.chances).unsqueeze(1) / N
+            stand_for = -subset.chances.log().unsqueeze(2)  # (B, M, 1)
+            key_bias = stand_for.squeeze(2)[:, None, None]  # (B, 1, 1, M)
         slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
         x = self.token_tables(history + slots).sum(1) + place
         past = torch.arange(T - 1, device=history.device) * (self.config.num_actions + 1)
@@ -108,9 +109,9 @@ class TemporalWorldModel(nn.Module):
             x = block(x, actions_now, subset and subset.positions, key_bias)
         x = F.layer_norm(x, x.shape[-1:])
         logits = self.to_logits(x) + self.copy_table(history[:, -1])
-        pooled = torch.cat([(shares.to(x.dtype) @ x).squeeze(1), x.amax(1)], dim=-1)
-        outcome = self.to_outcome(pooled).float()  # (B, 4)
-        return Prediction(logits.float(), outcome[:, :3], outcome[:, 3])
+        evidence = self.to_outcome(x).float() + stand_for  # (B, N, 3): it happens somewhere
+        loss, gain, end = evidence.logsumexp(1).unbind(1)
+        return Prediction(logits.float(), torch.stack([loss, torch.zeros_like(gain), gain], 1), end)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
@@ -119,7 +120,7 @@ class TemporalWorldModel(nn.Module):
         for block in self.blocks:
             block.initialise()
         nn.init.zeros_(self.to_outcome.weight)
-        nn.init.zeros_(self.to_outcome.bias)
+        nn.init.constant_(self.to_outcome.bias, -math.log(100 * self.config.num_positions))
         nn.init.zeros_(self.to_logits.weight)
         nn.init.zeros_(self.to_logits.bias)
         with torch.no_grad():
@@ -166,9 +167,12 @@ class Block(nn.Module):
     def _attend(self, x: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor:
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if key_bias is not None:
-            key_bias = key_bias.to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, key_bias)  # (B, heads, N, D / heads)
+        if key_bias is None:
+            mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
+        else:  # few positions: in float32, whose backward is three times as fast on the CPU
+            with torch.autocast(x.device.type, enabled=False):
+                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), key_bias)
+            mixed = mixed.to(q.dtype)
         return self.attended(mixed.transpose(1, 2).reshape(B, N, D))
 
     def initialise(self) -> None:

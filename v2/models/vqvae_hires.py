@@ -129,7 +129,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Cells of 2x2 tokens, then 21x16, then 42x32, then pixels; a code is felt 5 tokens away at most.
+    """Cells of 2x2 tokens, then 21x16, then 42x32, then pixels; a code is felt 7 tokens away at most.
 
     Far-reaching layers would be cheaper, but they paint specks wherever a board was never seen.
     """
@@ -193,8 +193,9 @@ class Quantizer(nn.Module):
         return self.look_up(tokens, latents.shape[-2:]), tokens
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        flat = _flatten(latents)
-        scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2
+        flat = _flatten(latents).float()
+        with torch.autocast(flat.device.type, enabled=False):  # bfloat16 confuses close codes
+            scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2
         return scores.argmax(1).view(latents.shape[0], -1)
 
     def look_up(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -40,7 +40,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                 run.forget_after(trainer.step)
                 print(f"resumed {run.path} at step {trainer.step}")
                 run.note_changes(trainer.step, args)
-        with StopRequest() as stop, failures_explained(trainer, run and run.path):
+                if trainer.step < trainer.num_steps:
+                    run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
+        with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
             with workers.loss_explained():
                 _steps(trainer, run, stop)
         if is_writer:

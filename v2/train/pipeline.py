@@ -43,7 +43,8 @@ PRESETS = {
     "smoke": Preset(
         4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),
         ("--steps", "40", "--batch-size", "4", "--eval-steps", "40", "--smoke",
-         "--rollout-steps", "3", "--rollout-ratio", "0.5"), ("--tier", "canary"),
+         "--rollout-steps", "3", "--rollout-ratio", "0.5", "--rollout-batch-size", "4"),
+        ("--tier", "canary"),
     ),
 }  # fmt: skip
 
@@ -65,12 +66,11 @@ def main(argv=None) -> int:
     directory = game_directory(CHECKPOINTS, args.game)
     if args.preset == "smoke":
         directory = directory / "runs" / "smoke"  # apart from the data and runs that count
-    pipeline = Pipeline((args.out or directory).resolve(), args.game)
+    is_smoke = args.preset == "smoke"
+    pipeline = Pipeline((args.out or directory).resolve(), args.game, is_smoke)
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
     frames = args.frames or preset.frames
-    if args.preset == "smoke":
-        frames = preset.frames
     if not _exists(data):
         pipeline.run("data/collect_atari.py", "--frames", frames, "--out", pipeline.directory)
     vqvae = pipeline.train("vqvae", "train/train_vqvae_hires.py", "--data", data, *preset.vqvae)
@@ -89,8 +89,8 @@ def main(argv=None) -> int:
 class Pipeline:
     """Runs the scripts one after another in one directory."""
 
-    def __init__(self, directory: Path, game: str):
-        self.directory, self.game = directory, game
+    def __init__(self, directory: Path, game: str, is_smoke: bool):
+        self.directory, self.game, self.is_smoke = directory, game, is_smoke
         self.directory.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
@@ -120,8 +120,10 @@ class Pipeline:
 
     def _newest_run(self, kind: str) -> Path | None:
         runs = [p.parent for p in sorted((self.directory / "runs").glob("*/last.pt"))]
-        runs = [run for run in runs if read_config(run)["kind"] == kind]
-        return runs[-1] if runs else None
+        configs = {run: read_config(run) for run in runs}
+        fitting = [run for run in runs if configs[run]["kind"] == kind
+                   and bool(configs[run].get("is_smoke")) == self.is_smoke]  # fmt: skip
+        return fitting[-1] if fitting else None
 
 
 def _exists(data: Path) -> bool:

@@ -9,7 +9,12 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import checkpoint, command_line
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
+from v2 import checkpoint
 from v2.data.atari_dataset import game_directory
 from v2.run_dir import CHECKPOINTS, OF_A_MACHINE, SHIPPED, find_weights, read_config
 

@@ -31,10 +31,58 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, dec
     return peak * min(warm, max(0.0, min(1.0, left)))
 
 
-class GradientGuard:
-    """Clips, checks and applies gradients; counts what it refused."""
+OF_FLAGS = ("rate_scale", "weight_decay")  # of a parameter group
 
-    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float, workers: Workers):
+
+class Optimizers:
+    """Several optimizers, each with its own parameters, as one."""
+
+    def __init__(self, **optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for each in self.optimizers.values() for group in each.param_groups]
+
+    def step(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore each part, at the rates and decays of today's flags.
+
+        Raises:
+            ValueError: the state is that of other optimizers.
+        """
+        if state.keys() != self.optimizers.keys():
+            raise ValueError(
+                f"saved with {' and '.join(state)}, and this machine trains with "
+                f"{' and '.join(self.optimizers)}: --resume where it began, or use --init-from"
+            )
+        for name, optimizer in self.optimizers.items():
+            flags = [{k: group[k] for k in OF_FLAGS if k in group}
+                     for group in optimizer.param_groups]  # fmt: skip
+            optimizer.load_state_dict(state[name])
+            for group, today in zip(optimizer.param_groups, flags, strict=True):
+                group.update(today)
+
+
+class GradientGuard:
+    """Clips, checks and applies gradients; counts what it refused.
+
+    A parameter group may hold `rate_scale`: its rate over that of the schedule.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer | Optimizers, max_norm: float, workers: Workers
+    ):
         self.optimizer, self.max_norm, self.workers = optimizer, max_norm, workers
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.num_skipped = self.num_in_a_row = 0
@@ -79,7 +127,7 @@ def failures_explained(trainer, folder: Path | None):
 
     Args:
         trainer: has `step`, `args`, and the arrays of its last `batch`.
-        folder: the run's; None in a worker that does not write.
+        folder: the writer's run; None in the other workers.
     """
     try:
         yield
@@ -89,17 +137,22 @@ def failures_explained(trainer, folder: Path | None):
         write_npz(folder / BAD_BATCH_NAME, trainer.batch, {"step": trainer.step})
         raise DivergedError(
             f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
-            f"saved before is kept: try {_again(folder)}--lr {trainer.args.lr / 2:g}"
+            f"saved before is kept: try {_again(folder)}{_halved(trainer.args, 'lr')}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if folder is None or not is_out_of_memory(error):
             raise
-        sizes = {k: v for k, v in vars(trainer.args).items() if k.endswith("batch_size")}
-        flags = (f"--{k.replace('_', '-')} {max(1, v // 2)}" for k, v in sizes.items())
         raise MemoryError(
             f"out of memory in step {trainer.step}; what was saved before is kept: "
-            f"try {_again(folder)}{' '.join(flags)}"
+            f"try {_again(folder)}{_halved(trainer.args, 'batch_size')}"
         ) from error
+
+
+def _halved(args, ending: str) -> str:
+    """Return the flags whose names end so, at half of what they are."""
+    flags = {k: v for k, v in vars(args).items() if k.endswith(ending) and v}
+    halves = {k: max(1, v // 2) if isinstance(v, int) else v / 2 for k, v in flags.items()}
+    return " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in halves.items())
 
 
 def _again(folder: Path) -> str:

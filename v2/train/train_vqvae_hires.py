@@ -29,7 +29,12 @@ from v2.data.atari_dataset import (
     load_game_data,
 )
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.data.importance import deviation_rarity, median_frame, pixel_weights
+from v2.data.importance import (
+    deviation_rarity,
+    median_frame,
+    pixel_weights,
+    rare_motion_chances,
+)
 from v2.device import autocast
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.truth import has_truth, read_frames, read_ram
@@ -89,6 +94,8 @@ def build_parser():
                         help="extra weight of pixels unlike the median frame")  # fmt: skip
     recipe.add_argument("--motion", type=command_line.non_negative_float, default=40.0,
                         help="extra weight of pixels unlike the frame before")  # fmt: skip
+    recipe.add_argument("--rare-motion", type=command_line.probability, default=0.7,
+                        help="share of the frames drawn for motion where it is rare")  # fmt: skip
     recipe.add_argument("--worst-pixel", type=command_line.non_negative_float, default=0.01)
     return parser
 
@@ -155,6 +162,11 @@ class Trainer:
         self.held_out_rows = held_out_rows[spread.astype(int)]
         is_first = np.diff(data.episode_ids, prepend=-1) != 0
         self.before = np.arange(len(is_first)) - ~is_first  # the row before, in the same episode
+        self.chances = None
+        if args.rare_motion:
+            self.chances = rare_motion_chances(
+                data.frames, train_rows, self.before[train_rows], args.rare_motion
+            )
         self.best = -float("inf")
 
     def pixels(self, rows: np.ndarray) -> torch.Tensor:
@@ -172,7 +184,7 @@ class Trainer:
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""
         args, step = self.args, self.step
-        rows = step_rng(args.seed, step).choice(self.train_rows, args.batch_size)
+        rows = step_rng(args.seed, step).choice(self.train_rows, args.batch_size, p=self.chances)
         rows = self.workers.part(np.sort(rows))
         self.batch = {"frames": self.data.frames[rows]}
         pixels = self.pixels(rows)
@@ -242,8 +254,10 @@ class Trainer:
         frames = self.data.frames[self.held_out_rows]
         decoded, tokens = [], []
         for rows in np.array_split(self.held_out_rows, max(1, len(self.held_out_rows) // 32)):
-            tokens.append(self.model.encode(self.pixels(rows)))
-            decoded.append(float_to_frames(self.model.decode(tokens[-1])).cpu().numpy())
+            with autocast(self.device):
+                tokens.append(self.model.encode(self.pixels(rows)))
+                pixels = self.model.decode(tokens[-1])
+            decoded.append(float_to_frames(pixels).cpu().numpy())
         decoded = np.concatenate(decoded)
         held_out = {"held_out_psnr": float(np.mean(psnr(decoded, frames)))}
         held_out |= {f"held_out_{k}": v for k, v in self.code_use(torch.cat(tokens)).items()}
@@ -292,7 +306,8 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["ema"]
+        average = state["ema"]
+        self.average = average and {k: v.to(self.device) for k, v in average.items()}
         self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         self.generator.set_state(state["rng"]["generator"])

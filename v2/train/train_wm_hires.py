@@ -24,7 +24,7 @@ from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
 from v2.data.importance import ImportanceConfig
 from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, staleness, tokenize
-from v2.device import compiled
+from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_writable
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
@@ -33,6 +33,7 @@ from v2.train.distributed import Workers, join
 from v2.train.loop import run_trainer
 from v2.train.steps import (
     GradientGuard,
+    Optimizers,
     average_weights,
     learning_rate,
     step_rng,
@@ -40,6 +41,8 @@ from v2.train.steps import (
 from v2.train.wm_evaluation import Evaluation
 from v2.train.wm_loss import LossConfig, WorldModelLoss, read_windows
 
+ADAM_BETAS = (0.9, 0.95)
+MATRICES = ("qkv.weight", "attended.weight", "expand.weight", "contract.weight")
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 
 
@@ -59,7 +62,7 @@ def build_parser():
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=100)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=576,
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=2016,
                         help="random windows an epoch; 0: as many as there are")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
@@ -73,13 +76,15 @@ def build_parser():
     length.add_argument("--compile", action="store_true",
                         help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.batch_size, default=16)
-    recipe.add_argument("--positions", type=command_line.non_negative_int, default=144,
-                        help="how many positions a one-step batch predicts; 0: all")  # fmt: skip
+    recipe.add_argument("--batch-size", type=command_line.batch_size, default=48)
+    recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
+                        help="at how many positions of a frame it learns; 0: all")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
+    recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
+                        help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip
     recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
     recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
-    recipe.add_argument("--decay", type=command_line.probability, default=0.4,
+    recipe.add_argument("--decay", type=command_line.probability, default=0.5,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
     recipe.add_argument("--ema", type=command_line.probability, default=0.998,
                         help="decay of the averaged weights; 0: off")  # fmt: skip
@@ -88,7 +93,7 @@ def build_parser():
                           default=5)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=4,
+    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=16,
                           help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
     rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.6,
                           help="share of the steps before the first rollout")  # fmt: skip
@@ -129,11 +134,7 @@ def main(argv=None) -> int:
     print(f"VQ-VAE: {vqvae_path}")
     data = args.data or directory / f"{DATA_NAME}.npz"
     tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
-    if not workers.is_writer:  # the writer makes them where they are missing
-        workers.wait()
-    tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume)
-    if workers.is_writer:
-        workers.wait()
+    tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers)
     model = TemporalWorldModel(_model_config(vqvae, tokens)).to(device)
     trainer = Trainer(args, model, vqvae, tokens, data, device, workers)
     if args.init_from:
@@ -148,8 +149,12 @@ def main(argv=None) -> int:
     return run_trainer(trainer, run)
 
 
-def _load_or_make_tokens(path: Path, vqvae: VQVAE, data: Path, device, resumed) -> TokenData:
+def _load_or_make_tokens(
+    path: Path, vqvae: VQVAE, data: Path, device, resumed, workers: Workers
+) -> TokenData:
     tokens = load_tokens(path, vqvae, data)
+    if tokens is None and workers.count > 1:  # the others would wait in vain
+        raise ValueError(f"{path} is missing or stale: first run python v2/data/tokenize_atari.py")
     if tokens is None:
         stale = staleness(path, vqvae, data) if path.exists() else "it is missing"
         if resumed and path.exists():
@@ -195,9 +200,7 @@ class Trainer:
         }
         per_epoch = args.samples_per_epoch or len(self.starts[1])
         self.num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(model, args.weight_decay), betas=(0.9, 0.95), fused=True
-        )
+        self.optimizer = _optimizer(model, args, device)
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
         self.vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
@@ -209,7 +212,7 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        return f"python v2/play_atari_hires.py --game {self.args.game} --run {run.path.name}"
+        return f"python v2/play_atari_hires.py --game {self.args.game} --checkpoint {run.path}"
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
@@ -224,12 +227,16 @@ class Trainer:
         self.batch = {name: values.numpy() for name, values in vars(windows).items()}
         is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
-        if steps == 1 and 0 < args.positions < self.model.config.num_positions:
-            draws = rng.random((count, self.model.config.num_positions), np.float32)
+        is_forced = torch.from_numpy(is_forced)
+        num_positions = self.model.config.num_positions
+        if 0 < args.positions < num_positions:
+            draws = rng.random((count, steps, num_positions), np.float32)
             draws = torch.from_numpy(self.workers.part(draws))
-            loss, metrics = self.loss.sparse(self.model, windows, args.positions, draws)
+            loss, metrics = self.loss.sparse(
+                self.forward, windows, is_forced, args.positions, draws
+            )
         else:
-            loss, metrics = self.loss(self.forward, windows, torch.from_numpy(is_forced))
+            loss, metrics = self.loss(self.forward, windows, is_forced)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
@@ -279,7 +286,8 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["ema"]
+        average = state["ema"]
+        self.average = average and {k: v.to(self.device) for k, v in average.items()}
         self.step, self.best = state["step"], state["best"]
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
@@ -304,16 +312,23 @@ def _loss_config(args) -> LossConfig:
     )
 
 
-def _parameter_groups(model: TemporalWorldModel, weight_decay: float) -> list[dict]:
-    """Decay the matrices of the blocks; tables and biases learn without."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "blocks" in n]
-    matrices = [p for p in matrices if p.shape[0] != model.config.num_actions]
+def _optimizer(model: TemporalWorldModel, args, device: torch.device) -> Optimizers:
+    """Return Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for tables and biases.
+
+    Muon works in bfloat16: where that is emulated, AdamW takes all.
+    """
+    matrices = [p for n, p in model.named_parameters() if n.endswith(MATRICES)]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    tables = {"params": others, "weight_decay": 0.0}
+    if args.muon_lr and has_fast_bfloat16(device):
+        group = {"params": matrices, "rate_scale": args.muon_lr / args.lr}
+        return Optimizers(
+            muon=torch.optim.Muon([group], weight_decay=args.weight_decay),
+            adamw=torch.optim.AdamW([tables], betas=ADAM_BETAS, fused=True),
+        )
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, tables]
+    return Optimizers(adamw=torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True))
 
 
 if __name__ == "__main__":

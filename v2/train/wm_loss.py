@@ -30,7 +30,7 @@ from v2.rollout import unroll
 @dataclass(frozen=True)
 class LossConfig:
     discount: float = 1.0
-    outcome_weight: float = 0.1  # of reward and termination, beside the tokens
+    outcome_weight: float = 0.3  # of reward and termination, beside the tokens
     importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
 
 
@@ -86,41 +86,55 @@ class WorldModelLoss:
         Args:
             is_forced: bool (B, K): the model reads the true frame after this step.
         """
-        history = model.config.history
-        steps = windows.tokens.shape[1] - history
-        truth = windows.tokens[:, history:]
-        is_forced = is_forced.to(self.device)
-        factors = self.config.discount ** torch.arange(steps, dtype=torch.float32)
-        factors = (factors / factors.sum()).tolist()
-        total, metrics = torch.zeros((), device=self.device), {}
-        rollout = unroll(model, windows.tokens[:, :history], windows.actions, truth, is_forced)
-        for k in range(steps):
+        T = model.config.history
+        truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
+        total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
+        rollout = unroll(model, windows.tokens[:, :T], windows.actions, truth, is_forced)
+        for k, factor in enumerate(factors):
             with autocast(self.device):
-                tokens, prediction = next(rollout)
-            loss, metrics = self.step_loss(prediction, windows, k, history)
-            (factors[k] * loss).backward()
-            total = total + factors[k] * loss.detach()
+                tokens, prediction, _ = next(rollout)
+            loss, metrics = self.step_loss(prediction, windows, k, T)
+            (factor * loss).backward()
+            total = total + factor * loss.detach()
         rollout.close()
         accuracy = (tokens == truth[:, -1]).float().mean()
         return total, {"loss": total, "accuracy": accuracy} | metrics
 
     def sparse(
-        self, model: TemporalWorldModel, windows: Windows, count: int, draws: torch.Tensor
-    ) -> tuple[torch.Tensor, dict]:
-        """Like a call with K = 1, from `count` positions drawn by uniform draws (B, N).
+        self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor, count: int,
+        draws: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
+        """Like a call, but learn at `count` positions of each step only.
 
-        The expectation over the draws is the loss of all positions.
+        What is fed back are whole frames, predicted without gradients. Over the draws the
+        expectation is the loss of all positions, but for attention, which sees fewer keys, each
+        weighted by what it stands for, and for the 3x3 convolutions, which see zeros where a
+        position is left out.
+
+        Args:
+            draws: uniform in [0, 1), (B, K, N); they decide the positions.
         """
         T = model.config.history
-        history, target = windows.tokens[:, :T], windows.tokens[:, T]
-        subset = Subset(*draw_positions(history, count, self.grid, draws.to(self.device)))
-        with autocast(self.device):
-            prediction = model(history, windows.actions[:, :T], subset)
-        loss, metrics = self.step_loss(prediction, windows, 0, T, subset)
-        loss.backward()
-        is_right = prediction.logits.argmax(-1) == target.gather(1, subset.positions)
-        accuracy = (is_right / subset.chances).sum() / target.numel()
-        return loss.detach(), {"loss": loss.detach(), "accuracy": accuracy} | metrics
+        truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
+        total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
+        histories, draws = [windows.tokens[:, :T]], draws.to(self.device)
+        with torch.no_grad(), autocast(self.device):
+            rollout = unroll(model, histories[0], windows.actions[:, :-1], truth, is_forced)
+            histories += [history for *_, history in rollout]
+        for k, factor in enumerate(factors):
+            subset = Subset(*draw_positions(histories[k], count, self.grid, draws[:, k]))
+            with autocast(self.device):
+                prediction = model(histories[k], windows.actions[:, k : k + T], subset)
+            loss, metrics = self.step_loss(prediction, windows, k, T, subset)
+            (factor * loss).backward()
+            total = total + factor * loss.detach()
+        is_right = prediction.logits.argmax(-1) == truth[:, -1].gather(1, subset.positions)
+        accuracy = (is_right / subset.chances).sum() / truth[:, -1].numel()
+        return total, {"loss": total, "accuracy": accuracy} | metrics
+
+    def _factors(self, steps: int) -> list[float]:
+        factors = self.config.discount ** torch.arange(steps, dtype=torch.float32)
+        return (factors / factors.sum()).tolist()
 
     def step_loss(
         self, prediction: Prediction, windows: Windows, k: int, history: int,
