@@ -106,7 +106,7 @@ class ImportanceConfig:
     event_scale: float = 4.0
     persistence_scale: float = 4.0
     cap: float = 20.0  # times the sample's median weight
-    ghost_scale: float = 5.0  # see `ghost_weights`
+    ghost_scale: float = 8.0  # see `ghost_weights`
 
     def __post_init__(self):
         for name, value in self.__dict__.items():

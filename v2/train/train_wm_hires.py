@@ -62,7 +62,7 @@ def build_parser():
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=100)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=2016,
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=1280,
                         help="random windows an epoch; 0: as many as there are")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
@@ -76,7 +76,7 @@ def build_parser():
     length.add_argument("--compile", action="store_true",
                         help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.batch_size, default=48)
+    recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
     recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
                         help="at how many positions of a frame it learns; 0: all")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
@@ -93,7 +93,7 @@ def build_parser():
                           default=5)  # fmt: skip
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=16,
+    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=12,
                           help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
     rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.6,
                           help="share of the steps before the first rollout")  # fmt: skip
