@@ -7,7 +7,7 @@ from v2.run_dir import RunDir, find_weights, finished_runs
 
 
 def _finished(root, kind="world_model", is_smoke=False):
-    run = RunDir.create(root, kind, {"is_smoke": is_smoke})
+    run = RunDir.create(root, kind, {"is_smoke": is_smoke, "args": {}})
     (run.path / "best.pt").write_bytes(b"x")
     run.set_status(is_finished=True)
     run.release()
@@ -20,7 +20,7 @@ def test_latest_is_the_newest_finished_run_that_is_no_smoke_run(tmp_path):
     newest = _finished(root)
     _finished(root, kind="vqvae")
     _finished(root, is_smoke=True)
-    RunDir.create(root, "world_model", {}).release()
+    RunDir.create(root, "world_model", {"args": {}}).release()
     assert finished_runs(root, "world_model")[-1] == newest.path
     assert find_weights("latest", "world_model", "breakout", tmp_path) == newest.path / "best.pt"
 

@@ -61,7 +61,7 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
     tokens_path = data_path.with_name("tokens.npz")
     assert tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae_run), "--out",
                                 str(tokens_path)]) == 0  # fmt: skip
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae_run, "--steps", "250", "--eval-steps", "250",
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae_run, "--steps", "400", "--eval-steps", "400",
                       "--rollout-steps", "2", "--lr", "1e-2")  # fmt: skip
     assert train_wm_hires.main(flags) == 0
     run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
