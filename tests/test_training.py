@@ -23,7 +23,7 @@ from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.train import train_vqvae_hires, train_wm_hires
-from v2.train.steps import Optimizers
+from v2.train.steps import GradientGuard, Optimizers
 from v2.train.wm_loss import read_windows
 
 
@@ -116,7 +116,9 @@ def _metrics(run: Path) -> list[dict]:
 
 @pytest.mark.parametrize("kind", ["vqvae", "world_model"])
 def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
-    """N steps equal k steps, SIGTERM, resume and the rest, with rollouts on and in mid-epoch."""
+    """N steps equal k steps, SIGTERM, resume and the rest, with rollouts on and in mid-epoch.
+
+    Step 5 is refused for its loss: that is remembered too."""
     if kind == "vqvae":
         module, flags = train_vqvae_hires, ["--data", str(data_path)]
     else:
@@ -124,24 +126,31 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
         module, flags = train_wm_hires, _wm_flags(tmp_path, data_path, vqvae)[:-2]
         flags += ["--rollout-start", "0.2", "--rollout-steps", "3"]
     flags += ["--steps", "44", "--eval-steps", "11"]
-    assert module.main([*flags, "--out", str(tmp_path / "through")]) == 0
+    original, apply = module.Trainer.train_step, GradientGuard.apply
+    at, stops = [], set()
 
-    original = module.Trainer.train_step
-
-    def stopping(trainer):
-        if trainer.step == 17:
+    def noting(trainer):
+        at.append(trainer.step)
+        if trainer.step in stops:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(trainer)
 
-    monkeypatch.setattr(module.Trainer, "train_step", stopping)
+    def refusing(guard, loss, rate):
+        return apply(guard, loss * float("inf") if at[-1] == 5 else loss, rate)
+
+    monkeypatch.setattr(module.Trainer, "train_step", noting)
+    monkeypatch.setattr(GradientGuard, "apply", refusing)
+    assert module.main([*flags, "--out", str(tmp_path / "through")]) == 0
+    stops.add(17)
     assert module.main([*flags, "--out", str(tmp_path / "stopped")]) == 143
-    monkeypatch.setattr(module.Trainer, "train_step", original)
+    stops.clear()
     runs = [next((tmp_path / name / "runs").iterdir()) for name in ("through", "stopped")]
     assert module.main(["--resume", str(runs[1])]) == 0
     states = [checkpoint.load_checkpoint(run / "last.pt", kind) for run in runs]
     for key in EXACT:
         assert _states_equal(states[0].get(key), states[1].get(key)), key
     assert _metrics(runs[0]) == _metrics(runs[1])
+    assert [line["skipped"] for line in _metrics(runs[1]) if "skipped" in line][-1] == 1
 
 
 def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp_path):

@@ -288,6 +288,7 @@ class Trainer:
             "rng": {"generator": self.generator.get_state(), "torch": torch.get_rng_state()},
             "metrics": metrics or {},
             "best": self.best,
+            "skipped": self.guard.num_skipped,
             "train_args": plain_args(self.args),
             "num_steps": self.num_steps,
             "warmup": self.warmup,
@@ -309,6 +310,7 @@ class Trainer:
         average = state["ema"]
         self.average = average and {k: v.to(self.device) for k, v in average.items()}
         self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]
+        self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])

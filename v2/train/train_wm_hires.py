@@ -275,6 +275,7 @@ class Trainer:
             emulator=self.tokens.meta["emulator"],
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=array_sha256(self.tokens.tokens),
+            skipped=self.guard.num_skipped,
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -289,6 +290,7 @@ class Trainer:
         average = state["ema"]
         self.average = average and {k: v.to(self.device) for k, v in average.items()}
         self.step, self.best = state["step"], state["best"]
+        self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
 
