@@ -15,10 +15,10 @@ $(READY): requirements.txt
 
 play: $(READY)
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
-	  $(PYTHON) v2/play_atari_hires.py --latest; \
+	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest; \
 	else \
 	  echo "no display here: playing 300 steps without one and recording a video"; \
-	  $(PYTHON) v2/play_atari_hires.py --latest --headless --steps 300 --record recordings/play.mp4; \
+	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest --headless --steps 300 --record recordings/play.mp4; \
 	fi
 
 test: $(READY)
@@ -36,7 +36,7 @@ train: $(READY)
 	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) $(if $(FRAMES),--frames $(FRAMES))
 
 eval: $(READY)
-	$(PYTHON) v2/eval/gold_eval.py --latest
+	$(PYTHON) v2/eval/gold_eval.py --game $(GAME) --latest
 
 ship: $(READY)
 	$(PYTHON) v2/train/ship.py --game $(GAME)

@@ -151,6 +151,27 @@ def test_a_subset_of_all_positions_predicts_as_without(world_model):
     assert torch.allclose(subset.reward_logits, dense.reward_logits, atol=1e-4)
 
 
+def test_drawn_positions_stand_for_those_left_out(world_model):
+    """Where all positions but one are the same, 96 of them give what all 336 give."""
+    for place in (world_model.position, world_model.spatial_bias):
+        torch.nn.init.zeros_(place)
+    for block in world_model.blocks:
+        block.local = None
+    history = torch.full((1, 4, 336), 3)
+    history[:, :, 7] = 5
+    actions = torch.ones(1, 4, dtype=torch.long)
+    drawn = torch.tensor([[7, *range(100, 195)]])
+    chances = torch.full((1, 96), 95 / 335)
+    chances[0, 0] = 1
+    with torch.no_grad():
+        dense = world_model(history, actions)
+        few = world_model(history, actions, Subset(drawn, chances))
+    assert torch.allclose(few.logits[0], dense.logits[0, drawn[0]], atol=1e-4)
+    assert not torch.allclose(few.logits[0, 0], few.logits[0, 1], atol=1e-2)
+    assert torch.allclose(few.reward_logits, dense.reward_logits, atol=1e-4)
+    assert torch.allclose(few.terminated_logits, dense.terminated_logits, atol=1e-4)
+
+
 def test_positions_are_drawn_with_the_stated_chances():
     history = torch.zeros(1, 4, 336, dtype=torch.long)
     history[0, 2:, [40, 200]] = 1

@@ -163,7 +163,7 @@ def check_weights() -> list[Finding]:
         try:
             text += f"; play takes {find_weights('latest', 'world_model', 'breakout')}"
         except FileNotFoundError:
-            fix = "git checkout -- checkpoints/v2, or make train: about four hours"
+            fix = "git checkout -- checkpoints/v2, or make train: about three hours"
             return [Finding("weights", text, fix, "play, eval")]
         return [Finding("weights", text, "make ship")]
     try:

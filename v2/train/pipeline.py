@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
 from v2.data.tokens import TOKENS_NAME
+from v2.eval.gold import GOLD_SHA256
 from v2.run_dir import CHECKPOINTS, is_finished, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +80,11 @@ def main(argv=None) -> int:
         "world_model", "train/train_wm_hires.py",
         "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
     )  # fmt: skip
-    pipeline.run("eval/gold_eval.py", "--checkpoint", world_model / "best.pt", *preset.evaluation)
+    if args.game in GOLD_SHA256:
+        best = world_model / "best.pt"
+        pipeline.run("eval/gold_eval.py", "--checkpoint", best, *preset.evaluation)
+    else:
+        print(f"no gold set for {args.game}: gold_eval.py --data FILE judges a recording")
     for script, seconds in pipeline.seconds.items():
         print(f"{script:32s} {seconds / 60:6.1f} minutes")
     print(f"next: python v2/play_atari_hires.py --game {args.game} --checkpoint {world_model}")

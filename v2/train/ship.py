@@ -1,4 +1,4 @@
-"""Replace the shipped weights by those of a finished world-model run, in the compact dtype.
+"""Replace the shipped weights by those of a world-model run, in the compact dtype.
 
     python v2/train/ship.py --game breakout --run latest
 """

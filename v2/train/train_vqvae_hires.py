@@ -120,6 +120,9 @@ def main(argv=None) -> int:
     if args.init_from:
         began, info = checkpoint.load_vqvae(args.init_from)
         model.load_state_dict(began.state_dict())
+        if not args.decoder_only:  # float16 holds no count above 65,504: sums must fit to it
+            codes = model.quantizer
+            codes.sums.copy_(codes.codebook * codes.counts.unsqueeze(1))
         earlier = checkpoint.lineage(info)
     trainer = Trainer(args, model, data, train_rows, held_out_rows, num_steps, device, workers)
     trainer.earlier = earlier

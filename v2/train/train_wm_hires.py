@@ -78,7 +78,7 @@ def build_parser():
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
     recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
-                        help="at how many positions of a frame it learns; 0: all")  # fmt: skip
+                        help="at how many of a frame it learns, at least 4; 0: all")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
     recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
                         help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip
@@ -122,6 +122,8 @@ def main(argv=None) -> int:
     workers.check_batch("--batch-size", args.batch_size)
     workers.check_batch("--rollout-batch-size", args.rollout_batch_size)
     torch.manual_seed(args.seed)
+    if 0 < args.positions < 4:
+        raise ValueError(f"--positions must be 0 or at least 4, got {args.positions}")
     if args.resume and args.init_from:
         raise ValueError("--resume and --init-from exclude each other")
     directory = game_directory(CHECKPOINTS, args.game)
@@ -204,7 +206,8 @@ class Trainer:
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
         self.vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
-        self.evaluation = Evaluation(vqvae, tokens, data, device)
+        if workers.is_writer:
+            self.evaluation = Evaluation(vqvae, tokens, data, device)
 
     @property
     def minutes(self) -> float:
