@@ -57,7 +57,8 @@ def build_parser():
                        help="save what is played, in the collector's format")  # fmt: skip
     group.add_argument("--clips", type=command_line.path, metavar="DIR", default=Path("recordings"),
                        help="where the V key saves the last 10 seconds")  # fmt: skip
-    group.add_argument("--replay", type=command_line.path, metavar="DATA.npz", help="browse recorded episodes")
+    group.add_argument("--replay", type=command_line.path, metavar="DATA.npz",
+                       help="browse recorded episodes")  # fmt: skip
     group.add_argument("--episode", type=command_line.non_negative_int, metavar="K",
                        help="id of the episode to begin with; None: the first")  # fmt: skip
     return parser

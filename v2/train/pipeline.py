@@ -65,9 +65,9 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     preset = PRESETS[args.preset]
     directory = game_directory(CHECKPOINTS, args.game)
-    if args.preset == "smoke":
-        directory = directory / "runs" / "smoke"  # apart from the data and runs that count
     is_smoke = args.preset == "smoke"
+    if is_smoke:
+        directory = directory / "runs" / "smoke"  # apart from the data and runs that count
     pipeline = Pipeline((args.out or directory).resolve(), args.game, is_smoke)
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
