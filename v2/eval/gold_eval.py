@@ -92,6 +92,8 @@ def build_parser():
     parser.add_argument("--report", type=command_line.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=command_line.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--temperature", type=command_line.non_negative_float, default=0.0,
+                        help="of sampled tokens; 0: the likeliest")  # fmt: skip
     gold = TIERS["gold"]
     parser.add_argument("--long-dreams", type=command_line.non_negative_int,
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
@@ -112,13 +114,15 @@ def main(argv=None) -> int:
         check_writable(args.report)
     game = game_id(args.game)
     chosen = load_gold(game) if args.data is None else _set_of_data(args.data, game)
-    engine = DreamEngine.load(args.checkpoint or args.run or "latest", game=game,
-                              device=args.device)  # fmt: skip
+    name = args.checkpoint or args.run or "latest"
+    engine = DreamEngine.load(name, game, args.device, args.temperature)
     _check_fits(engine, chosen.data)
     tier = _tier(args)
     print(f"judging {engine.source} on {engine.device}, {chosen.source}")
     document, pictures = evaluate(engine, chosen, tier, args.tier)
     document["flags"] = _flags(args)
+    if args.temperature:
+        document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
     results.print_table(document)
     if args.json:
         write_text(args.json, json.dumps(document))
@@ -151,6 +155,7 @@ def _changes(args) -> dict[str, int]:
 def _flags(args) -> str:
     """Return the flags that decide the numbers, for who repeats them."""
     flags = {"tier": args.tier} if args.tier != "gold" else {}
+    flags |= {"temperature": args.temperature} if args.temperature else {}
     flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
     return "".join(f" --{name} {value}" for name, value in flags.items())
 
