@@ -33,11 +33,15 @@ command_line.run(play_atari_hires.main)
 @pytest.fixture
 def display(tmp_path):
     """Start a virtual screen whose pixels stand in a file; yield its name and that file."""
-    number = next(n for n in range(91, 191) if not Path(f"/tmp/.X11-unix/X{n}").exists())
-    command = ["Xvfb", f":{number}", "-screen", "0", "1024x768x24", "-fbdir", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
-        wait_for(Path(f"/tmp/.X11-unix/X{number}").exists)
-        yield f":{number}", tmp_path / "Xvfb_screen0"
+    screen = tmp_path / "Xvfb_screen0"
+    reads, writes = os.pipe()  # the server takes a free number itself and tells it when ready
+    command = ["Xvfb", "-displayfd", str(writes), "-screen", "0", "1024x768x24", "-noreset"]
+    with subprocess.Popen([*command, "-fbdir", str(tmp_path)], pass_fds=[writes],
+                          stderr=subprocess.DEVNULL) as server, open(reads) as told:  # fmt: skip
+        os.close(writes)
+        number = told.readline().strip()
+        wait_for(screen.exists)
+        yield f":{number}", screen
         server.terminate()
 
 
