@@ -88,6 +88,35 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
     assert found[is_gain].mean() > 0.5 and found[~is_gain].mean() < 0.01, engine.last_reward
 
 
+def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_path, tmp_path):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    batches = []
+    original = train_wm_hires.Trainer.train_step
+
+    def noting(trainer):
+        result = original(trainer)
+        batches.append(trainer.batch)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_wm_hires.Trainer, "train_step", noting)
+        for noise in ("0", "1"):
+            flags = ["--steps", "1", "--history-noise", noise, "--noise-kind", "uniform"]
+            assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
+    plain, noisy = batches
+    assert "history" not in plain and (plain["tokens"] == noisy["tokens"]).all()
+    assert (noisy["history"] != noisy["tokens"][:, :4]).any()
+
+
+def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_path):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "1")
+    assert train_wm_hires.main(flags) == 0
+    best = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
+    with pytest.raises(ValueError, match="reads 3 past actions: --past-actions must agree"):
+        train_wm_hires.main([*flags, "--init-from", str(best), "--past-actions", "0"])
+
+
 def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
     first = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
     second = _train_vqvae(tmp_path / "v", data_path, "--steps", "4", "--seed", "1")

@@ -45,6 +45,24 @@ def test_parameters_are_within_the_design():
     assert 8.2e6 <= sum(p.numel() for p in model.parameters()) <= 8.5e6
 
 
+def test_past_actions_are_read_only_where_asked():
+    history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4, dtype=torch.long)
+    for read in (0, 1, 3):
+        model = TemporalWorldModel(
+            WorldModelConfig(4, dim=16, heads=2, layers=1, ffn_dim=16, past_actions=read)
+        )
+        torch.nn.init.normal_(model.to_logits.weight)
+        seen = []
+        for past in range(3):
+            other = actions.clone()
+            other[0, past] = 2
+            logits = model(history, actions).logits
+            seen.append(not torch.equal(model(history, other).logits, logits))
+        assert seen == [past >= 3 - read for past in range(3)]
+    with pytest.raises(ValueError, match="past_actions must be below history"):
+        WorldModelConfig(num_actions=4, past_actions=4)
+
+
 def test_an_untrained_model_copies_the_last_frame():
     model = TemporalWorldModel(WorldModelConfig(num_actions=4))
     history = torch.randint(32, (1, 4, 336))

@@ -149,7 +149,8 @@ def restore(model: torch.nn.Module, state: dict, path: Path) -> None:
     Raises:
         ValueError: another architecture, by the fields that differ, or damaged weights.
     """
-    config, stored = dataclasses.asdict(model.config), state["config"]
+    config = dataclasses.asdict(model.config)
+    stored = {f.name: f.default for f in dataclasses.fields(model.config)} | state["config"]
     differing = [
         f"{key} {stored.get(key)}, now {config.get(key)}"
         for key in sorted(config.keys() | stored.keys())

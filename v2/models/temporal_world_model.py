@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+COPY_BIAS = 4.0
+
 
 @dataclass(frozen=True)
 class WorldModelConfig:
@@ -28,14 +30,19 @@ class WorldModelConfig:
     layers: int = 10
     ffn_dim: int = 1024
     local_layers: int = 4  # first layers with a 3x3 depthwise convolution: a short path for motion
-    copy_bias: float = 4.0  # initial logit of the last frame's token
+    copy_bias: float = COPY_BIAS  # initial logit of the last frame's token
+    past_actions: int = 3  # how many are read of those between the frames of the history
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("local_layers", "copy_bias") else 1
+            least = 0 if field.name in ("local_layers", "copy_bias", "past_actions") else 1
             if value < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
+        if self.past_actions >= self.history:
+            raise ValueError(
+                f"past_actions must be below history, got {self.past_actions} and {self.history}"
+            )
         if self.dim % self.heads:
             raise ValueError(f"dim must divide by heads, got {self.dim} and {self.heads}")
 
@@ -67,8 +74,9 @@ class TemporalWorldModel(nn.Module):
         self.spatial_bias = nn.Parameter(
             torch.zeros(config.num_actions, config.num_positions, config.dim)
         )
-        past = (slots - 1) * (config.num_actions + unknown)
-        self.past_action_tables = nn.Embedding(past, config.dim)
+        if config.past_actions:
+            past = config.past_actions * (config.num_actions + unknown)
+            self.past_action_tables = nn.Embedding(past, config.dim)
         self.blocks = nn.ModuleList(
             Block(config, has_local_path=layer < config.local_layers)
             for layer in range(config.layers)
@@ -103,8 +111,9 @@ class TemporalWorldModel(nn.Module):
             key_bias = stand_for.squeeze(2)[:, None, None]  # (B, 1, 1, M)
         slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
         x = self.token_tables(history + slots).sum(1) + place
-        past = torch.arange(T - 1, device=history.device) * (self.config.num_actions + 1)
-        x = x + self.past_action_tables(actions[:, :-1] + past).sum(1, keepdim=True)
+        if read := self.config.past_actions:
+            past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
+            x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
         for block in self.blocks:
             x = block(x, actions_now, subset and subset.positions, key_bias)
         x = F.layer_norm(x, x.shape[-1:])

@@ -26,10 +26,11 @@ from v2.data.importance import ImportanceConfig
 from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, staleness, tokenize
 from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_writable
-from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import CHECKPOINTS, RunDir, find_weights, parse_resumable, plain_args
 from v2.train.distributed import Workers, join
+from v2.train.history_noise import KINDS, NUM_DRAWS, add_noise
 from v2.train.loop import run_trainer
 from v2.train.steps import (
     GradientGuard,
@@ -88,6 +89,15 @@ def build_parser():
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
     recipe.add_argument("--ema", type=command_line.probability, default=0.998,
                         help="decay of the averaged weights; 0: off")  # fmt: skip
+    recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
+                        help="share of the windows whose history has a mistake")  # fmt: skip
+    recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
+                        help="an object dropped, doubled or shifted; or random tokens")  # fmt: skip
+    recipe.add_argument("--copy-bias", type=command_line.non_negative_float,
+                        default=COPY_BIAS,
+                        help="first logit of the last frame's token")  # fmt: skip
+    recipe.add_argument("--past-actions", type=command_line.non_negative_int, default=3,
+                        help="how many it reads before the one taken now, at most 3")  # fmt: skip
     rollouts = parser.add_argument_group("rollouts")
     rollouts.add_argument("--rollout-steps", type=command_line.positive_int, metavar="K",
                           default=5)  # fmt: skip
@@ -137,7 +147,7 @@ def main(argv=None) -> int:
     data = args.data or directory / f"{DATA_NAME}.npz"
     tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
     tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers)
-    model = TemporalWorldModel(_model_config(vqvae, tokens)).to(device)
+    model = TemporalWorldModel(_model_config(args, vqvae, tokens)).to(device)
     trainer = Trainer(args, model, vqvae, tokens, data, device, workers)
     if args.init_from:
         trainer.start_from(args.init_from)
@@ -170,13 +180,15 @@ def _load_or_make_tokens(
     return tokens
 
 
-def _model_config(vqvae: VQVAE, tokens: TokenData) -> WorldModelConfig:
+def _model_config(args, vqvae: VQVAE, tokens: TokenData) -> WorldModelConfig:
     height, width = vqvae.config.grid
     return WorldModelConfig(
         num_actions=tokens.num_actions,
         num_codes=vqvae.config.num_codes,
         grid_height=height,
         grid_width=width,
+        copy_bias=args.copy_bias,
+        past_actions=args.past_actions,
     )
 
 
@@ -227,7 +239,12 @@ class Trainer:
         starts = rng.choice(self.starts[steps], count)
         starts = self.workers.part(starts)
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
-        self.batch = {name: values.numpy() for name, values in vars(windows).items()}
+        if args.history_noise:
+            draws = self.workers.part(rng.random((count, NUM_DRAWS)))
+            tokens, grid = windows.tokens.numpy(), self.loss.grid
+            noisy = add_noise(tokens, grid, args.noise_kind, args.history_noise, draws)
+            windows.history = torch.from_numpy(noisy)
+        self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
         is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
         is_forced = torch.from_numpy(is_forced)
@@ -301,6 +318,10 @@ class Trainer:
         """Take the weights of another world model and nothing else."""
         model, info = checkpoint.load_world_model(path, self.vqvae_sha256)
         self.earlier = checkpoint.lineage(info)
+        if model.config.past_actions != self.model.config.past_actions:
+            raise ValueError(
+                f"{path} reads {model.config.past_actions} past actions: --past-actions must agree"
+            )
         self.model.load_state_dict(model.state_dict())
         if self.average:
             self.average = {k: v.clone() for k, v in self.model.state_dict().items()}

@@ -42,9 +42,15 @@ class Windows:
     actions: torch.Tensor  # int64 (B, 3 + K), each taken at the frame of its index
     reward_signs: torch.Tensor  # int64 (B, K) in 0, 1, 2: negative, zero, positive
     terminated: torch.Tensor  # float32 (B, K)
+    history: torch.Tensor | None = None  # int64 (B, 4, N): what the model reads; None: the truth
 
     def to(self, device: torch.device) -> "Windows":
-        return Windows(*(t.to(device, non_blocking=True) for t in self.__dict__.values()))
+        moved = {k: t.to(device, non_blocking=True) for k, t in vars(self).items() if t is not None}
+        return Windows(**moved)
+
+    def read_history(self, length: int) -> torch.Tensor:
+        """Return the frames (B, 4, N) that the model begins with."""
+        return self.tokens[:, :length] if self.history is None else self.history
 
 
 def read_windows(data: TokenData, starts: np.ndarray, history: int, steps: int) -> Windows:
@@ -89,7 +95,7 @@ class WorldModelLoss:
         T = model.config.history
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
-        rollout = unroll(model, windows.tokens[:, :T], windows.actions, truth, is_forced)
+        rollout = unroll(model, windows.read_history(T), windows.actions, truth, is_forced)
         for k, factor in enumerate(factors):
             with autocast(self.device):
                 tokens, prediction, _ = next(rollout)
@@ -117,7 +123,7 @@ class WorldModelLoss:
         T = model.config.history
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
-        histories, draws = [windows.tokens[:, :T]], draws.to(self.device)
+        histories, draws = [windows.read_history(T)], draws.to(self.device)
         with torch.no_grad(), autocast(self.device):
             rollout = unroll(model, histories[0], windows.actions[:, :-1], truth, is_forced)
             histories += [history for *_, history in rollout]

@@ -1,0 +1,64 @@
+"""Noise on the history: mistakes of the kinds promised, in the history alone."""
+
+import numpy as np
+import pytest
+
+from v2.train.history_noise import MAX_UNIFORM_SHARE, NUM_DRAWS, add_noise
+
+GRID = (21, 16)
+BALL, WALL, FLOOR = 7, 3, 1
+
+
+def _window(steps: int = 5) -> np.ndarray:
+    """A ball of one token that falls by a cell a step beside a wall, (1, 4 + steps, 336)."""
+    window = np.full((1, 4 + steps, *GRID), FLOOR)
+    window[..., 0] = WALL
+    for t in range(4 + steps):
+        window[0, t, 4 + t, 8] = BALL
+    return window.reshape(1, 4 + steps, -1)
+
+
+def _draws(mistake: float, first: float) -> np.ndarray:
+    draws = np.zeros((1, NUM_DRAWS))
+    draws[0, 2:5] = mistake, first, 0.5  # four cells away, to the right
+    return draws
+
+
+@pytest.mark.parametrize(("mistake", "balls"), [(0, []), (1, [(7, 8), (7, 12)]), (2, [(7, 9)])])
+@pytest.mark.parametrize("first", [0, 3])
+def test_an_object_is_dropped_doubled_or_shifted(mistake, balls, first):
+    window = _window()
+    before = window.copy()
+    noisy = add_noise(window, GRID, "plausible", 1.0, _draws(mistake / 3 + 0.01, first / 4))
+    assert (window == before).all()
+    noisy = noisy.reshape(4, *GRID)
+    assert [tuple(cell) for cell in np.argwhere(noisy[3] == BALL)] == balls
+    assert (noisy[:, :, 0] == WALL).all()
+    truth = window[0, :4].reshape(4, *GRID)
+    is_changed = (noisy != truth).any((1, 2))
+    assert is_changed[3] and not is_changed[:first].any()
+
+
+def test_a_frame_where_nothing_stands_out_stays():
+    still = np.full((2, 6, 336), FLOOR)
+    draws = np.full((2, NUM_DRAWS), 0.4)
+    assert (add_noise(still, GRID, "plausible", 1.0, draws) == FLOOR).all()
+
+
+@pytest.mark.parametrize("kind", ["plausible", "uniform"])
+def test_the_rate_is_the_share_of_samples_with_a_mistake(kind):
+    rng = np.random.default_rng(0)
+    window = np.repeat(_window(), 400, axis=0)
+    for rate in (0, 0.25):
+        noisy = add_noise(window, GRID, kind, rate, rng.random((400, NUM_DRAWS)))
+        share = (noisy != window[:, :4]).any((1, 2)).mean()
+        assert abs(share - rate) <= 0.06
+    assert set(np.unique(noisy)) == {BALL, WALL, FLOOR}
+
+
+def test_uniform_noise_is_bounded():
+    rng = np.random.default_rng(0)
+    window = rng.integers(0, 32, (50, 5, 336))
+    noisy = add_noise(window, GRID, "uniform", 1.0, rng.random((50, NUM_DRAWS)))
+    share = (noisy != window[:, :4]).mean((1, 2))
+    assert 0.02 < share.mean() and share.max() < MAX_UNIFORM_SHARE + 0.02

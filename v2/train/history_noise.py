@@ -1,0 +1,69 @@
+"""Noise on the history that the world model reads in training: mistakes like those of its dreams.
+
+Contract: from tokens alone, no game; the frame to be predicted and the weights of its tokens are
+never touched. The idea is GameNGen's (arXiv 2408.14837), the kinds are ours.
+"""
+
+import numpy as np
+
+KINDS = ("plausible", "uniform")
+NUM_DRAWS = 8  # numbers in [0, 1) that decide what happens to a sample
+MAX_UNIFORM_SHARE = 0.2  # of a sample's tokens
+REACH = 2  # an object is what stands out within so many cells
+
+
+def add_noise(tokens: np.ndarray, grid: tuple[int, int], kind: str, rate: float,
+              draws: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Return the histories (B, 4, N) of windows, some of them with a mistake.
+
+    `uniform` puts random codes of the window in place of up to a fifth of the tokens. `plausible`
+    takes an object (what differs from the window's most frequent tokens) and drops it, doubles it
+    three to five cells away, or shifts it by one cell; in the last frame or in the last few.
+
+    Args:
+        tokens: int64 (B, 4 + K, N), all of each window.
+        rate: share of the samples with a mistake.
+        draws: uniform in [0, 1), (B, NUM_DRAWS).
+    """
+    histories = tokens[:, :4].copy()
+    for window, history, draw in zip(tokens, histories, draws, strict=True):
+        if draw[0] >= rate:
+            continue
+        if kind == "uniform":
+            rng = np.random.default_rng(int(draw[1] * 2**53))
+            is_wrong = rng.random(history.shape) < draw[2] * MAX_UNIFORM_SHARE
+            history[is_wrong] = rng.choice(window.ravel(), is_wrong.sum())
+        else:
+            history[:] = _misplaced(window.reshape(-1, *grid), draw[1:]).reshape(history.shape)
+    return histories
+
+
+def _misplaced(window: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """Return the history (4, h, w) with an object of its last frame dropped, doubled or shifted."""
+    history, usual = window[:4].copy(), _most_frequent(window)
+    cells = np.argwhere(history[3] != usual)
+    if not len(cells):
+        return history
+    row, column = cells[int(draw[0] * len(cells))]
+    mistake, first = int(draw[1] * 3), int(draw[2] * 4)
+    distance = 3 + int(draw[3] * 3) if mistake == 1 else 1
+    angle = 2 * np.pi * draw[4]
+    offset = np.rint(distance * np.array([np.sin(angle), np.cos(angle)])).astype(int)
+    top, left = max(0, row - REACH), max(0, column - REACH)
+    box = np.s_[top : row + REACH + 1, left : column + REACH + 1]
+    for frame in history[first:]:
+        inside = np.argwhere(frame[box] != usual[box]) + (top, left)
+        codes = frame[tuple(inside.T)]
+        if mistake != 1:
+            frame[tuple(inside.T)] = usual[tuple(inside.T)]
+        if mistake != 0:
+            there = inside + offset
+            is_in = ((there >= 0) & (there < frame.shape)).all(1)
+            frame[tuple(there[is_in].T)] = codes[is_in]
+    return history
+
+
+def _most_frequent(window: np.ndarray) -> np.ndarray:
+    """Return the most frequent code of every cell of (T, h, w)."""
+    counts = (window[:, None] == window[None]).sum(1)  # how often each occurs, (T, h, w)
+    return np.take_along_axis(window, counts.argmax(0)[None], 0)[0]
