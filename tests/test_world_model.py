@@ -206,7 +206,8 @@ def test_positions_are_drawn_with_the_stated_chances():
 
 def test_few_positions_give_the_loss_of_all_on_average(world_model):
     windows = _windows(steps=1, batch=1)
-    repeated = Windows(*(t.expand(600, *t.shape[1:]) for t in vars(windows).values()))
+    parts = {name: part for name, part in vars(windows).items() if part is not None}
+    repeated = Windows(**{name: t.expand(600, *t.shape[1:]) for name, t in parts.items()})
     loss = _loss(LossConfig(outcome_weight=0.0))
     for parameter in world_model.parameters():  # no attention: its estimate is not unbiased
         torch.nn.init.normal_(parameter, std=0.1)
