@@ -67,8 +67,8 @@ def test_an_untrained_model_copies_the_last_frame():
     model = TemporalWorldModel(WorldModelConfig(num_actions=4))
     history = torch.randint(32, (1, 4, 336))
     with torch.no_grad():
-        tokens, _ = predict_next(model, history, torch.zeros(1, 4, dtype=torch.long))
-    assert torch.equal(tokens, history[:, -1])
+        prediction = model(history, torch.zeros(1, 4, dtype=torch.long))
+    assert torch.equal(prediction.logits.argmax(-1), history[:, -1])
 
 
 def test_every_input_changes_the_prediction(world_model):
@@ -101,7 +101,8 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
     with torch.no_grad(), autocast(torch.device("cpu")):
         for k in range(3):
             prediction = world_model(windows.tokens[:, k : k + 4], windows.actions[:, k : k + 4])
-            expected += loss.step_loss(prediction, windows, k, 4)[0] / 3
+            weights = loss.weights(windows, k, 4)
+            expected += loss.step_loss(prediction, windows, k, 4, weights)[0] / 3
     assert torch.allclose(total, expected, atol=1e-6)
 
 
@@ -118,7 +119,7 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
 
 
 def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatch):
-    def constant(self, prediction, windows, k, history):
+    def constant(self, prediction, windows, k, history, weights, subset):
         return 0 * prediction.logits.sum() + 2.5, {}
 
     monkeypatch.setattr(WorldModelLoss, "step_loss", constant)
@@ -216,7 +217,7 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
         block.local = None
     draws = torch.rand(600, 1, 336, generator=torch.Generator().manual_seed(2))
     is_forced = torch.zeros(1, 1, dtype=torch.bool)
-    few, _ = loss.sparse(world_model, repeated, is_forced.expand(600, 1), 144, draws)
+    few, _ = loss(world_model, repeated, is_forced.expand(600, 1), 144, draws)
     every, _ = loss(world_model, windows, is_forced)
     assert float(few) == pytest.approx(float(every), rel=0.02)
 
@@ -224,10 +225,10 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
 def test_a_rollout_at_every_position_learns_what_a_dense_one_does(world_model):
     windows, loss = _windows(steps=3), _loss(LossConfig())
     is_forced = torch.tensor([[True, False, False], [False, False, False]])
-    results = []
-    for learn in (loss, functools.partial(loss.sparse, count=336, draws=torch.rand(2, 3, 336))):
+    results, given_draws = [], torch.rand(2, 3, 2)
+    for learn in (loss, functools.partial(loss, count=336, draws=torch.rand(2, 3, 336))):
         world_model.zero_grad()
-        total, _ = learn(world_model, windows, is_forced)
+        total, _ = learn(world_model, windows, is_forced, given_draws=given_draws)
         results.append([total, *(p.grad.clone() for p in world_model.parameters())])
     for dense, sparse in zip(*results, strict=True):
         assert (dense - sparse).norm() <= 0.05 * dense.norm()  # attention in other precisions

@@ -164,6 +164,48 @@ def ghost_weights(
     return torch.where(is_changed, 1.0, 1 + scale * doubt)
 
 
+def event_steps(
+    tokens: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, grid: tuple[int, int]
+) -> np.ndarray:
+    """Tell at which rows something happens that motion does not announce, bool (M,).
+
+    A reward, the end, or a token that changes though nothing within two cells of it moved in the
+    three steps before: bricks, serves, digits. The first rows of an episode and its last say
+    nothing.
+
+    Args:
+        tokens: uint8 (M, N), consecutive frames.
+        rewards, terminated: (M,), of the step taken at each row.
+    """
+    events = (rewards != 0) | terminated
+    for part in np.array_split(np.arange(3, len(tokens) - 1), max(1, len(tokens) // 4096)):
+        if not len(part):
+            continue
+        seen = torch.from_numpy(tokens[part[0] - 3 : part[-1] + 2]).unflatten(1, grid)
+        changed = (seen[1:] != seen[:-1]).float()  # into the rows from part[0] - 2 on
+        moved = changed[:-3] + changed[1:-2] + changed[2:-1]
+        near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).squeeze(1)
+        events[part] |= ((changed[3:] > 0) & (near == 0)).flatten(1).any(1).numpy()
+    return events
+
+
+def event_chances(
+    events: np.ndarray, starts: np.ndarray, history: int, steps: int, share: float
+) -> np.ndarray | None:
+    """Return the chance to draw each window, (n,); None where all are alike.
+
+    Args:
+        events: bool (M,); starts: first rows of the windows, (n,).
+        share: of the draws that go to windows with an event in the steps that are predicted.
+    """
+    total = np.concatenate([[0], np.cumsum(events)])
+    first = starts + history - 1
+    has_event = total[first + steps] > total[first]
+    if not share or not has_event.any() or has_event.all():
+        return None
+    return (1 - share) / len(starts) + share * has_event / has_event.sum()
+
+
 def draw_positions(
     history: torch.Tensor, count: int, grid: tuple[int, int], draws: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

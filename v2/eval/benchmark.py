@@ -171,10 +171,8 @@ class Benchmark:
         self.world_model.zero_grad(set_to_none=True)
         batch, steps = windows.reward_signs.shape
         is_forced = torch.zeros(batch, steps, dtype=torch.bool)
-        if positions:
-            loss.sparse(model, windows, is_forced, positions, torch.rand(batch, steps, 336))
-        else:
-            loss(model, windows, is_forced)
+        draws, given_draws = torch.rand(batch, steps, 336), torch.rand(batch, steps, 2)
+        loss(model, windows, is_forced, positions, draws, given_draws)
 
     def _times(self, work) -> list[float]:
         work()

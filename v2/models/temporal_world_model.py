@@ -2,7 +2,8 @@
 
 Contract: the sequence is the N = 336 positions of the frame to be predicted, all predicted in one
 pass; history is fused at each position, so every token of it is in reach; the action enters by
-FiLM (arXiv 1709.07871) in every layer and by a learned spatial bias.
+FiLM (arXiv 1709.07871) in every layer and by a learned spatial bias. A few of the next tokens may
+be given, and the others are then predicted to agree with them (as in MaskGIT, arXiv 2202.04200).
 Knows nothing of pixels, codebooks or games.
 """
 
@@ -77,6 +78,7 @@ class TemporalWorldModel(nn.Module):
         if config.past_actions:
             past = config.past_actions * (config.num_actions + unknown)
             self.past_action_tables = nn.Embedding(past, config.dim)
+        self.given = nn.Embedding(config.num_codes + 1, config.dim, padding_idx=config.num_codes)
         self.blocks = nn.ModuleList(
             Block(config, has_local_path=layer < config.local_layers)
             for layer in range(config.layers)
@@ -87,8 +89,9 @@ class TemporalWorldModel(nn.Module):
         self._initialise()
 
     def forward(
-        self, history: torch.Tensor, actions: torch.Tensor, subset: Subset | None = None
-    ) -> Prediction:
+        self, history: torch.Tensor, actions: torch.Tensor, subset: Subset | None = None,
+        given: torch.Tensor | None = None,
+    ) -> Prediction:  # fmt: skip
         """Predict the frame after the last one of the history.
 
         Args:
@@ -97,6 +100,7 @@ class TemporalWorldModel(nn.Module):
                 now. `num_actions` stands for an unknown one among the first three.
             subset: predict at these positions only, logits (B, M, K). A position drawn with chance
                 p counts 1/p times as key, so that it stands for those left out.
+            given: next tokens that are decided, int64 (B, N), `num_codes` where none is.
         """
         B, T, N = history.shape
         codes, actions_now = self.config.num_codes, actions[:, -1]
@@ -107,10 +111,13 @@ class TemporalWorldModel(nn.Module):
         if subset is not None:
             place = place.gather(1, subset.positions.unsqueeze(2).expand(-1, -1, place.shape[2]))
             history = history.gather(2, subset.positions.unsqueeze(1).expand(-1, T, -1))
+            given = given if given is None else given.gather(1, subset.positions)
             stand_for = -subset.chances.log().unsqueeze(2)  # (B, M, 1)
             key_bias = stand_for.squeeze(2)[:, None, None]  # (B, 1, 1, M)
         slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
         x = self.token_tables(history + slots).sum(1) + place
+        if given is not None:
+            x = x + self.given(given)
         if read := self.config.past_actions:
             past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
             x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
@@ -128,6 +135,7 @@ class TemporalWorldModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02 if name == "spatial_bias" else 0.1)
         for block in self.blocks:
             block.initialise()
+        nn.init.zeros_(self.given.weight)
         nn.init.zeros_(self.to_outcome.weight)
         nn.init.constant_(self.to_outcome.bias, -math.log(100 * self.config.num_positions))
         nn.init.zeros_(self.to_logits.weight)

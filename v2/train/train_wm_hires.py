@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
-from v2.data.importance import ImportanceConfig
+from v2.data.importance import ImportanceConfig, event_chances, event_steps
 from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, staleness, tokenize
 from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_writable
@@ -89,6 +89,11 @@ def build_parser():
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
     recipe.add_argument("--ema", type=command_line.probability, default=0.998,
                         help="decay of the averaged weights; 0: off")  # fmt: skip
+    recipe.add_argument("--event-share", type=command_line.probability, default=0.35,
+                        help="share of the windows drawn among those with an event: a reward, an "
+                        "end, a change where nothing moved before")  # fmt: skip
+    recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
+                        help="share of the predictions that are told one changed token")  # fmt: skip
     recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
                         help="share of the windows whose history has a mistake")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
@@ -212,6 +217,11 @@ class Trainer:
             steps: window_starts(tokens.episode_ids, history + steps, rows)
             for steps in {1, args.rollout_steps}
         }
+        events = event_steps(tokens.tokens, tokens.rewards, tokens.terminated, self.loss.grid)
+        self.chances = {
+            steps: event_chances(events, starts, history, steps, args.event_share)
+            for steps, starts in self.starts.items()
+        }
         per_epoch = args.samples_per_epoch or len(self.starts[1])
         self.num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
         self.optimizer = _optimizer(model, args, device)
@@ -236,7 +246,7 @@ class Trainer:
         is_rollout = is_rollout and rng.random() < args.rollout_ratio
         steps = args.rollout_steps if is_rollout else 1
         count = args.rollout_batch_size if is_rollout else args.batch_size
-        starts = rng.choice(self.starts[steps], count)
+        starts = rng.choice(self.starts[steps], count, p=self.chances[steps])
         starts = self.workers.part(starts)
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
         if args.history_noise:
@@ -249,14 +259,12 @@ class Trainer:
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
         is_forced = torch.from_numpy(is_forced)
         num_positions = self.model.config.num_positions
+        given_draws, draws, few = None, None, 0
+        if self.loss.config.given_share:
+            given_draws = self._drawn(rng, count, steps, 2)
         if 0 < args.positions < num_positions:
-            draws = rng.random((count, steps, num_positions), np.float32)
-            draws = torch.from_numpy(self.workers.part(draws))
-            loss, metrics = self.loss.sparse(
-                self.forward, windows, is_forced, args.positions, draws
-            )
-        else:
-            loss, metrics = self.loss(self.forward, windows, is_forced)
+            few, draws = args.positions, self._drawn(rng, count, steps, num_positions)
+        loss, metrics = self.loss(self.forward, windows, is_forced, few, draws, given_draws)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
@@ -266,6 +274,10 @@ class Trainer:
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
+
+    def _drawn(self, rng: np.random.Generator, *shape: int) -> torch.Tensor:
+        """Return this worker's part of uniform numbers, one row a window of the batch."""
+        return torch.from_numpy(self.workers.part(rng.random(shape, np.float32)))
 
     def evaluate(self, run: RunDir) -> None:
         """Measure the averaged weights on held-out episodes and keep the best."""
@@ -334,6 +346,7 @@ def _loss_config(args) -> LossConfig:
     )  # fmt: skip
     return LossConfig(
         discount=args.discount,
+        given_share=args.given_share,
         importance=None if args.no_importance else importance,
     )
 

@@ -2,7 +2,8 @@
 
 Contract: loss = sum_k g^k L_k / sum_k g^k, so its scale does not depend on K; every step is
 back-propagated as it comes, so memory does not grow with K. Scheduled sampling (arXiv 1506.03099):
-the model reads its own argmax, except where the truth is given with a small probability.
+the model reads its own argmax, except where the truth is given with a small probability. In a
+share of the predictions one of the next tokens is given, as `rollout.predict_next` does in doubt.
 Knows nothing of files or optimizers.
 """
 
@@ -31,6 +32,7 @@ from v2.rollout import unroll
 class LossConfig:
     discount: float = 1.0
     outcome_weight: float = 0.3  # of reward and termination, beside the tokens
+    given_share: float = 0.35  # of the predictions for which one changed token is given
     importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
 
 
@@ -85,76 +87,93 @@ class WorldModelLoss:
         return cls(config, vqvae.quantizer.codebook, rarity, vqvae.config.grid, device)
 
     def __call__(
-        self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor
-    ) -> tuple[torch.Tensor, dict]:
+        self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor,
+        count: int = 0, draws: torch.Tensor | None = None, given_draws: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """Leave the gradients in the model; return the detached loss and metrics.
+
+        What is fed back are whole frames, predicted without gradients (none would pass the
+        argmax). With a count, over the draws the expectation is the loss of all positions, but for
+        attention, which sees fewer keys, each weighted by what it stands for, and for the 3x3
+        convolutions, which see zeros where a position is left out.
 
         Args:
             is_forced: bool (B, K): the model reads the true frame after this step.
-        """
-        T = model.config.history
-        truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
-        total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
-        rollout = unroll(model, windows.read_history(T), windows.actions, truth, is_forced)
-        for k, factor in enumerate(factors):
-            with autocast(self.device):
-                tokens, prediction, _ = next(rollout)
-            loss, metrics = self.step_loss(prediction, windows, k, T)
-            (factor * loss).backward()
-            total = total + factor * loss.detach()
-        rollout.close()
-        accuracy = (tokens == truth[:, -1]).float().mean()
-        return total, {"loss": total, "accuracy": accuracy} | metrics
-
-    def sparse(
-        self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor, count: int,
-        draws: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
-        """Like a call, but learn at `count` positions of each step only.
-
-        What is fed back are whole frames, predicted without gradients. Over the draws the
-        expectation is the loss of all positions, but for attention, which sees fewer keys, each
-        weighted by what it stands for, and for the 3x3 convolutions, which see zeros where a
-        position is left out.
-
-        Args:
+            count: learn at so many positions of each step only; 0: at all.
             draws: uniform in [0, 1), (B, K, N); they decide the positions.
+            given_draws: uniform in [0, 1), (B, K, 2): whether one of the next tokens is given,
+                and which; None: never.
         """
         T = model.config.history
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
-        histories, draws = [windows.read_history(T)], draws.to(self.device)
+        histories = [windows.read_history(T)]
         with torch.no_grad(), autocast(self.device):
             rollout = unroll(model, histories[0], windows.actions[:, :-1], truth, is_forced)
             histories += [history for *_, history in rollout]
         for k, factor in enumerate(factors):
-            subset = Subset(*draw_positions(histories[k], count, self.grid, draws[:, k]))
+            weights = self.weights(windows, k, T)
+            given = subset = None
+            if given_draws is not None:
+                given = self._give(weights, windows, k, T, given_draws[:, k].to(self.device))
+                weights = weights.masked_fill(given < model.config.num_codes, 0)
+            if count:
+                drawn = draws[:, k].to(self.device)
+                subset = self._draw(histories[k], count, drawn, given, model.config.num_codes)
             with autocast(self.device):
-                prediction = model(histories[k], windows.actions[:, k : k + T], subset)
-            loss, metrics = self.step_loss(prediction, windows, k, T, subset)
+                prediction = model(histories[k], windows.actions[:, k : k + T], subset, given)
+            loss, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
             (factor * loss).backward()
             total = total + factor * loss.detach()
-        is_right = prediction.logits.argmax(-1) == truth[:, -1].gather(1, subset.positions)
-        accuracy = (is_right / subset.chances).sum() / truth[:, -1].numel()
+        is_right = prediction.logits.argmax(-1)
+        if subset is None:
+            accuracy = (is_right == truth[:, -1]).float().mean()
+        else:
+            is_right = is_right == truth[:, -1].gather(1, subset.positions)
+            accuracy = (is_right / subset.chances).sum() / truth[:, -1].numel()
         return total, {"loss": total, "accuracy": accuracy} | metrics
+
+    def _give(self, weights, windows: Windows, k: int, history: int, draws) -> torch.Tensor:
+        """Return one token that changes in a share of the samples, the others as `num_codes`."""
+        target = windows.tokens[:, history + k]
+        is_changed = target != windows.tokens[:, history + k - 1]
+        heights = (weights * is_changed).cumsum(1)  # the weightier, the likelier
+        place = (heights <= draws[:, 1:] * heights[:, -1:]).sum(1, keepdim=True)
+        place = place.clamp(max=target.shape[1] - 1)
+        is_given = (draws[:, :1] < self.config.given_share) & is_changed.gather(1, place)
+        K = len(self.distances)
+        token = torch.where(is_given, target.gather(1, place), K)
+        return torch.full_like(target, K).scatter(1, place, token)
+
+    def _draw(self, history, count: int, draws, given, num_codes: int) -> Subset:
+        """Draw positions, the given one always."""
+        if given is None:
+            return Subset(*draw_positions(history, count, self.grid, draws))
+        draws = draws.masked_fill(given < num_codes, -2)
+        positions, chances = draw_positions(history, count, self.grid, draws)
+        is_given = given.gather(1, positions) < num_codes
+        return Subset(positions, chances.masked_fill(is_given, 1))
 
     def _factors(self, steps: int) -> list[float]:
         factors = self.config.discount ** torch.arange(steps, dtype=torch.float32)
         return (factors / factors.sum()).tolist()
 
+    def weights(self, windows: Windows, k: int, history: int) -> torch.Tensor:
+        """Return the importance weights (B, N) of the true tokens of step k."""
+        seen = windows.tokens[:, k : history + k + 1]  # four frames and the target
+        if self.config.importance is None:
+            return torch.ones(seen[:, -1].shape, device=self.device)
+        return importance_weights(
+            seen, self.config.importance, self.distances, self.rarity, self.grid
+        )
+
     def step_loss(
         self, prediction: Prediction, windows: Windows, k: int, history: int,
-        subset: Subset | None = None,
+        weights: torch.Tensor, subset: Subset | None = None,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
-        """Return the loss of step k; weights come from the true tokens."""
+        """Return the loss of step k under weights (B, N)."""
         target = windows.tokens[:, history + k]
         is_changed = target != windows.tokens[:, history + k - 1]
-        weights = torch.ones(target.shape, device=self.device)
-        if self.config.importance is not None:
-            seen = windows.tokens[:, k : history + k + 1]  # four frames and the target
-            weights = importance_weights(
-                seen, self.config.importance, self.distances, self.rarity, self.grid
-            )
         num_tokens = target.numel()
         if subset is not None:
             target = target.gather(1, subset.positions)
