@@ -16,6 +16,7 @@ from v2.data.atari_dataset import (
     split_of_game,
     window_starts,
 )
+from v2.data.importance import event_chances, event_steps
 from v2.data.npz import read_rows
 from v2.data.policies import SCRIPTED, STICKY, UNIFORM, policy_mix
 from v2.data.recorder import GameJob, join_segments, record, record_game
@@ -181,3 +182,30 @@ def test_an_action_of_another_game_is_refused(game_data, tmp_path):
     save_game_data(tmp_path / "atari_game_data.npz", game_data)
     with pytest.raises(ValueError, match="action 9 of a game with 4 actions"):
         load_game_data(tmp_path / "atari_game_data.npz")
+
+
+def test_events_are_what_motion_does_not_announce():
+    """A block moves along the second row; a far cell changes once; one step has a reward."""
+    tokens = np.zeros((40, 21, 16), np.uint8)
+    for t in range(40):
+        tokens[t, 1, t % 16] = 3
+    tokens[20:, 15, 8] = 4
+    rewards, terminated = np.zeros(40, np.float32), np.zeros(40, bool)
+    rewards[9] = 1
+    terminated[38] = True
+    events = event_steps(tokens.reshape(40, -1), rewards, terminated, (21, 16))
+    moving = [t for t in range(3, 39) if (t + 1) % 16 not in (0, 1, 2)]  # the block re-enters
+    assert [t for t in moving if events[t]] == [9, 19, 38]
+
+
+def test_windows_with_an_event_get_their_share_of_the_draws():
+    events = np.zeros(1000, bool)
+    events[500] = True
+    starts = np.arange(900)
+    chances = event_chances(events, starts, history=4, steps=5, share=0.4)
+    favoured = np.flatnonzero(chances > chances.min())
+    assert favoured.tolist() == list(range(493, 498))  # 500 is one of the five predicted steps
+    assert chances.sum() == pytest.approx(1)
+    assert chances[favoured].sum() == pytest.approx(0.4 + 0.6 * 5 / 900)
+    assert event_chances(events, starts, 4, 5, share=0.0) is None
+    assert event_chances(np.zeros(1000, bool), starts, 4, 5, share=0.4) is None

@@ -92,6 +92,77 @@ def test_a_dream_does_not_depend_on_its_neighbours_in_the_batch(world_model):
     assert torch.allclose(together[1:2], alone, atol=1e-4)
 
 
+def test_a_given_token_changes_the_prediction_of_the_others(world_model):
+    history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4, dtype=torch.long)
+    none = torch.full((1, 336), 32)
+    one = none.clone()
+    one[0, 100] = 7
+    world_model.given.weight.data[32] = 0  # as training keeps it
+    with torch.no_grad():
+        free = world_model(history, actions).logits
+        assert torch.equal(world_model(history, actions, given=none).logits, free)
+        told = world_model(history, actions, given=one).logits
+    assert not torch.allclose(told[0, 200:], free[0, 200:], atol=1e-3)
+
+
+def test_an_open_outcome_becomes_one_whole_object():
+    """An object of two cells appears somewhere; each cell alone would rather stay empty."""
+    torch.manual_seed(0)
+    height, width, places = 3, 12, 6
+    model = TemporalWorldModel(
+        WorldModelConfig(4, 4, height, width, dim=32, heads=2, layers=2, ffn_dim=64)
+    )
+    codebook = torch.eye(4)
+    loss = WorldModelLoss(
+        LossConfig(outcome_weight=0.0, given_share=0.5), codebook, torch.ones(36), (height, width),
+        torch.device("cpu"),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(300):
+        tokens, where = torch.zeros(64, 5, 36, dtype=torch.long), 12 + 2 * torch.randint(places, (64, 1))
+        tokens[:, 4].scatter_(1, where, 1).scatter_(1, where + 1, 2)
+        outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
+        windows = Windows(tokens, torch.zeros(64, 4, dtype=torch.long), *outcome)
+        is_forced, given_draws = torch.zeros(64, 1, dtype=torch.bool), torch.rand(64, 1, 2)
+        loss(model, windows, is_forced, given_draws=given_draws)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        tokens, _ = predict_next(model.eval(), windows.tokens[:1, :4], windows.actions[:1])
+        generator = torch.Generator().manual_seed(0)
+        sampled = [
+            predict_next(model, windows.tokens[:1, :4], windows.actions[:1], Sampling(0.5), generator)
+            for _ in range(20)
+        ]  # fmt: skip
+    first = tokens[0].nonzero()[0].item()
+    assert tokens[0].nonzero().flatten().tolist() == [first, first + 1]
+    assert tokens[0, first : first + 2].tolist() == [1, 2]
+    assert len({tuple(tokens[0].tolist()) for tokens, _ in sampled}) > 2
+    assert sum((tokens > 0).sum() == 2 for tokens, _ in sampled) >= 16
+
+
+def test_a_frame_without_doubt_is_predicted_once(world_model):
+    calls = []
+    world_model.register_forward_hook(lambda *_: calls.append(1))
+    torch.nn.init.zeros_(world_model.to_logits.weight)
+    torch.nn.init.zeros_(world_model.to_logits.bias)
+    world_model.copy_table.weight.data = 20 * torch.eye(32)
+    history = torch.randint(32, (2, 4, 336))
+    with torch.no_grad():
+        tokens, _ = predict_next(world_model, history, torch.zeros(2, 4, dtype=torch.long))
+    assert len(calls) == 1 and torch.equal(tokens, history[:, -1])
+
+
+def test_what_training_gives_is_a_token_that_changes(world_model):
+    windows, loss = _windows(steps=1, batch=64), _loss(LossConfig(given_share=0.5))
+    weights, draws = loss.weights(windows, 0, 4), torch.rand(64, 2)
+    given = loss._give(weights, windows, 0, 4, draws)
+    target, last = windows.tokens[:, 4], windows.tokens[:, 3]
+    is_given = given < 32
+    assert is_given.sum(1).tolist() == (draws[:, 0] < 0.5).long().tolist()
+    assert (target != last)[is_given].all() and torch.equal(given[is_given], target[is_given])
+
+
 def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_model):
     windows = _windows(steps=3)
     world_model.zero_grad()
