@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from v2.models.temporal_world_model import Prediction, TemporalWorldModel
+from v2.data.importance import draw_positions
+from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,6 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0  # 0: all codes
     max_doubt: float = 0.5  # tokens of a frame expected to be wrong before it is predicted again
-
-    SURE = 0.95  # a change at least as probable as this is not in doubt
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -42,6 +41,9 @@ GREEDY = Sampling()
 # Training counts a change so many times as a token that stays, and one that stays though it was
 # doubted more again (data.importance), so that probabilities of a change come out too high.
 CHANGE_WEIGHT, GHOST_WEIGHT = 13.0, 8.0
+SURE, NEGLIGIBLE = 0.95, 0.01  # probabilities of a change that is not in doubt
+NUM_REVISED = 96  # positions that are predicted again
+GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, are spread evenly
 
 
 def choose_tokens(
@@ -74,47 +76,76 @@ def predict_next(
     """
     prediction = model(history, actions)
     K = prediction.logits.shape[-1]
-    given = decide_first(prediction.logits, history[:, -1], sampling, generator)
+    change = change_probs(prediction.logits, history[:, -1])
+    given = decide_first(prediction.logits, change, history[:, -1], sampling, generator)
     again = (given < K).any(1).nonzero().flatten()
     if len(again):
-        second = model(history[again], actions[again], given=given[again])
-        prediction = Prediction(*(
-            first.index_copy(0, again, other)
-            for first, other in zip(prediction, second, strict=True)
-        ))  # fmt: skip
+        prediction = _predict_again(model, history, actions, prediction, change, given, again)
     tokens = choose_tokens(prediction.logits, sampling, generator)
     return torch.where(given < K, given, tokens), prediction
 
 
+def change_probs(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Return how probable it is that each token differs from the last frame's, (B, N).
+
+    Args:
+        logits: (B, N, K); last: tokens (B, N).
+    """
+    stay = logits.softmax(-1).gather(2, last.unsqueeze(2)).squeeze(2)
+    change = 1 - stay
+    stay = stay * CHANGE_WEIGHT / (1 + GHOST_WEIGHT * change)
+    return change / (change + stay)
+
+
 def decide_first(
-    logits: torch.Tensor, last: torch.Tensor, sampling: Sampling = GREEDY,
+    logits: torch.Tensor, change: torch.Tensor, last: torch.Tensor, sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Decide one change of each frame in doubt, int64 (B, N): its token, K elsewhere.
 
-    A frame is in doubt where the expected number of wrong tokens, by the probability of a change
-    at each position, exceeds `max_doubt`. Decided is the most probable of the changes that are
-    not sure, with a temperature one drawn in proportion.
+    A frame is in doubt where more than `max_doubt` of its tokens are expected to be wrong. Decided
+    is the most probable of the changes that are not sure; with a temperature one drawn in
+    proportion.
 
     Args:
-        logits: (B, N, K); last: the tokens (B, N) of the frame before.
+        logits: (B, N, K); change: `change_probs`, (B, N); last: the frame before, (B, N).
     """
     K = logits.shape[-1]
-    is_last = F.one_hot(last, K).bool()
-    change = 1 - logits.softmax(-1)[is_last].view_as(last)  # (B, N)
-    stay = (1 - change) * CHANGE_WEIGHT / (1 + GHOST_WEIGHT * change)
-    change = change / (change + stay)
-    doubt = torch.minimum(change, 1 - change).sum(1)
-    open_ = change.masked_fill(change >= sampling.SURE, 0)
+    is_doubtful = torch.minimum(change, 1 - change).sum(1, keepdim=True) > sampling.max_doubt
+    unsure = change.masked_fill(change >= SURE, 0)
     if sampling.temperature:
-        place = torch.multinomial(open_ + 1e-9, 1, generator=generator)
+        place = torch.multinomial(unsure + 1e-9, 1, generator=generator)
     else:
-        place = open_.argmax(1, keepdim=True)
-    others = logits.masked_fill(is_last, -torch.inf)
+        place = unsure.argmax(1, keepdim=True)
+    others = logits.scatter(2, last.unsqueeze(2), -torch.inf)
     others = others.gather(1, place.unsqueeze(2).expand(-1, -1, K))  # (B, 1, K)
     token = choose_tokens(others, sampling, generator)
-    token = torch.where(doubt.unsqueeze(1) > sampling.max_doubt, token, K)
-    return torch.full_like(last, K).scatter(1, place, token)
+    return torch.full_like(last, K).scatter(1, place, torch.where(is_doubtful, token, K))
+
+
+def _predict_again(model, history, actions, first, change, given, rows) -> Prediction:
+    """Predict some rows once more with the given tokens, at the positions where it may matter.
+
+    They are those that training learns at, near what moved and some others, with all that are in
+    doubt or lie beside what is given.
+    """
+    config = model.config
+    history, actions, given, change = (t[rows] for t in (history, actions, given, change))
+    grid = config.grid_height, config.grid_width
+    draws = torch.arange(config.num_positions, device=change.device) * GOLDEN_RATIO % 1
+    beside = (given < config.num_codes).float().unflatten(1, grid).unsqueeze(1)
+    beside = F.max_pool2d(beside, 5, stride=1, padding=2).flatten(1) > 0
+    is_open = (change > NEGLIGIBLE) | beside
+    count = min(NUM_REVISED, config.num_positions)
+    positions, chances = draw_positions(history, count, grid, draws - 2.0 * is_open)
+    chances = chances.masked_fill(is_open.gather(1, positions), 1)
+    second = model(history, actions, Subset(positions, chances), given)
+    index = positions.unsqueeze(2).expand_as(second.logits)
+    logits = first.logits[rows].scatter(1, index, second.logits)
+    return Prediction(*(
+        before.index_copy(0, rows, after)
+        for before, after in zip(first, second._replace(logits=logits), strict=True)
+    ))  # fmt: skip
 
 
 def advance(history: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
