@@ -185,17 +185,21 @@ def test_an_action_of_another_game_is_refused(game_data, tmp_path):
 
 
 def test_events_are_what_motion_does_not_announce():
-    """A block moves along the second row; a far cell changes once; one step has a reward."""
-    tokens = np.zeros((40, 21, 16), np.uint8)
-    for t in range(40):
-        tokens[t, 1, t % 16] = 3
-    tokens[20:, 15, 8] = 4
-    rewards, terminated = np.zeros(40, np.float32), np.zeros(40, bool)
+    """A block moves along a row and turns once; a far cell changes once; one step has a reward."""
+    tokens = np.zeros((400, 21, 16), np.uint8)
+    places = [t % 16 for t in range(400)]
+    places[100:] = [(places[100] - t) % 16 for t in range(300)]  # it turns at 100
+    for t, place in enumerate(places):
+        tokens[t, 1, place] = 3
+        tokens[t, 10, 8] = 5 * (t == 244)  # another flickers
+    tokens[205:, 15, 8] = 4
+    rewards, terminated = np.zeros(400, np.float32), np.zeros(400, bool)
     rewards[9] = 1
-    terminated[38] = True
-    events = event_steps(tokens.reshape(40, -1), rewards, terminated, (21, 16))
-    moving = [t for t in range(3, 39) if (t + 1) % 16 not in (0, 1, 2)]  # the block re-enters
-    assert [t for t in moving if events[t]] == [9, 19, 38]
+    terminated[389] = True
+    events = event_steps(tokens.reshape(400, -1), rewards, terminated, (21, 16), max_rate=0.2)
+    wraps = {t + k for t in range(399) if abs(places[t + 1] - places[t]) > 1 for k in range(-1, 3)}
+    found = [t for t in range(3, 399) if events[t] and t not in wraps]
+    assert found == [9, 100, 101, 204, 243, 389]
 
 
 def test_windows_with_an_event_get_their_share_of_the_draws():

@@ -106,21 +106,22 @@ def test_a_given_token_changes_the_prediction_of_the_others(world_model):
 
 
 def test_an_open_outcome_becomes_one_whole_object():
-    """An object of two cells appears somewhere; each cell alone would rather stay empty."""
+    """An object of three cells appears somewhere; each cell alone would rather stay empty."""
     torch.manual_seed(0)
-    height, width, places = 3, 12, 6
+    height, width, places = 3, 18, 6
     model = TemporalWorldModel(
         WorldModelConfig(4, 4, height, width, dim=32, heads=2, layers=2, ffn_dim=64)
     )
     codebook = torch.eye(4)
     loss = WorldModelLoss(
-        LossConfig(outcome_weight=0.0, given_share=0.5), codebook, torch.ones(36), (height, width),
+        LossConfig(outcome_weight=0.0, given_share=0.5), codebook, torch.ones(54), (height, width),
         torch.device("cpu"),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     for _ in range(300):
-        tokens, where = torch.zeros(64, 5, 36, dtype=torch.long), 12 + 2 * torch.randint(places, (64, 1))
-        tokens[:, 4].scatter_(1, where, 1).scatter_(1, where + 1, 2)
+        tokens, first = torch.zeros(64, 5, 54, dtype=torch.long), 18 + 3 * torch.randint(places, (64, 1))
+        for k in range(3):
+            tokens[:, 4].scatter_(1, first + k, k + 1)
         outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
         windows = Windows(tokens, torch.zeros(64, 4, dtype=torch.long), *outcome)
         is_forced, given_draws = torch.zeros(64, 1, dtype=torch.bool), torch.rand(64, 1, 2)
@@ -135,10 +136,10 @@ def test_an_open_outcome_becomes_one_whole_object():
             for _ in range(20)
         ]  # fmt: skip
     first = tokens[0].nonzero()[0].item()
-    assert tokens[0].nonzero().flatten().tolist() == [first, first + 1]
-    assert tokens[0, first : first + 2].tolist() == [1, 2]
+    assert tokens[0].nonzero().flatten().tolist() == [first, first + 1, first + 2]
+    assert tokens[0, first : first + 3].tolist() == [1, 2, 3]
     assert len({tuple(tokens[0].tolist()) for tokens, _ in sampled}) > 2
-    assert sum((tokens > 0).sum() == 2 for tokens, _ in sampled) >= 16
+    assert sum((tokens > 0).sum() == 3 for tokens, _ in sampled) >= 16
 
 
 def test_a_frame_without_doubt_is_predicted_once(world_model):

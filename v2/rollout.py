@@ -4,9 +4,9 @@ Contract: `predict_next` turns history and actions into the next tokens; `unroll
 times, feeding its own tokens back unless the truth is given for a sample. Horizons count steps
 after the last real frame. Knows nothing of pixels, files or losses.
 
-Positions are predicted side by side, so where the outcome is open each for itself would leave an
-object out or show it twice. Where that is likely, one of the doubtful changes is decided first and
-the frame is predicted once more with it given.
+Positions are predicted side by side, so where the outcome is open each by itself would rather stay
+as it is, and an object is left out. Where more changes are expected than chosen, one of them is
+decided first and the frame is predicted once more with it given.
 """
 
 from collections.abc import Iterator
@@ -25,23 +25,23 @@ class Sampling:
 
     temperature: float = 0.0
     top_k: int = 0  # 0: all codes
-    max_doubt: float = 0.5  # tokens of a frame expected to be wrong before it is predicted again
+    max_missing: float = 1.0  # changes expected beyond those chosen, before a second prediction
 
     def __post_init__(self):
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0, got {self.top_k}")
-        if self.max_doubt < 0:
-            raise ValueError(f"max_doubt must be at least 0, got {self.max_doubt}")
+        if self.max_missing < 0:
+            raise ValueError(f"max_missing must be at least 0, got {self.max_missing}")
 
 
 GREEDY = Sampling()
 
-# Training counts a change so many times as a token that stays, and one that stays though it was
-# doubted more again (data.importance), so that probabilities of a change come out too high.
-CHANGE_WEIGHT, GHOST_WEIGHT = 13.0, 8.0
-SURE, NEGLIGIBLE = 0.95, 0.01  # probabilities of a change that is not in doubt
+# Training counts a change more than a token that stays, and one that stays though it was doubted
+# more again (data.importance): its probabilities of a change are too high by what these undo.
+CHANGE_WEIGHT, GHOST_WEIGHT = 30.0, 8.0
+NEGLIGIBLE = 0.01  # probability of a change that needs no second look
 NUM_REVISED = 96  # positions that are predicted again
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, are spread evenly
 
@@ -101,33 +101,34 @@ def decide_first(
     logits: torch.Tensor, change: torch.Tensor, last: torch.Tensor, sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Decide one change of each frame in doubt, int64 (B, N): its token, K elsewhere.
+    """Decide one change of each frame that lacks some, int64 (B, N): its token, K elsewhere.
 
-    A frame is in doubt where more than `max_doubt` of its tokens are expected to be wrong. Decided
-    is the most probable of the changes that are not sure; with a temperature one drawn in
-    proportion.
+    A frame lacks changes where the sum of their probabilities exceeds the number of those that the
+    likeliest tokens make by more than `max_missing`. Decided is the most probable of the others;
+    with a temperature one drawn in proportion.
 
     Args:
         logits: (B, N, K); change: `change_probs`, (B, N); last: the frame before, (B, N).
     """
     K = logits.shape[-1]
-    is_doubtful = torch.minimum(change, 1 - change).sum(1, keepdim=True) > sampling.max_doubt
-    unsure = change.masked_fill(change >= SURE, 0)
+    is_chosen = logits.argmax(-1) != last
+    is_lacking = (change - is_chosen.float()).sum(1, keepdim=True) > sampling.max_missing
+    others = change.masked_fill(is_chosen, 0)
     if sampling.temperature:
-        place = torch.multinomial(unsure + 1e-9, 1, generator=generator)
+        place = torch.multinomial(others + 1e-9, 1, generator=generator)
     else:
-        place = unsure.argmax(1, keepdim=True)
-    others = logits.scatter(2, last.unsqueeze(2), -torch.inf)
-    others = others.gather(1, place.unsqueeze(2).expand(-1, -1, K))  # (B, 1, K)
-    token = choose_tokens(others, sampling, generator)
-    return torch.full_like(last, K).scatter(1, place, torch.where(is_doubtful, token, K))
+        place = others.argmax(1, keepdim=True)
+    there = logits.scatter(2, last.unsqueeze(2), -torch.inf)
+    there = there.gather(1, place.unsqueeze(2).expand(-1, -1, K))  # (B, 1, K)
+    token = choose_tokens(there, sampling, generator)
+    return torch.full_like(last, K).scatter(1, place, torch.where(is_lacking, token, K))
 
 
 def _predict_again(model, history, actions, first, change, given, rows) -> Prediction:
     """Predict some rows once more with the given tokens, at the positions where it may matter.
 
-    They are those that training learns at, near what moved and some others, with all that are in
-    doubt or lie beside what is given.
+    They are those that training learns at, near what moved and some others, with all that may
+    change or lie beside what is given.
     """
     config = model.config
     history, actions, given, change = (t[rows] for t in (history, actions, given, change))

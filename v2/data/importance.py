@@ -165,27 +165,36 @@ def ghost_weights(
 
 
 def event_steps(
-    tokens: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, grid: tuple[int, int]
-) -> np.ndarray:
+    tokens: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, grid: tuple[int, int],
+    max_rate: float = 0.05,
+) -> np.ndarray:  # fmt: skip
     """Tell at which rows something happens that motion does not announce, bool (M,).
 
-    A reward, the end, or a token that changes though nothing within two cells of it moved in the
-    three steps before: bricks, serves, digits. The first rows of an episode and its last say
-    nothing.
+    A reward or the end; a token that changes though nothing within two cells of it moved in the
+    three steps before (serves, bricks, digits); an object that comes back to a cell which it left
+    in the three steps before (bounces): there the token is unlike the cell's most frequent one
+    again. Returns count only in cells that change in less than `max_rate` of the steps. What is
+    said of the first three rows of an episode and of its last means nothing.
 
     Args:
         tokens: uint8 (M, N), consecutive frames.
         rewards, terminated: (M,), of the step taken at each row.
     """
     events = (rewards != 0) | terminated
+    usual = np.array([np.bincount(cell).argmax() for cell in tokens.T], np.uint8)
+    is_quiet = torch.from_numpy((tokens[1:] != tokens[:-1]).mean(0) < max_rate)
     for part in np.array_split(np.arange(3, len(tokens) - 1), max(1, len(tokens) // 4096)):
         if not len(part):
             continue
-        seen = torch.from_numpy(tokens[part[0] - 3 : part[-1] + 2]).unflatten(1, grid)
-        changed = (seen[1:] != seen[:-1]).float()  # into the rows from part[0] - 2 on
-        moved = changed[:-3] + changed[1:-2] + changed[2:-1]
-        near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).squeeze(1)
-        events[part] |= ((changed[3:] > 0) & (near == 0)).flatten(1).any(1).numpy()
+        rows = tokens[part[0] - 3 : part[-1] + 2]  # from three before the first to one after
+        seen = torch.from_numpy(rows)
+        changed = seen[1:] != seen[:-1]
+        moved = (changed[:-3] | changed[1:-2] | changed[2:-1]).float().unflatten(1, grid)
+        near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).flatten(1) > 0
+        is_object = torch.from_numpy(rows != usual)
+        was_object = is_object[:-4] | is_object[1:-3] | is_object[2:-2]
+        returns = was_object & ~is_object[3:-1] & is_object[4:] & is_quiet
+        events[part] |= ((changed[3:] & ~near) | returns).any(1).numpy()
     return events
 
 
