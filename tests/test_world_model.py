@@ -190,6 +190,25 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
             assert torch.equal(engine.logits, prediction.logits)
 
 
+def test_a_rollout_that_leaves_the_truth_goes_on_from_it(world_model):
+    windows = _windows(steps=2)
+    truth, never = windows.tokens[:, 4:], torch.zeros(2, 2, dtype=torch.bool)
+
+    def first_history(max_wrong):
+        rollout = unroll(world_model, windows.tokens[:, :4], windows.actions, truth, never,
+                         max_wrong=max_wrong)  # fmt: skip
+        with torch.no_grad():
+            tokens, _, history = next(rollout)
+        return (tokens != truth[:, 0]).sum(1), history[:, -1]
+
+    wrong, own = first_history(None)
+    most = int(wrong.max())
+    assert torch.equal(first_history(most)[1], own)
+    expected = torch.where((wrong > most - 1)[:, None], truth[:, 0], own)
+    assert torch.equal(first_history(most - 1)[1], expected)
+    assert not torch.equal(expected, own)
+
+
 def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatch):
     def constant(self, prediction, windows, k, history, weights, subset):
         return 0 * prediction.logits.sum() + 2.5, {}

@@ -162,6 +162,7 @@ def unroll(
     is_teacher_forced: torch.Tensor | None = None,
     sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
+    max_wrong: int | None = None,
 ) -> Iterator[tuple[torch.Tensor, Prediction, torch.Tensor]]:
     """Yield tokens (B, N), prediction and the history (B, 4, N) that follows, for each of K steps.
 
@@ -170,6 +171,7 @@ def unroll(
         actions: (B, 3 + K).
         truth: tokens (B, K, N) of the real frames, needed with `is_teacher_forced`.
         is_teacher_forced: bool (B, K): after this step, go on from the real frame.
+        max_wrong: go on from the real frame also where more tokens are wrong; None: never.
     """
     num_past = history.shape[1] - 1
     for k in range(actions.shape[1] - num_past):
@@ -177,6 +179,9 @@ def unroll(
         tokens, prediction = predict_next(model, history, window, sampling, generator)
         fed = tokens
         if is_teacher_forced is not None:
-            fed = torch.where(is_teacher_forced[:, k, None], truth[:, k], tokens)
+            is_real = is_teacher_forced[:, k]
+            if max_wrong is not None:
+                is_real = is_real | ((tokens != truth[:, k]).sum(1) > max_wrong)
+            fed = torch.where(is_real[:, None], truth[:, k], tokens)
         history = advance(history, fed)
         yield tokens, prediction, history

@@ -114,6 +114,9 @@ def build_parser():
                           help="share of the steps before the first rollout")  # fmt: skip
     rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
                           default=0.1, help="a rollout's chance a step to see the truth")  # fmt: skip
+    rollouts.add_argument("--max-wrong", type=command_line.non_negative_int,
+                          default=loss.max_wrong, metavar="TOKENS", help="a rollout with more of "
+                          "them wrong goes on from the truth; 336: never")  # fmt: skip
     rollouts.add_argument("--discount", type=command_line.probability, default=loss.discount)
     weights = parser.add_argument_group("importance weights")
     weights.add_argument("--motion-scale", type=command_line.non_negative_float,
@@ -346,6 +349,7 @@ def _loss_config(args) -> LossConfig:
     )  # fmt: skip
     return LossConfig(
         discount=args.discount,
+        max_wrong=args.max_wrong,
         given_share=args.given_share,
         importance=None if args.no_importance else importance,
     )

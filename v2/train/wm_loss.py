@@ -2,8 +2,9 @@
 
 Contract: loss = sum_k g^k L_k / sum_k g^k, so its scale does not depend on K; every step is
 back-propagated as it comes, so memory does not grow with K. Scheduled sampling (arXiv 1506.03099):
-the model reads its own argmax, except where the truth is given with a small probability. In a
-share of the predictions one of the next tokens is given, as `rollout.predict_next` does in doubt.
+the model reads its own argmax, except where the truth is given with a small probability. A dream
+that has left the truth behind goes on from it: what follows could not be learnt from what it reads.
+In a share of the predictions one of the next tokens is given, as `rollout.predict_next` does.
 Knows nothing of files or optimizers.
 """
 
@@ -32,6 +33,7 @@ from v2.rollout import unroll
 class LossConfig:
     discount: float = 1.0
     outcome_weight: float = 0.3  # of reward and termination, beside the tokens
+    max_wrong: int = 5  # tokens of a rollout's frame; with more it goes on from the truth
     given_share: float = 0.35  # of the predictions for which one changed token is given
     importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
 
@@ -109,7 +111,10 @@ class WorldModelLoss:
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
         histories = [windows.read_history(T)]
         with torch.no_grad(), autocast(self.device):
-            rollout = unroll(model, histories[0], windows.actions[:, :-1], truth, is_forced)
+            rollout = unroll(
+                model, histories[0], windows.actions[:, :-1], truth, is_forced,
+                max_wrong=self.config.max_wrong,
+            )  # fmt: skip
             histories += [history for *_, history in rollout]
         for k, factor in enumerate(factors):
             weights = self.weights(windows, k, T)
