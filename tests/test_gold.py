@@ -206,9 +206,11 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
     assert gold_eval.main(["--compare", str(written), str(written)]) == 0
     assert "[+0.0000, +0.0000]" in capsys.readouterr().out
     sampled = tmp_path / "b.json"
-    assert gold_eval.main([*asked, "--temperature", "1", "--json", str(sampled)]) == 0
+    asked += ["--temperature", "1", "--no-second-look"]
+    assert gold_eval.main([*asked, "--json", str(sampled)]) == 0
     document = json.loads(sampled.read_text())
-    assert "--temperature 1" in document["flags"] and "temperature 1" in document["notes"][-1]
+    assert document["flags"].endswith("--temperature 1 --no-second-look")
+    assert "once" in document["notes"][-2] and "temperature 1" in document["notes"][-1]
     accuracy = "one_step/token_accuracy"  # drawn codes are seldom those of the still board
     assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
 

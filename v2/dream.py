@@ -5,6 +5,7 @@ in order, so that velocity survives. Reads files only through `checkpoint`. Know
 nor gymnasium.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -55,9 +56,12 @@ class DreamEngine:
     @classmethod
     def load(
         cls, name: str = "latest", game: str = "breakout", device: str = "auto",
-        temperature: float = 0.0, top_k: int = 0, seed: int = 0,
+        temperature: float = 0.0, top_k: int = 0, seed: int = 0, second_look: bool = True,
     ) -> "DreamEngine":  # fmt: skip
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
+
+        Args:
+            second_look: predict a frame once more where it lacks changes (v2.rollout).
 
         Raises:
             FileNotFoundError, ValueError: no such weights, or weights that do not fit together.
@@ -73,9 +77,10 @@ class DreamEngine:
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
         for model in models.values():
             cast_weights(model, choose_device(device))
-        return cls(
-            vqvae, world_model, device, Sampling(temperature, top_k), seed, shown_path(path), info
-        )
+        sampling = Sampling(temperature, top_k)
+        if not second_look:
+            sampling = dataclasses.replace(sampling, max_missing=float("inf"))
+        return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
 
     @property
     def num_parameters(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
+import argparse
 import dataclasses
 import json
 import time
@@ -94,6 +95,8 @@ def build_parser():
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--temperature", type=command_line.non_negative_float, default=0.0,
                         help="of sampled tokens; 0: the likeliest")  # fmt: skip
+    parser.add_argument("--second-look", action=argparse.BooleanOptionalAction, default=True,
+                        help="predict a frame once more where it lacks changes")  # fmt: skip
     gold = TIERS["gold"]
     parser.add_argument("--long-dreams", type=command_line.non_negative_int,
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
@@ -115,12 +118,16 @@ def main(argv=None) -> int:
     game = game_id(args.game)
     chosen = load_gold(game) if args.data is None else _set_of_data(args.data, game)
     name = args.checkpoint or args.run or "latest"
-    engine = DreamEngine.load(name, game, args.device, args.temperature)
+    engine = DreamEngine.load(
+        name, game, args.device, args.temperature, second_look=args.second_look
+    )
     _check_fits(engine, chosen.data)
     tier = _tier(args)
     print(f"judging {engine.source} on {engine.device}, {chosen.source}")
     document, pictures = evaluate(engine, chosen, tier, args.tier)
     document["flags"] = _flags(args)
+    if not args.second_look:
+        document["notes"].append("every frame is predicted once (--no-second-look)")
     if args.temperature:
         document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
     results.print_table(document)
@@ -157,7 +164,8 @@ def _flags(args) -> str:
     flags = {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
     flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
-    return "".join(f" --{name} {value}" for name, value in flags.items())
+    text = "".join(f" --{name} {value}" for name, value in flags.items())
+    return text + ("" if args.second_look else " --no-second-look")
 
 
 def _set_of_data(path: Path, game: str) -> EvaluationSet:
