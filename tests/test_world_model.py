@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from v2 import rollout
 from v2.data.importance import (
     ImportanceConfig,
     change_rarity,
@@ -119,7 +120,8 @@ def test_an_open_outcome_becomes_one_whole_object():
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     for _ in range(300):
-        tokens, first = torch.zeros(64, 5, 54, dtype=torch.long), 18 + 3 * torch.randint(places, (64, 1))
+        tokens = torch.zeros(64, 5, 54, dtype=torch.long)
+        first = 18 + 3 * torch.randint(places, (64, 1))
         for k in range(3):
             tokens[:, 4].scatter_(1, first + k, k + 1)
         outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
@@ -131,10 +133,8 @@ def test_an_open_outcome_becomes_one_whole_object():
     with torch.no_grad():
         tokens, _ = predict_next(model.eval(), windows.tokens[:1, :4], windows.actions[:1])
         generator = torch.Generator().manual_seed(0)
-        sampled = [
-            predict_next(model, windows.tokens[:1, :4], windows.actions[:1], Sampling(0.5), generator)
-            for _ in range(20)
-        ]  # fmt: skip
+        start = windows.tokens[:1, :4], windows.actions[:1]
+        sampled = [predict_next(model, *start, Sampling(0.5), generator) for _ in range(20)]
     first = tokens[0].nonzero()[0].item()
     assert tokens[0].nonzero().flatten().tolist() == [first, first + 1, first + 2]
     assert tokens[0, first : first + 3].tolist() == [1, 2, 3]
@@ -182,9 +182,9 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
     windows = _windows(steps=4)
     engine = DreamEngine(vqvae, world_model)
     engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
-    rollout = unroll(world_model, windows.tokens[:, :4], windows.actions)
+    steps = unroll(world_model, windows.tokens[:, :4], windows.actions)
     with torch.no_grad(), autocast(engine.device):
-        for k, (tokens, prediction, _) in enumerate(rollout):
+        for k, (tokens, prediction, _) in enumerate(steps):
             engine.step_tokens(windows.actions[:, 3 + k].numpy())
             assert np.array_equal(engine.tokens.reshape(2, -1), tokens.numpy())
             assert torch.equal(engine.logits, prediction.logits)
@@ -195,10 +195,10 @@ def test_a_rollout_that_leaves_the_truth_goes_on_from_it(world_model):
     truth, never = windows.tokens[:, 4:], torch.zeros(2, 2, dtype=torch.bool)
 
     def first_history(max_wrong):
-        rollout = unroll(world_model, windows.tokens[:, :4], windows.actions, truth, never,
-                         max_wrong=max_wrong)  # fmt: skip
+        steps = unroll(world_model, windows.tokens[:, :4], windows.actions, truth, never,
+                       max_wrong=max_wrong)  # fmt: skip
         with torch.no_grad():
-            tokens, _, history = next(rollout)
+            tokens, _, history = next(steps)
         return (tokens != truth[:, 0]).sum(1), history[:, -1]
 
     wrong, own = first_history(None)
@@ -294,6 +294,57 @@ def test_positions_are_drawn_with_the_stated_chances():
     stated = torch.zeros(336).scatter(0, positions.flatten(), chances.flatten())
     assert torch.allclose(drawn / 4000, stated, atol=0.04)
     assert (stated[moved] == 1).all() and (stated < 1).sum() == 336 - 50
+
+
+def test_certain_positions_are_drawn_and_the_others_stand_for_what_is_left():
+    history = torch.zeros(1, 4, 336, dtype=torch.long)
+    history[0, 2:, [40, 200]] = 1
+    draws = torch.rand(4000, 336, generator=torch.Generator().manual_seed(1))
+    for num_certain, count in ((20, 144), (60, 96), (30, 40)):
+        is_certain = torch.zeros(1, 336, dtype=torch.bool)
+        is_certain[0, 20 : 20 + num_certain] = True  # some of them near what moved
+        positions, chances = draw_positions(
+            history.expand(4000, -1, -1), count, GRID, draws, is_certain.expand(4000, -1)
+        )
+        assert (positions.sort(1).values.diff(dim=1) > 0).all()
+        drawn = torch.zeros(336).index_add_(0, positions.flatten(), torch.ones(positions.numel()))
+        stated = torch.zeros(336).scatter(0, positions.flatten(), chances.flatten())
+        assert torch.allclose(drawn / 4000, stated, atol=0.04)
+        assert (stated[is_certain[0]] == 1).all()
+    many = torch.ones(1, 336, dtype=torch.bool)  # more than are drawn: the least draws of them
+    positions, chances = draw_positions(history, 96, GRID, draws[:1], many)
+    assert set(positions[0].tolist()) == set(draws[0].argsort()[:96].tolist())
+    assert (chances == 1).all()
+
+
+def test_a_second_look_sees_what_is_given_and_stands_for_the_frame(world_model, monkeypatch):
+    history, actions = torch.randint(32, (3, 4, 336)), torch.zeros(3, 4, dtype=torch.long)
+    history[:, 1:] = history[:, :1]
+    given = torch.full((3, 336), 32)
+    given[[0, 1, 2], [0, 170, 335]] = 5
+    change = torch.zeros(3, 336)
+    change[1, 20:60], change[2] = 0.1, 0.5  # some places open, and more than it looks at
+    seen = []
+    forward = TemporalWorldModel.forward
+    monkeypatch.setattr(
+        TemporalWorldModel, "forward", lambda *args: seen.append(args[3]) or forward(*args)
+    )
+    with torch.no_grad():
+        second, positions = rollout._look_again(world_model, history, actions, change, given)
+    assert second.logits.shape == (3, 96, 32)
+    assert (given.gather(1, positions) < 32).sum(1).tolist() == [1, 1, 1]
+    assert {20, 59, 169, 170, 171, 186} <= set(positions[1].tolist())
+    assert torch.allclose((1 / seen[0].chances)[:2].sum(1), torch.full((2,), 336.0), rtol=1e-3)
+
+
+def test_without_a_second_look_every_frame_is_predicted_once(world_model):
+    calls = []
+    world_model.register_forward_hook(lambda *_: calls.append(1))
+    history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4, dtype=torch.long)
+    with torch.no_grad():
+        for max_missing, expected in ((0.0, 2), (float("inf"), 3)):
+            predict_next(world_model, history, actions, Sampling(max_missing=max_missing))
+            assert len(calls) == expected
 
 
 def test_few_positions_give_the_loss_of_all_on_average(world_model):

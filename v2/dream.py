@@ -5,7 +5,6 @@ in order, so that velocity survives. Reads files only through `checkpoint`. Know
 nor gymnasium.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +76,8 @@ class DreamEngine:
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
         for model in models.values():
             cast_weights(model, choose_device(device))
-        sampling = Sampling(temperature, top_k)
-        if not second_look:
-            sampling = dataclasses.replace(sampling, max_missing=float("inf"))
+        max_missing = Sampling.max_missing if second_look else float("inf")
+        sampling = Sampling(temperature, top_k, max_missing)
         return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
 
     @property

@@ -9,23 +9,24 @@ as it is, and an object is left out. Where more changes are expected than chosen
 decided first and the frame is predicted once more with it given.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from v2.data.importance import draw_positions
+from v2.data.importance import ImportanceConfig, draw_positions
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen from logits; temperature 0 is greedy."""
+    """How tokens are chosen from logits, and when a frame is looked at twice."""
 
-    temperature: float = 0.0
+    temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: all codes
-    max_missing: float = 1.0  # changes expected beyond those chosen, before a second prediction
+    max_missing: float = 1.0  # changes expected beyond those chosen; inf: never a second look
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -38,9 +39,10 @@ class Sampling:
 
 GREEDY = Sampling()
 
-# Training counts a change more than a token that stays, and one that stays though it was doubted
-# more again (data.importance): its probabilities of a change are too high by what these undo.
-CHANGE_WEIGHT, GHOST_WEIGHT = 30.0, 8.0
+# Training counts changes up to 20 times, draws windows with events oftener, and counts a token that
+# stays though it was doubted up to 9 times. So the odds of a change come out too high, by about this
+# factor (found on held-out frames) over 1 + the ghost scale times the probability itself.
+CHANGE_WEIGHT, GHOST_SCALE = 30.0, ImportanceConfig().ghost_scale
 NEGLIGIBLE = 0.01  # probability of a change that needs no second look
 NUM_REVISED = 96  # positions that are predicted again
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, are spread evenly
@@ -68,20 +70,31 @@ def predict_next(
     sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, Prediction]:
-    """Predict one step: tokens (B, N) and the prediction they were chosen from.
+    """Predict one step: tokens (B, N) and the prediction.
+
+    After a second look the tokens are those of the second prediction, and so are reward and end;
+    the logits stay those of the first, what the model says before anything is decided.
 
     Args:
         history: tokens (B, 4, N), oldest first.
         actions: (B, 4), the three between them and the one taken now.
     """
     prediction = model(history, actions)
-    K = prediction.logits.shape[-1]
-    change = change_probs(prediction.logits, history[:, -1])
-    given = decide_first(prediction.logits, change, history[:, -1], sampling, generator)
+    logits, K = prediction.logits, prediction.logits.shape[-1]
+    if math.isinf(sampling.max_missing):
+        return choose_tokens(logits, sampling, generator), prediction
+    change = change_probs(logits, history[:, -1])
+    given = decide_first(logits, change, history[:, -1], sampling, generator)
     again = (given < K).any(1).nonzero().flatten()
     if len(again):
-        prediction = _predict_again(model, history, actions, prediction, change, given, again)
-    tokens = choose_tokens(prediction.logits, sampling, generator)
+        rows = (tensor[again] for tensor in (history, actions, change, given))
+        second, positions = _look_again(model, *rows)
+        index = positions.unsqueeze(2).expand_as(second.logits)
+        logits = logits.index_copy(0, again, logits[again].scatter(1, index, second.logits))
+        reward = prediction.reward_logits.index_copy(0, again, second.reward_logits)
+        end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
+        prediction = Prediction(prediction.logits, reward, end)
+    tokens = choose_tokens(logits, sampling, generator)
     return torch.where(given < K, given, tokens), prediction
 
 
@@ -93,7 +106,7 @@ def change_probs(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
     """
     stay = logits.softmax(-1).gather(2, last.unsqueeze(2)).squeeze(2)
     change = 1 - stay
-    stay = stay * CHANGE_WEIGHT / (1 + GHOST_WEIGHT * change)
+    stay = stay * CHANGE_WEIGHT / (1 + GHOST_SCALE * change)
     return change / (change + stay)
 
 
@@ -115,7 +128,7 @@ def decide_first(
     is_lacking = (change - is_chosen.float()).sum(1, keepdim=True) > sampling.max_missing
     others = change.masked_fill(is_chosen, 0)
     if sampling.temperature:
-        place = torch.multinomial(others + 1e-9, 1, generator=generator)
+        place = torch.multinomial(others + 1e-9, 1, generator=generator)  # all may be zero
     else:
         place = others.argmax(1, keepdim=True)
     there = logits.scatter(2, last.unsqueeze(2), -torch.inf)
@@ -124,29 +137,24 @@ def decide_first(
     return torch.full_like(last, K).scatter(1, place, torch.where(is_lacking, token, K))
 
 
-def _predict_again(model, history, actions, first, change, given, rows) -> Prediction:
-    """Predict some rows once more with the given tokens, at the positions where it may matter.
+def _look_again(model, history, actions, change, given) -> tuple[Prediction, torch.Tensor]:
+    """Predict once more with a token given, at the positions where it may matter, (B, 96).
 
-    They are those that training learns at, near what moved and some others, with all that may
-    change or lie beside what is given.
+    They are what is given and lies beside it, what may change, and then, as in training, what is
+    near motion and some others, each of which stands for those left out.
     """
     config = model.config
-    history, actions, given, change = (t[rows] for t in (history, actions, given, change))
     grid = config.grid_height, config.grid_width
-    draws = torch.arange(config.num_positions, device=change.device) * GOLDEN_RATIO % 1
-    beside = (given < config.num_codes).float().unflatten(1, grid).unsqueeze(1)
+    is_given = given < config.num_codes
+    beside = is_given.float().unflatten(1, grid).unsqueeze(1)
     beside = F.max_pool2d(beside, 5, stride=1, padding=2).flatten(1) > 0
-    is_open = (change > NEGLIGIBLE) | beside
+    draws = torch.arange(config.num_positions, device=change.device) * GOLDEN_RATIO % 1
+    draws = torch.where(is_given, -2.0, draws - beside.float())
+    is_certain = beside | (change > NEGLIGIBLE)
     count = min(NUM_REVISED, config.num_positions)
-    positions, chances = draw_positions(history, count, grid, draws - 2.0 * is_open)
-    chances = chances.masked_fill(is_open.gather(1, positions), 1)
-    second = model(history, actions, Subset(positions, chances), given)
-    index = positions.unsqueeze(2).expand_as(second.logits)
-    logits = first.logits[rows].scatter(1, index, second.logits)
-    return Prediction(*(
-        before.index_copy(0, rows, after)
-        for before, after in zip(first, second._replace(logits=logits), strict=True)
-    ))  # fmt: skip
+    subset = Subset(*draw_positions(history, count, grid, draws, is_certain))
+    plain = getattr(model, "_orig_mod", model)  # compiled, each number of rows would be again
+    return plain(history, actions, subset, given), subset.positions
 
 
 def advance(history: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -171,7 +179,8 @@ def unroll(
         actions: (B, 3 + K).
         truth: tokens (B, K, N) of the real frames, needed with `is_teacher_forced`.
         is_teacher_forced: bool (B, K): after this step, go on from the real frame.
-        max_wrong: go on from the real frame also where more tokens are wrong; None: never.
+        max_wrong: with `is_teacher_forced`, go on from the real frame also where more tokens are
+            wrong; None: never.
     """
     num_past = history.shape[1] - 1
     for k in range(actions.shape[1] - num_past):

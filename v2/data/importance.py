@@ -1,4 +1,4 @@
-"""What matters in a frame: weights of pixels for the VQ-VAE and of tokens for the world model.
+"""What matters: weights of pixels and tokens, which windows are drawn, where a step learns.
 
 Contract: from pixels, tokens and the codebook alone; nothing here knows a game.
 """
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+
+BLOCK = 4096  # rows looked at together
 
 
 def median_frame(pixels: torch.Tensor) -> torch.Tensor:
@@ -179,14 +182,14 @@ def event_steps(
     Args:
         tokens: uint8 (M, N), consecutive frames.
         rewards, terminated: (M,), of the step taken at each row.
+        grid: (h, w); max_rate: of the steps.
     """
     events = (rewards != 0) | terminated
     usual = np.array([np.bincount(cell).argmax() for cell in tokens.T], np.uint8)
-    is_quiet = torch.from_numpy((tokens[1:] != tokens[:-1]).mean(0) < max_rate)
-    for part in np.array_split(np.arange(3, len(tokens) - 1), max(1, len(tokens) // 4096)):
-        if not len(part):
-            continue
-        rows = tokens[part[0] - 3 : part[-1] + 2]  # from three before the first to one after
+    changes = sum(np.not_equal(a[1:], a[:-1]).sum(0) for a in _overlapping(tokens))
+    is_quiet = torch.from_numpy(changes < max_rate * len(tokens))
+    for first in range(3, len(tokens) - 1, BLOCK):
+        rows = tokens[first - 3 : first + BLOCK + 1]  # from three before the first to one after
         seen = torch.from_numpy(rows)
         changed = seen[1:] != seen[:-1]
         moved = (changed[:-3] | changed[1:-2] | changed[2:-1]).float().unflatten(1, grid)
@@ -194,8 +197,15 @@ def event_steps(
         is_object = torch.from_numpy(rows != usual)
         was_object = is_object[:-4] | is_object[1:-3] | is_object[2:-2]
         returns = was_object & ~is_object[3:-1] & is_object[4:] & is_quiet
-        events[part] |= ((changed[3:] & ~near) | returns).any(1).numpy()
+        happened = ((changed[3:] & ~near) | returns).any(1).numpy()
+        events[first : first + len(happened)] |= happened
     return events
+
+
+def _overlapping(tokens: np.ndarray):
+    """Yield blocks of rows (n + 1, N) that share their last and first."""
+    for first in range(0, len(tokens) - 1, BLOCK):
+        yield tokens[first : first + BLOCK + 1]
 
 
 def event_chances(
@@ -216,27 +226,38 @@ def event_chances(
 
 
 def draw_positions(
-    history: torch.Tensor, count: int, grid: tuple[int, int], draws: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    history: torch.Tensor, count: int, grid: tuple[int, int], draws: torch.Tensor,
+    is_certain: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Draw positions, those near which the history moved first; return them and their chances.
 
     Args:
         history: tokens (B, 4, N). What is predicted is not looked at: the choice betrays nothing.
         count: M positions a sample, M // 4 of them from where nothing moved, M >= 4.
         draws: uniform in [0, 1), (B, N).
+        is_certain: bool (B, N): drawn before all others, those with the least draws first.
     Returns:
         positions int64 (B, M) and the probability with which each was drawn, float32 (B, M).
     """
     moved = (history[:, 1:] != history[:, :-1]).any(1).float().unflatten(1, grid)
-    is_near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).flatten(1)  # (B, N)
+    is_near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).flatten(1) > 0  # (B, N)
+    if is_certain is None:
+        is_certain = torch.zeros_like(is_near)
+    is_near = is_near & ~is_certain
+    num_certain = is_certain.sum(1, keepdim=True)
     num_near = is_near.sum(1, keepdim=True)
-    num_far = is_near.shape[1] - num_near
-    near = num_near.clamp(max=count - count // 4)  # how many of them are drawn
-    near = torch.maximum(near, count - num_far)
-    far = count - near
-    chances = torch.where(is_near > 0, near / num_near.clamp_min(1), far / num_far.clamp_min(1))
-    order = (draws - is_near).argsort(1)  # near ones first, each group at random
+    num_far = is_near.shape[1] - num_near - num_certain
+    certain = num_certain.clamp(max=count)
+    left = count - certain  # how many of the others are drawn
+    near = torch.minimum(num_near, left - left // 4)
+    near = torch.maximum(near, left - num_far)
+    far = left - near
+    chances = torch.where(is_near, near / num_near.clamp_min(1), far / num_far.clamp_min(1))
+    chances = chances.masked_fill(is_certain, 1)
+    order = (draws - is_near.float() - 2 * is_certain.float()).argsort(1)  # each group at random
     rank = torch.arange(order.shape[1], device=order.device)
-    is_drawn = (rank < near) | ((rank >= num_near) & (rank < num_near + far))
+    is_drawn = rank < certain
+    for first, number in ((num_certain, near), (num_certain + num_near, far)):
+        is_drawn = is_drawn | ((rank >= first) & (rank < first + number))
     positions = order[is_drawn].view(len(order), count)
     return positions, chances.gather(1, positions)

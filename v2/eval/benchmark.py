@@ -35,7 +35,7 @@ from v2.rollout import Sampling
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
 
 NUM_ACTIONS = 4
-SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt, so that a second look is made when asked for
+SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
 
 
 def build_parser():

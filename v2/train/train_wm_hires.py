@@ -93,7 +93,7 @@ def build_parser():
                         help="share of the windows drawn among those with an event: a reward, an "
                         "end, a change where nothing moved before")  # fmt: skip
     recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
-                        help="share of the predictions that are told one changed token")  # fmt: skip
+                        help="share of the predictions that are told one changed token; 0: off")  # fmt: skip
     recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
                         help="share of the windows whose history has a mistake")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
@@ -262,12 +262,12 @@ class Trainer:
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
         is_forced = torch.from_numpy(is_forced)
         num_positions = self.model.config.num_positions
-        given_draws, draws, few = None, None, 0
+        given_draws, draws, num_learnt = None, None, 0
         if self.loss.config.given_share:
             given_draws = self._drawn(rng, count, steps, 2)
         if 0 < args.positions < num_positions:
-            few, draws = args.positions, self._drawn(rng, count, steps, num_positions)
-        loss, metrics = self.loss(self.forward, windows, is_forced, few, draws, given_draws)
+            num_learnt, draws = args.positions, self._drawn(rng, count, steps, num_positions)
+        loss, metrics = self.loss(self.forward, windows, is_forced, num_learnt, draws, given_draws)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)

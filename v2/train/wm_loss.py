@@ -4,7 +4,8 @@ Contract: loss = sum_k g^k L_k / sum_k g^k, so its scale does not depend on K; e
 back-propagated as it comes, so memory does not grow with K. Scheduled sampling (arXiv 1506.03099):
 the model reads its own argmax, except where the truth is given with a small probability. A dream
 that has left the truth behind goes on from it: what follows could not be learnt from what it reads.
-In a share of the predictions one of the next tokens is given, as `rollout.predict_next` does.
+In a share of the predictions one changed token is given, the true one, so that the model can
+complete what `rollout.predict_next` decides.
 Knows nothing of files or optimizers.
 """
 
@@ -117,47 +118,41 @@ class WorldModelLoss:
             )  # fmt: skip
             histories += [history for *_, history in rollout]
         for k, factor in enumerate(factors):
-            weights = self.weights(windows, k, T)
+            weights, is_given = self.weights(windows, k, T), None
             given = subset = None
             if given_draws is not None:
                 given = self._give(weights, windows, k, T, given_draws[:, k].to(self.device))
-                weights = weights.masked_fill(given < model.config.num_codes, 0)
+                is_given = given < model.config.num_codes
+                weights = weights.masked_fill(is_given, 0)
             if count:
                 drawn = draws[:, k].to(self.device)
-                subset = self._draw(histories[k], count, drawn, given, model.config.num_codes)
+                subset = Subset(*draw_positions(histories[k], count, self.grid, drawn, is_given))
             with autocast(self.device):
                 prediction = model(histories[k], windows.actions[:, k : k + T], subset, given)
             loss, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
             (factor * loss).backward()
             total = total + factor * loss.detach()
-        is_right = prediction.logits.argmax(-1)
-        if subset is None:
-            accuracy = (is_right == truth[:, -1]).float().mean()
-        else:
-            is_right = is_right == truth[:, -1].gather(1, subset.positions)
-            accuracy = (is_right / subset.chances).sum() / truth[:, -1].numel()
-        return total, {"loss": total, "accuracy": accuracy} | metrics
+        metrics |= {"loss": total, "accuracy": _accuracy(prediction, truth[:, -1], subset)}
+        if len(histories) > 1:  # how much of the rollout was the model's own
+            read = torch.stack([history[:, -1] for history in histories[1:]], 1)
+            metrics["read_unlike_truth"] = (read != truth[:, :-1]).any(2).float().mean()
+        return total, metrics
 
     def _give(self, weights, windows: Windows, k: int, history: int, draws) -> torch.Tensor:
-        """Return one token that changes in a share of the samples, the others as `num_codes`."""
+        """Choose one token that changes, the weightier the likelier, in a share of the samples.
+
+        Returns:
+            int64 (B, N): the true token there, `num_codes` everywhere else.
+        """
         target = windows.tokens[:, history + k]
         is_changed = target != windows.tokens[:, history + k - 1]
-        heights = (weights * is_changed).cumsum(1)  # the weightier, the likelier
+        heights = (weights * is_changed).cumsum(1)
         place = (heights <= draws[:, 1:] * heights[:, -1:]).sum(1, keepdim=True)
         place = place.clamp(max=target.shape[1] - 1)
         is_given = (draws[:, :1] < self.config.given_share) & is_changed.gather(1, place)
-        K = len(self.distances)
-        token = torch.where(is_given, target.gather(1, place), K)
-        return torch.full_like(target, K).scatter(1, place, token)
-
-    def _draw(self, history, count: int, draws, given, num_codes: int) -> Subset:
-        """Draw positions, the given one always."""
-        if given is None:
-            return Subset(*draw_positions(history, count, self.grid, draws))
-        draws = draws.masked_fill(given < num_codes, -2)
-        positions, chances = draw_positions(history, count, self.grid, draws)
-        is_given = given.gather(1, positions) < num_codes
-        return Subset(positions, chances.masked_fill(is_given, 1))
+        num_codes = len(self.distances)
+        token = torch.where(is_given, target.gather(1, place), num_codes)
+        return torch.full_like(target, num_codes).scatter(1, place, token)
 
     def _factors(self, steps: int) -> list[float]:
         factors = self.config.discount ** torch.arange(steps, dtype=torch.float32)
@@ -196,3 +191,12 @@ class WorldModelLoss:
         )
         loss = tokens_loss + self.config.outcome_weight * (reward + ended)
         return loss, {"reward_loss": reward.detach(), "terminated_loss": ended.detach()}
+
+
+def _accuracy(prediction: Prediction, target: torch.Tensor, subset: Subset | None) -> torch.Tensor:
+    """Return the share of right tokens, or its estimate where few positions were predicted."""
+    tokens = prediction.logits.argmax(-1)
+    if subset is None:
+        return (tokens == target).float().mean()
+    is_right = tokens == target.gather(1, subset.positions)
+    return (is_right / subset.chances).sum() / target.numel()
