@@ -209,7 +209,7 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
     asked += ["--temperature", "1", "--no-second-look"]
     assert gold_eval.main([*asked, "--json", str(sampled)]) == 0
     document = json.loads(sampled.read_text())
-    assert document["flags"].endswith("--temperature 1 --no-second-look")
+    assert document["flags"].endswith("--temperature 1.0 --no-second-look")
     assert "once" in document["notes"][-2] and "temperature 1" in document["notes"][-1]
     accuracy = "one_step/token_accuracy"  # drawn codes are seldom those of the still board
     assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
