@@ -41,8 +41,10 @@ class FakeEngine:
     def frame(self):
         return self.history.frame.copy()
 
-    def restore(self, state):
+    def restore(self, state, noise=None):
         self.history = state
+
+    noise = None
 
     @property
     def tokens(self):

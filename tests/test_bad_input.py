@@ -17,9 +17,16 @@ import pytest
 import torch
 
 from tests.test_training import _train_vqvae, _wm_flags, data_path, small_models  # noqa: F401
-from v2 import checkpoint, command_line, files
+from v2 import checkpoint, command_line, files, play_atari_hires
 from v2.data import collect_atari, npz, recorder, tokenize_atari
-from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env, save_game_data
+from v2.data.atari_dataset import (
+    ARRAY_FIELDS,
+    EmulatorConfig,
+    load_game_data,
+    make_atari_env,
+    save_game_data,
+)
+from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.device import choose_device
@@ -74,6 +81,22 @@ def test_absurd_flags_are_refused_by_name(script, flags, ends):
 def test_absurd_collecting_is_refused(flags, ends, tmp_path):
     ends(collect_atari.main, [*flags, "--out", tmp_path / "new"], 2)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("fps", ["0", "1e300", "nan"])
+def test_absurd_playing_is_refused(fps, ends):
+    ends(play_atari_hires.main, ["--fps", fps, "--headless"], 2, "--fps", fps)
+
+
+def test_an_unexpected_error_is_one_line_that_asks_for_a_report(capsys):
+    def main():
+        {}["nothing"]
+
+    with pytest.raises(SystemExit) as ended:
+        command_line.run(main)
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert error == "error: internal KeyError: 'nothing'; please report it, with --debug\n"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu", "meta"])
@@ -256,6 +279,18 @@ def test_a_file_that_is_no_npz_is_named_by_its_looks(content, text, ends, tmp_pa
     assert "allow_pickle" not in line
 
 
+def test_arrays_that_are_not_what_their_hash_says_are_refused(game_data, vqvae, tmp_path):
+    path = tmp_path / "data.npz"
+    save_game_data(path, game_data)
+    arrays, meta = read_npz(path, ARRAY_FIELDS)
+    arrays["actions"] = arrays["actions"].copy()
+    arrays["actions"][3] ^= 1  # packed anew, so that the checksum of the zip is right
+    write_npz(path, arrays, meta)
+    for load in (load_game_data, lambda p: tokenize(p, vqvae, torch.device("cpu"))):
+        with pytest.raises(ValueError, match="'actions' is not what its sha256 says"):
+            load(path)
+
+
 def test_equal_episodes_in_two_splits_are_refused(game_data, tmp_path):
     rows, twin = slice(0, 30), slice(30, 60)  # game 0 is for training, game 1 held out
     game_data.ram[twin], game_data.actions[twin] = game_data.ram[rows], game_data.actions[rows]
@@ -367,6 +402,22 @@ def test_divergence_dumps_the_batch_and_keeps_the_last_good_state(
     assert len(arrays["frames"]) == 16 and meta["step"] == 8
     model, _ = checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
     assert torch.isfinite(model.quantizer.codebook).all()
+
+
+def test_weights_that_are_not_finite_never_replace_a_good_save(world_run, monkeypatch):
+    run = world_run
+    before = (run / "last.pt").read_bytes()
+    original = train_wm_hires.Trainer.train_step
+
+    def spoiled(trainer):
+        result = original(trainer)
+        trainer.model.position.data[0, 0] = float("inf")
+        return result
+
+    monkeypatch.setattr(train_wm_hires.Trainer, "train_step", spoiled)
+    with pytest.raises(command_line.DivergedError, match="weight position is not finite"):
+        train_wm_hires.main(["--resume", str(run), "--steps", "3"])
+    assert (run / "last.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [

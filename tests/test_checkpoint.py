@@ -15,6 +15,26 @@ def _save(path, vqvae, **extra):
     checkpoint.save_checkpoint(path, "vqvae", vqvae, **extra)
 
 
+def test_a_last_save_that_is_not_finite_falls_back_to_the_one_before(world_model, tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.save_rotating(path, "world_model", world_model)
+    torch.nn.init.constant_(world_model.position, float("nan"))
+    checkpoint.save_rotating(path, "world_model", world_model)
+    assert torch.isfinite(checkpoint.load_last(tmp_path, "world_model")["model"]["position"]).all()
+
+
+def test_weights_that_no_file_of_its_size_can_hold_are_refused(world_model, tmp_path):
+    path = tmp_path / "w.pt"
+    large = world_model.state_dict()
+    large["position"] = torch.zeros(1).expand_as(large["position"])  # one number on the disk
+    state = {"format": 1, "kind": "world_model", "model": large,
+             "config": dataclasses.asdict(world_model.config)}  # fmt: skip
+    with open(path, "wb") as file:
+        torch.save(state, file)
+    with pytest.raises(ValueError, match="claims .* bytes of weights, which it cannot hold"):
+        checkpoint.load_world_model(path)
+
+
 def test_a_checkpoint_rebuilds_the_model_from_itself(vqvae, tmp_path):
     _save(tmp_path / "a.pt", vqvae, step=7)
     state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")

@@ -14,7 +14,7 @@ from v2 import checkpoint
 from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
 from v2.eval import build_gold, gold_eval, report, results
 from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.clips import cut_clips
+from v2.eval.clips import cut_clips, stratified_starts
 from v2.eval.gold import gold_path, load_gold, read_gold
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
@@ -65,6 +65,13 @@ def _time_of(segment, history) -> int:
     matches = [t for t in range(3, len(segment)) if (segment.frames[t] == history[3]).all()
                and (segment.frames[t - 3 : t + 1] == history).all()]  # fmt: skip
     return matches[0]
+
+
+def test_the_starts_are_those_that_the_script_would_draw(gold):
+    rng = np.random.default_rng(GOLD_SEED_START)
+    steps, each = build_gold.ROLLOUT_STEPS, build_gold.STARTS_PER_STRATUM
+    starts, strata = stratified_starts(gold.data, each, steps, rng)
+    assert (starts == gold.starts).all() and strata == gold.strata
 
 
 @pytest.mark.slow

@@ -93,6 +93,16 @@ def test_paired_differences_are_sharper_than_the_numbers_themselves(rng):
     assert difference == pytest.approx(0.1) and low > 0.09 and high < 0.11
 
 
+def test_eight_of_eight_leave_doubt():
+    """A share of 0 or 1 has an interval, too: (1 - p) ** 8 = 2.5 %."""
+    every, none = (mean_metric([hit] * 8, range(8)) for hit in (1, 0))
+    assert (every.value, every.high) == (1, 1) and every.low == pytest.approx(0.6306, abs=1e-3)
+    assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(1 - 0.6306, abs=1e-3)
+    episodes = [1, 1, 1, 1, 2, 2, 2, 2]  # eight samples of two games say less
+    assert mean_metric([1] * 8, episodes).low < every.low
+    assert mean_metric([0.0] * 8, range(8), [100] * 8).high == 0  # no shares of samples
+
+
 def test_one_episode_alone_has_no_interval():
     metric = mean_metric([0.2, 0.4], [7, 7])
     assert metric.value == pytest.approx(0.3) and np.isnan(metric.low)

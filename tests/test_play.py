@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from v2 import play_atari_hires
+from v2 import play_atari_hires, play_game
 from v2.clips import BackgroundClips
 from v2.controls import ActionMap, HeldInputs
 from v2.data.atari_dataset import (
@@ -33,6 +33,7 @@ from v2.play_loop import run_window
 from v2.play_session import HISTORY_FRAMES, PlaySession
 from v2.players import Players, breakout_ram, player_names
 from v2.recording import HUMAN_SEED_START, EpisodeTape, open_recording
+from v2.render import CURVE_STEPS
 from v2.replay import Replay
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,6 +158,19 @@ def test_a_lost_game_starts_a_new_one_in_sync(session):
     assert session.moment.lives > 0
 
 
+def test_the_last_step_of_a_game_is_shown_and_measured(session):
+    session.engine.last_terminated = 0.7
+    while not session.is_over:
+        last = session.step(FIRE)
+    assert last.lives == 0 and "game over" not in last.notice
+    assert np.array_equal(last.real_frame, session.frames[-1])
+    assert last.dream_end_prob == 0.7
+    assert len(session.divergence) == len(session.agreements)
+    assert all(Forks(session)._is_over)
+    following = session.step(NOOP)
+    assert "game over" in following.notice and following.lives == 5 and not session.is_over
+
+
 def test_dream_only_leaves_the_real_game_where_it_is(session):
     play(session, [FIRE, RIGHT])
     ram = session.env.ram.copy()
@@ -226,6 +240,28 @@ def test_forks_from_a_game_without_its_dream_begin_at_this_moment(session):
     job, *args = game.urgent_job()
     job(*args)
     assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
+
+
+def test_commands_that_wait_for_a_step_are_all_done_in_their_order(session):
+    play(session, [FIRE, *[RIGHT] * 8])
+    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    num_resets = len(session.engine.resets)
+    for name in ("sync", "mode", "mode"):
+        game.command(name)
+    modes = []
+    while job := game.urgent_job():
+        job[0](*job[1:])
+        game.job_done(0, 0)
+        modes.append(session.mode)
+    assert modes == ["both", "dream", "real"]
+    assert len(session.engine.resets) == num_resets + 1
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_value(session):
+    for length in (0, 1, 299, 300, 301, 4000):
+        shown = play_game._thinned(list(range(length)))
+        assert len(shown) <= CURVE_STEPS and shown[-1:] == list(range(length))[-1:]
+        assert len(shown) >= min(length, CURVE_STEPS // 2)
 
 
 class FakeWindow:
@@ -580,6 +616,20 @@ def test_replay_seeks_restarts_and_changes_the_episode(episodes):
     assert replay.time == 4 and replay.is_animated
     with pytest.raises(ValueError, match="no episode 7"):
         Replay(episodes, FakeEngine(), "breakout", episode_id=7)
+
+
+def test_a_replayed_picture_stays_until_the_next_is_whole(episodes):
+    replay = Replay(episodes, FakeEngine(), "breakout")
+    replay.command("on")
+    settle(replay)
+    replay.view()
+    replay.command("pause")
+    for _ in range(3):
+        replay.step_job([])
+        before = replay.view()
+        assert all(pane.frame is not None for pane in before.panes)
+        settle(replay)
+        assert replay.view().panes[0].detail == f"frame {replay.time}" != before.panes[0].detail
 
 
 def test_replay_refuses_data_of_another_game(episodes):

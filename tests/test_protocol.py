@@ -142,12 +142,26 @@ def test_mirrored_actions_are_worse_than_chance(judged):
     assert value(judged, "ActionsMirrored", "forks/separation@5") < -0.7
     row = judged["ActionsMirrored"]["forks/right_branch_pixels@8"]
     assert row.value < value(judged, "PerfectEngine", "forks/right_branch_pixels@8") - 0.3
+    row = judged["ActionsMirrored"]["forks/right_branch@5"]
+    assert row.value <= row.baselines["chance"].value  # no-op alone is right
 
 
 def test_a_step_late_is_a_step_of_flight_behind(judged):
     late = value(judged, "OneStepLate", "rollout/ball_error_px@5")
     assert late > 1.0 > value(judged, "PerfectEngine", "rollout/ball_error_px@5")
     assert value(judged, "OneStepLate", "one_step/changed_accuracy") < 0.5
+    half_life = "rollout/ball_half_life"
+    assert value(judged, "BallErased", half_life) < value(judged, "PerfectEngine", half_life)
+    assert value(judged, "OneStepLate", half_life) < value(judged, "PerfectEngine", half_life)
+
+
+def test_flying_on_beats_copying_where_nothing_turns(judged, clips):
+    row = judged["CopyLast"]["rollout/ball_hit_2px@1"]
+    assert row.baselines["constant_velocity"].value > 0.5 > row.baselines["copy_last"].value
+    row = judged["CopyLast"]["rollout/ball_recall@5"].baselines["constant_velocity"]
+    flies = ~np.isnan(clips.objects_at(0).ball[:, 0])
+    visible = clips.objects_at(5).num_balls > 0
+    assert row.value == pytest.approx((flies & visible).sum() / visible.sum(), abs=0.2)
 
 
 def test_a_blank_dream_has_no_objects(judged):
@@ -181,6 +195,18 @@ def test_a_dream_that_never_serves_has_no_ball_in_play():
     assert waiting.value == 1
 
 
+def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
+    """The last real frame has a ball, the dream never: not one step of it counts as seen."""
+    data, states = game
+    engine = canaries.Blank(states, canaries.PatchTokenizer())
+    flight = clips.strata == "flight"
+    scores, _ = long_dream_scores(
+        engine, "breakout", data.meta["action_meanings"], clips.history[flight],
+        clips.past_actions[flight], 20, [data.frames[:60]], num_codes=5000,
+    )  # fmt: skip
+    assert scores["long/ball_seen"].value == 0
+
+
 def test_horizons_count_steps_after_the_last_real_frame(game, clips):
     data, _ = game
     starts, _ = stratified_starts(data, 3, HORIZON, np.random.default_rng(0))
@@ -209,7 +235,8 @@ def test_the_tokenizer_is_scored_against_memory(game, clips):
 
 
 def test_rewards_and_endings_are_scored(judged):
-    assert value(judged, "PerfectEngine", "reward/f1") == 1
+    for row in ("f1", "precision", "recall"):
+        assert value(judged, "PerfectEngine", f"reward/{row}") == 1
 
 
 def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):

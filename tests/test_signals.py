@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SMALL_WORLD_MODEL
 from tests.test_training import DRIVER, data_path  # noqa: F401
 from v2 import checkpoint
 from v2.command_line import StopRequest, forwarded_signals
 from v2.data import tokenize_atari
 from v2.data.atari_dataset import load_game_data
+from v2.dream import DreamEngine
+from v2.eval import gold_eval
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import RunDir
 
@@ -169,6 +173,25 @@ def test_stopped_tokenizing_leaves_the_old_file(data_path, tmp_path, vqvae, monk
     monkeypatch.setattr(tokens, "encode_frames", interrupted)
     assert tokenize_atari.main([*flags, "--batch-size", "100"]) == 143
     assert out.read_bytes() == before
+
+
+def test_a_stopped_evaluation_writes_nothing(vqvae, tmp_path, monkeypatch, capsys):
+    model = TemporalWorldModel(WorldModelConfig(num_actions=4, **SMALL_WORLD_MODEL))
+    checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae)
+    checkpoint.save_checkpoint(tmp_path / "best.pt", "world_model", model,
+                               vqvae_sha256=checkpoint.tokenizer_sha256(vqvae))  # fmt: skip
+    step = DreamEngine.step
+
+    def interrupted(engine, action):
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(DreamEngine, "step", step)
+        return step(engine, action)
+
+    monkeypatch.setattr(DreamEngine, "step", interrupted)
+    flags = ["--checkpoint", str(tmp_path / "best.pt"), "--tier", "canary"]
+    assert gold_eval.main([*flags, "--json", str(tmp_path / "a.json")]) == 130
+    assert "run the same command again" in capsys.readouterr().out
+    assert not (tmp_path / "a.json").exists()
 
 
 CHILD = """

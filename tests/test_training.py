@@ -24,6 +24,7 @@ from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import RunDir
 from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train.distributed import Workers
 from v2.train.steps import GradientGuard, Optimizers
 from v2.train.wm_loss import read_windows
 
@@ -233,6 +234,23 @@ def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path)
     save_game_data(data_path, game_data)
     with pytest.raises(ValueError, match="was trained on other data"):
         train_vqvae_hires.main(["--resume", str(run)])
+
+
+def test_an_infinite_gradient_under_a_finite_loss_is_refused(world_model):
+    from v2.command_line import DivergedError
+
+    optimizer = torch.optim.AdamW(world_model.parameters())
+    guard = GradientGuard(optimizer, 1.0, Workers())
+    before = [p.clone() for p in world_model.parameters()]
+    for attempt in range(5):
+        for parameter in world_model.parameters():
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        if attempt < 4:
+            guard.apply(torch.tensor(1.0), 1e-3)
+            assert guard.num_skipped == attempt + 1
+    with pytest.raises(DivergedError, match="5 steps in a row"):
+        guard.apply(torch.tensor(1.0), 1e-3)
+    assert all(map(torch.equal, before, world_model.parameters()))
 
 
 def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_path, monkeypatch):

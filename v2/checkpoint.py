@@ -110,12 +110,22 @@ def load_last(folder: Path, kind: str) -> dict:
     """Load a run's last checkpoint, or with one line the one before where that is damaged."""
     path = Path(folder) / "last.pt"
     try:
-        return load_checkpoint(path, kind)
+        state = load_checkpoint(path, kind)
+        for weights in filter(None, (state["model"], state.get("ema"))):
+            check_finite(weights, path)
+        return state
     except (FileNotFoundError, ValueError) as error:
         if not previous_path(path).exists():
             raise
         print(f"{error}; going on from {previous_path(path).name}", file=sys.stderr)
         return load_checkpoint(previous_path(path), kind)
+
+
+def check_finite(weights: dict, path: Path) -> None:
+    """Raise a ValueError with the first weight that is not finite."""
+    for name, tensor in weights.items():
+        if isinstance(tensor, torch.Tensor) and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: weight {name} is not finite")
 
 
 def build_model(state: dict, path: Path) -> torch.nn.Module:
@@ -149,22 +159,30 @@ def restore(model: torch.nn.Module, state: dict, path: Path) -> None:
     Raises:
         ValueError: another architecture, by the fields that differ, or damaged weights.
     """
+    check_architecture(model, state["config"], path)
+    _check_weights(state["model"], model, path)
+    model.load_state_dict(state["model"])
+
+
+def check_architecture(model: torch.nn.Module, stored: dict, path: Path, ignored=()) -> None:
+    """Raise a ValueError with the fields in which a stored config differs from a model's."""
     config = dataclasses.asdict(model.config)
-    stored = {f.name: f.default for f in dataclasses.fields(model.config)} | state["config"]
+    stored = {f.name: f.default for f in dataclasses.fields(model.config)} | stored
     differing = [
         f"{key} {stored.get(key)}, now {config.get(key)}"
-        for key in sorted(config.keys() | stored.keys())
+        for key in sorted((config.keys() | stored.keys()) - set(ignored))
         if config.get(key) != stored.get(key)
     ]
     if differing:
         raise ValueError(f"{path} has another architecture: {'; '.join(differing)}")
-    _check_weights(state["model"], model, path)
-    model.load_state_dict(state["model"])
 
 
 def _check_weights(weights: dict, model: torch.nn.Module, path: Path) -> None:
     if not isinstance(weights, dict):
         raise ValueError(f"{path} holds no weights")
+    claimed = _num_bytes(weights)
+    if Path(path).is_file() and claimed > Path(path).stat().st_size:
+        raise ValueError(f"{path} claims {claimed} bytes of weights, which it cannot hold")
     for name, expected in model.state_dict().items():
         found = weights.get(name)
         if found is None:
@@ -178,8 +196,7 @@ def _check_weights(weights: dict, model: torch.nn.Module, path: Path) -> None:
                 f"{path}: weight {name} is {tuple(found.shape)}, "
                 f"its config says {tuple(expected.shape)}"
             )
-        if not torch.isfinite(found).all():
-            raise ValueError(f"{path}: weight {name} is not finite")
+    check_finite(weights, path)
     unknown = weights.keys() - model.state_dict().keys()
     if unknown:
         raise ValueError(f"{path}: weight {sorted(map(str, unknown))[0]} is unknown")
@@ -308,7 +325,8 @@ def _announce(path: Path, new: str) -> None:
     It names the new and the old hash, so that it is right whichever file a kill leaves in place.
     """
     hashes = {new: None}
-    if path.exists() and (old := file_sha256(path)) in _known_hashes(path):
+    known = _known_hashes(path)
+    if path.exists() and ((old := file_sha256(path)) in known or not known):
         hashes[old] = None
     write_text(_sidecar(path), "".join(f"{digest}  {path.name}\n" for digest in hashes))
 

@@ -30,6 +30,9 @@ BAD_INPUT = (
 )  # fmt: skip
 
 
+INTERNAL = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+
+
 class DivergedError(RuntimeError):
     """Training met a run of non-finite losses or gradients."""
 
@@ -99,7 +102,7 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         code = main() or 0
-    except (*BAD_INPUT, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+    except (*BAD_INPUT, *INTERNAL, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
         code = _report(error)
     sys.stdout.flush()
     sys.exit(code)
@@ -151,6 +154,8 @@ def _report(error: BaseException) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, INTERNAL) and not isinstance(error, BAD_INPUT):
+        text = f"internal {type(error).__name__}: {text}; please report it, with --debug"
     if len(text) > MAX_LINE:
         text = f"{text[:MAX_LINE]}... (--debug shows all)"
     if isinstance(error, ImportError) and error.name and not error.name.startswith("v2"):
@@ -210,6 +215,10 @@ def positive_float(text: str) -> float:
 
 def non_negative_float(text: str) -> float:
     return _between(text, float, 0, sys.float_info.max)
+
+
+def steps_per_second(text: str) -> float:
+    return _between(text, float, 0.1, 1000)
 
 
 def probability(text: str) -> float:

@@ -1,6 +1,7 @@
 """Where the numbers are crunched: device, precision and threads, decided once by a script."""
 
 import contextlib
+import os
 import shutil
 
 import torch
@@ -56,7 +57,9 @@ def cast_weights(model: torch.nn.Module, device: torch.device) -> None:
 
 def compiled(model: torch.nn.Module):
     """Return the model compiled at its first call, or itself, with one line, without a compiler."""
-    if torch.cuda.is_available() or shutil.which("c++") or shutil.which("g++"):
+    named = os.environ.get("CXX")
+    compilers = [named] if named else ["c++", "g++"]
+    if torch.cuda.is_available() or any(map(shutil.which, compilers)):
         print("compiling at the first step: up to a minute without progress", flush=True)
         return torch.compile(model)
     print("no C++ compiler found: going on without --compile", flush=True)

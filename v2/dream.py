@@ -157,9 +157,16 @@ class DreamEngine:
         tokens = self._state.tokens[:, -1]
         return self._unbatched(self.decode(tokens.unflatten(1, self.grid).cpu().numpy()))
 
-    def restore(self, state: DreamState) -> None:
-        """Go back to a state that `history` held."""
+    def restore(self, state: DreamState, noise: torch.Tensor | None = None) -> None:
+        """Go back to a state that `history` held, and to a state of the sampling that `noise` was."""
         self.history = state
+        if noise is not None:
+            self.generator.set_state(noise)
+
+    @property
+    def noise(self) -> torch.Tensor:
+        """The state of the sampling generator."""
+        return self.generator.get_state()
 
     @torch.inference_mode()
     def encode(self, frames: np.ndarray) -> np.ndarray:

@@ -32,10 +32,11 @@ def atomic_path(path: Path):
         os.replace(temporary, path)
         sync_directory(path.parent)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in (*DISK_FULL, *FORBIDDEN):
             raise
+        fix = "free some space" if error.errno in DISK_FULL else "make its folder writable"
         raise OSError(
-            f"cannot write {path}: {error.strerror}; free some space, what was there is kept"
+            f"cannot write {path}: {error.strerror}; {fix}, what was there is kept"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -83,6 +84,18 @@ def check_writable(directory: Path) -> None:
     except OSError as error:
         kind = PermissionError if error.errno in FORBIDDEN else OSError
         raise kind(f"cannot write to {there}: {error.strerror}; name another folder") from error
+
+
+def check_output(path: Path) -> None:
+    """Make sure that a file can be written, before any work is done for it.
+
+    Raises:
+        IsADirectoryError, PermissionError, NotADirectoryError, OSError: with the path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file")
+    check_writable(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,7 +24,7 @@ from v2 import recording
 from v2.controls import ActionMap
 from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.dream import DreamEngine
-from v2.files import check_writable
+from v2.files import check_output
 from v2.play_game import PlayGame, PlaySettings
 from v2.play_loop import run_headless, run_window
 from v2.play_session import PlaySession
@@ -66,7 +66,7 @@ def build_parser():
 
 def _add_play_options(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
-    group.add_argument("--fps", type=command_line.positive_float, metavar="STEPS",
+    group.add_argument("--fps", type=command_line.steps_per_second, metavar="STEPS",
                        help="steps a second; None: the game's real time, 15")  # fmt: skip
     group.add_argument("--scale", type=command_line.non_negative_int, default=0,
                        help="size of a frame's pixels, also in --record; 0: what fits")  # fmt: skip
@@ -84,7 +84,9 @@ def main(argv=None) -> int:
     if args.save_data:
         if args.save_data.exists():
             raise FileExistsError(f"{args.save_data} is there already: name another file")
-        check_writable(args.save_data.parent)
+        check_output(args.save_data)
+    if args.record:
+        check_output(args.record)
     _check_replay(args)
     game, columns = EmulatorConfig(game=args.game).game, 4 if args.replay else 2
     with contextlib.ExitStack() as stack:
@@ -117,7 +119,10 @@ def _check_replay(args) -> None:
 
 def emulator_of(engine, game: str) -> EmulatorConfig:
     """Return the settings of the emulator that the model's data was collected with."""
-    emulator = EmulatorConfig(**engine.info.get("emulator") or {"game": game})
+    try:
+        emulator = EmulatorConfig(**engine.info.get("emulator") or {"game": game})
+    except TypeError as error:
+        raise ValueError(f"{engine.source}: emulator settings of another version") from error
     if emulator.game != game:
         raise ValueError(f"{engine.source} dreams of {emulator.game}: add --game {emulator.game}")
     return emulator

@@ -17,11 +17,12 @@ from v2.clips import BackgroundClips
 from v2.controls import PLAY_KEYS, ActionMap
 from v2.forks import Forks
 from v2.play_loop import Speed
-from v2.play_session import MODES, REWIND_STEPS, Moment, PlaySession
+from v2.play_session import REWIND_STEPS, Moment, PlaySession
 from v2.players import Players
 from v2.render import CURVE_STEPS, Curve, Pane, View, render
 
 CLIP_SECONDS = 10
+MAX_WAITING = 4  # commands that wait for the step that runs
 SLOW_FACTOR = 0.9  # of real time; below it a badge says so
 HINT = "H keys  ·  R sync  ·  TAB view  ·  M player  ·  F fork  ·  V clip  ·  Q quit"
 
@@ -52,7 +53,7 @@ class PlayGame:
         self._fork_began = 0.0
         self._script = list(script)[::-1]
         self._wants_step = False
-        self._urgent: tuple | None = None
+        self._urgent: deque[tuple] = deque(maxlen=MAX_WAITING)
         self._job = ""
         self._notice, self._notice_until = "", 0.0
         self._starts_in_dream = session.mode == "dream"
@@ -100,21 +101,20 @@ class PlayGame:
         elif name == "clip":
             self._save_clip()
         elif name == "fork":
-            self._urgent = (self._toggle_forks,)
+            self._urgent.append((self._toggle_forks,))
         elif name == "sync":
-            self._urgent = (self.session.sync,)
+            self._urgent.append((self.session.sync,))
         elif name == "rewind":
-            self._urgent = (self.session.rewind, REWIND_STEPS)
+            self._urgent.append((self.session.rewind, REWIND_STEPS))
         elif name == "mode":
-            following = MODES[(MODES.index(self.moment.mode) + 1) % len(MODES)]
-            self._urgent = (self.session.set_mode, following)
+            self._urgent.append((self.session.next_mode,))
 
     def urgent_job(self) -> tuple | None:
         """Return what is to be done before the next step is due."""
-        if self._urgent is not None:
-            if self._urgent[0] != self._toggle_forks:
+        if self._urgent:
+            job, self._job = self._urgent.popleft(), "urgent"
+            if job[0] != self._toggle_forks:
                 self.forks = None
-            job, self._urgent, self._job = self._urgent, None, "urgent"
             return job
         if self.forks is not None and not self.forks.is_done:
             self._job = "fork"
@@ -140,7 +140,8 @@ class PlayGame:
         self._look()
         if self._job != "step":
             self.speed.interrupted()
-            self._say(self.moment.notice)
+            if self._job == "urgent":
+                self._say(self.moment.notice)
             return
         self.speed.stepped(began, ended)
         if self.moment.notice:
@@ -160,11 +161,11 @@ class PlayGame:
         """Copy what views show; called while no job runs."""
         self.moment: Moment = self.session.moment
         now = self.session.divergence
-        percent = [100 * (1 - share) for share in now.agreement[-CURVE_STEPS:]]
+        percent = [100 * (1 - share) for share in _thinned(now.agreement)]
         self._curves = (
             Curve("tokens", percent, "tokens", "%"),
-            Curve("ball", now.ball_px[-CURVE_STEPS:], "ball", "px"),
-            Curve("paddle", now.paddle_px[-CURVE_STEPS:], "paddle", "px"),
+            Curve("ball", _thinned(now.ball_px), "ball", "px"),
+            Curve("paddle", _thinned(now.paddle_px), "paddle", "px"),
         )[: 3 if self.session.has_truth else 1]
 
     def _say(self, notice: str) -> None:
@@ -183,7 +184,8 @@ class PlayGame:
         path = self.settings.clips / f"{self.session.game}_{stamp}_{self.moment.step:06d}.mp4"
         details = {
             "game": self.session.game, "weights": self.session.engine.source,
-            "steps_per_second": self.steps_per_second, "actions": [line for _, line in self._clip],
+            "steps_per_second": self.steps_per_second, "seed": self.session.seed,
+            "actions": [line for _, line in self._clip],
         }  # fmt: skip
         views = [view for view, _ in self._clip]
         scale, fps = self.settings.scale, self.steps_per_second
@@ -298,6 +300,12 @@ class PlayGame:
             "score": session.moment.score,
             "weights": session.engine.source,
         }
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """Return at most as many values as the chart holds, evenly spread, the last one with them."""
+    every = max(1, math.ceil(len(values) / CURVE_STEPS))
+    return values[(len(values) - 1) % every :: every] if values else []
 
 
 def _mean(values: list[float]) -> float | None:

@@ -107,26 +107,28 @@ class PlaySession:
         self.num_steps = 0
         self.divergence = Divergence()
         self.has_truth = truth.has_truth(self.game)
+        self.is_over = False  # the real game, which the next step begins anew
         self._num_lost_steps = 0
         self._snapshots: deque[_Snapshot] = deque(maxlen=MAX_SNAPSHOTS)
         self._seed = seed - 1
         self._new_game()
 
     def step(self, action: int) -> Moment:
-        """Take one step on every side that the mode lets run."""
+        """Take one step on every side that the mode lets run; after a game's last, in a new one."""
+        notice = ""
+        if self.is_over and self.mode != "dream":
+            self._new_game()
+            notice = self.moment.notice
         self._remember()
         self.num_steps += 1
-        step = {"step": self.moment.step + 1, "action": action, "notice": ""}
-        is_over = False
+        step = {"step": self.moment.step + 1, "action": action, "notice": notice}
         if self.mode != "dream":
-            values, is_over = self._step_real(action)
+            values, self.is_over = self._step_real(action)
             step |= values
         if self.mode != "real":
             step |= self._step_dream(action)
         self.moment = dataclasses.replace(self.moment, **step)
-        if is_over:
-            self._new_game()
-        elif self.mode == "both":
+        if self.mode == "both":
             self._measure()
         elif self.mode == "dream" and self.moment.dream_end_prob > END_PROB:
             self.sync("the dream's game is over: synced")
@@ -154,6 +156,7 @@ class PlaySession:
         over = hasattr(self, "moment")
         score = self.moment.score if over else 0.0
         self._seed += 1
+        self.is_over = False
         is_random = self.env.config.repeat_action_probability > 0
         frame, _ = self.env.reset(seed=self._seed if is_random or not over else None)
         self.ram = self.env.ram
@@ -181,6 +184,15 @@ class PlaySession:
             has_lost_ball=False, notice=notice,
         )  # fmt: skip
         return self.moment
+
+    @property
+    def seed(self) -> int:
+        """The seed of the game that runs."""
+        return self._seed
+
+    def next_mode(self) -> Moment:
+        """Go on to the next of both, dream only and real only."""
+        return self.set_mode(MODES[(MODES.index(self.mode) + 1) % len(MODES)])
 
     def set_mode(self, mode: str) -> Moment:
         """Choose which sides run; a dream that the real game left behind is synced first."""
@@ -218,7 +230,7 @@ class PlaySession:
 
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(
-            self.env.unwrapped.clone_state(), self.engine.history, self.dream_tokens,
+            self.env.unwrapped.clone_state(include_rng=True), self.engine.history, self.dream_tokens,
             tuple(self.frames), tuple(self.actions), self.moment, self.ram, self._seed,
             self.divergence, len(self.divergence),
         ))  # fmt: skip
@@ -237,7 +249,7 @@ class PlaySession:
         self.frames.clear(), self.actions.clear()
         self.frames.extend(snapshot.frames), self.actions.extend(snapshot.actions)
         self.divergence = snapshot.divergence.cut(snapshot.num_diverged)
-        self._seed = snapshot.seed
+        self._seed, self.is_over = snapshot.seed, False
         if self.tape:
             self.tape.begin(self._seed, self.frames[-1], self.ram)
         self.moment = dataclasses.replace(

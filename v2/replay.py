@@ -174,6 +174,8 @@ class Replay:
         self._index = self.file.index_of(episode_id) if episode_id is not None else 0
         self._shown = Predictions(self.file[self._index], engine)
         self._wants_episode = 0
+        self._loaded: tuple[int, Predictions] | None = None  # an episode that a job has read
+        self._drawn = self.time  # the last time whose panes were whole
         self._writer = BackgroundClips()
 
     @property
@@ -222,13 +224,15 @@ class Replay:
             self.is_paused = self.time == self.last
 
     def job_done(self, began: float, ended: float) -> None:
-        """Take over what a job has left: caches, which the next view reads."""
+        """Take over what a job has left: a new episode, or caches, which the next view reads."""
+        if self._loaded is not None:
+            self._index, self._shown = self._loaded
+            self._loaded, self._wants_episode = None, 0
+            self.time = self._drawn = HISTORY_FRAMES - 1
 
     def _change_episode(self) -> None:
         index = (self._index + self._wants_episode) % len(self.file)
-        shown = Predictions(self.file[index], self.engine)
-        self._index, self._shown, self._wants_episode = index, shown, 0
-        self.time = HISTORY_FRAMES - 1
+        self._loaded = index, Predictions(self.file[index], self.engine)
 
     def _save_clip(self) -> None:
         first = max(HISTORY_FRAMES - 1, self.time + 1 - round(CLIP_SECONDS * self.steps_per_second))
@@ -245,7 +249,9 @@ class Replay:
     def view(self, hint: str = "") -> View:
         """Return the picture of this time."""
         rows = REPLAY_KEYS if self.shows_help else ()
-        view = replace(self._view_at(self.time), notice=self._writer.notice, help=rows)
+        if self.is_paused or self._shown.missing_job(self.time) is None:
+            self._drawn = self.time  # while playing, a picture stays until the next is whole
+        view = replace(self._view_at(self._drawn), notice=self._writer.notice, help=rows)
         return replace(view, hint=f"click this window first  ·  {HINT}") if hint else view
 
     def _view_at(self, time: int) -> View:

@@ -7,14 +7,16 @@ Knows nothing of models.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 from v2.data.atari_dataset import game_directory
-from v2.files import is_alive, sweep_temporaries, write_text
+from v2.files import is_alive, sweep_temporaries, sync_directory, write_text
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints" / "v2"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
@@ -40,6 +42,7 @@ class RunDir:
                 break
             except FileExistsError:
                 time.sleep(1)
+        sync_directory(runs)
         run.acquire()
         write_text(run.path / "config.json", json.dumps({"kind": kind, **config}, indent=1))
         return run
@@ -70,7 +73,8 @@ class RunDir:
         if self._metrics:
             self._metrics.close()
             self._metrics = None
-        self._lock.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder gone read-only: a dead process's is no lock
+            self._lock.unlink(missing_ok=True)
 
     def log(self, step: int, **metrics) -> None:
         """Append one line of metrics; numbers are rounded for people."""
@@ -172,7 +176,12 @@ def finished_runs(directory: Path, kind: str) -> list[Path]:
     """Return the finished runs of a kind that are no smoke runs, oldest first."""
     found = []
     for config_path in sorted((Path(directory) / "runs").glob("*/config.json")):
-        run, config = config_path.parent, read_config(config_path.parent)
+        run = config_path.parent
+        try:
+            config = read_config(run)
+        except ValueError as error:  # one damaged run must not hide the others
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         if config.get("kind") == kind and not config.get("is_smoke") and is_finished(run):
             found.append(run)
     return found

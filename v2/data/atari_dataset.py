@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.checks import check_splits, check_steps
+from v2.data.checks import array_sha256, check_hashes, check_splits, check_steps
 from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.npz import read_npz, write_npz
 
@@ -263,6 +263,7 @@ def _load_one(path: Path) -> GameData:
         EmulatorConfig(**meta["emulator"])
     except TypeError as error:
         raise ValueError(f"{path}: emulator settings of another version ({error})") from error
+    check_hashes(path, arrays, meta)
     return GameData(**arrays, meta=meta)
 
 
@@ -270,13 +271,6 @@ def _checked(path: Path, data: GameData) -> GameData:
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in data.meta["episodes"]}
     check_splits(path, data.episode_ids, (data.ram, data.actions), splits)
     return data
-
-
-def array_sha256(array: np.ndarray) -> str:
-    """Hash dtype, shape and content."""
-    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
-    return digest.hexdigest()
 
 
 def data_sha256(meta: dict) -> str:

@@ -18,6 +18,8 @@ def check_steps(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     Raises:
         ValueError: with the path and the value.
     """
+    if not len(arrays["actions"]):
+        raise ValueError(f"{path} holds no frame; make the file again")
     num_actions = len(meta["action_meanings"])
     if (arrays["actions"] >= num_actions).any():
         raise ValueError(
@@ -29,6 +31,20 @@ def check_steps(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     if (np.diff(arrays["episode_ids"]) < 0).any():
         raise ValueError(f"{path}: episode ids do not ascend; make the file again")
     check_episodes(path, meta)
+
+
+def check_hashes(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
+    """Check that the arrays are those whose hashes the meta holds; a ValueError with the path."""
+    for name, array in arrays.items():
+        if meta["sha256"].get(name) != array_sha256(array):
+            raise ValueError(f"{path}: {name!r} is not what its sha256 says; make the file again")
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """Hash dtype, shape and content."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+    return digest.hexdigest()
 
 
 def check_episodes(path: Path, meta: dict) -> None:

@@ -17,12 +17,11 @@ from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     META_FIELDS,
     EmulatorConfig,
-    array_sha256,
     data_paths,
     data_sha256,
     rows_of_split,
 )
-from v2.data.checks import check_episodes, check_steps
+from v2.data.checks import array_sha256, check_episodes, check_hashes, check_steps
 from v2.data.frames import frames_to_float
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.device import autocast
@@ -110,6 +109,7 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
             f"{path}: token {arrays['tokens'].max()} of a codebook of {vqvae.config.num_codes}; "
             "make the file again"
         )
+    check_hashes(path, arrays, meta)
     return TokenData(**arrays, meta=meta)
 
 
@@ -128,6 +128,7 @@ def tokenize(
         for path in paths:
             arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
             check_steps(path, arrays, meta)
+            check_hashes(path, arrays, meta)
             episodes += meta["episodes"]
             tokens = []
             for frames in np.array_split(arrays["frames"], -(-len(arrays["frames"]) // batch_size)):

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from v2.data.tokens import TokenData, encode_frames
 from v2.device import autocast, cast_weights, choose_device, compiled, has_fast_bfloat16
 from v2.dream import DreamEngine
-from v2.files import write_text
+from v2.files import check_output, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.rollout import Sampling
@@ -51,6 +51,8 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     device = choose_device(args.device)
+    if args.json:
+        check_output(args.json)
     torch.manual_seed(0)
     bench = Benchmark(device, args.seconds)
     bench.measure_peaks()

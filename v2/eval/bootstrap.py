@@ -59,7 +59,13 @@ def mean_metric(values, episodes, counts=None) -> Metric:
     draws = episode_draws(len(names))
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (draws @ sums) / (draws @ totals)
-    low, high = _interval(resampled, len(names))
+    low, high = interval(resampled, len(names))
+    if len(names) > 1 and np.isin(values, (0, 1)).all() and np.isin(counts, (0, 1)).all():
+        doubt = 0.025 ** (1 / (totals > 0).sum())  # none of E episodes: resampling sees no doubt
+        if sums.sum() == 0:
+            high = 1 - doubt
+        if sums.sum() == totals.sum():
+            low = doubt
     return Metric(
         float(sums.sum() / totals.sum()), float(low), float(high), int(counts.sum()),
         episodes=names.tolist(), sums=sums.tolist(), counts=totals.tolist(),
@@ -78,7 +84,7 @@ def quantile_metric(values, episodes, quantile: float) -> Metric:
     values, index = values[order], index[order]
     weights = episode_draws(len(names))[: NUM_RESAMPLES // 2, index].cumsum(1)
     position = (weights < quantile * weights[:, -1:]).sum(1).clip(max=len(values) - 1)
-    low, high = _interval(values[position], len(names))
+    low, high = interval(values[position], len(names))
     middle = float(np.quantile(values, quantile))
     return Metric(middle, float(low), float(high), len(values))
 
@@ -97,7 +103,7 @@ def paired_difference(first: dict, second: dict) -> tuple[float, float, float] |
         with np.errstate(invalid="ignore", divide="ignore"):
             ratios = [(draws @ np.array(m["sums"])) / (draws @ np.array(m["counts"]))
                       for m in (first, second)]  # fmt: skip
-        low, high = _interval(ratios[1] - ratios[0], len(first["episodes"]))
+        low, high = interval(ratios[1] - ratios[0], len(first["episodes"]))
         return difference, float(low), float(high)
     if None in (first["low"], second["low"]):
         return difference, float("nan"), float("nan")
@@ -106,7 +112,7 @@ def paired_difference(first: dict, second: dict) -> tuple[float, float, float] |
     return difference, difference - float(down), difference + float(up)
 
 
-def _interval(resampled: np.ndarray, num_episodes: int) -> tuple[float, float]:
+def interval(resampled: np.ndarray, num_episodes: int) -> tuple[float, float]:
     """Return the middle 95 %; one episode alone has no interval."""
     if num_episodes < 2:
         return float("nan"), float("nan")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import ARRAY_FIELDS, GameData, array_sha256, split_of_game
+from v2.data.atari_dataset import ARRAY_FIELDS, GameData, split_of_game
+from v2.data.checks import array_sha256
 from v2.data.npz import read_npz, write_npz
 from v2.eval.clips import HISTORY, STRATA
 from v2.eval.fork_scores import FORK_STEPS, Forks

@@ -44,7 +44,7 @@ from v2.eval.gold import EvaluationSet, load_gold
 from v2.eval.long_dreams import long_dream_scores
 from v2.eval.protocol import VERSION, one_step_scores, speed_scores, tokenizer_scores
 from v2.eval.rollout_scores import HORIZONS, rollout_scores
-from v2.files import check_writable, write_text
+from v2.files import check_output, check_writable, write_text
 from v2.run_dir import OF_A_MACHINE
 
 STARTS_PER_STRATUM = 8
@@ -112,20 +112,29 @@ def main(argv=None) -> int:
     if args.compare:
         return _compare(*args.compare)
     for file in filter(None, (args.json, args.model_card)):
-        check_writable(file.parent)
+        check_output(file)
     if args.report:
         check_writable(args.report)
     game = game_id(args.game)
-    chosen = load_gold(game) if args.data is None else _set_of_data(args.data, game)
+    tier = _tier(args)
+    if args.data is None:
+        chosen = load_gold(game)
+    else:
+        chosen = _set_of_data(args.data, game, tier.rollout_steps)
     name = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(
         name, game, args.device, args.temperature, second_look=args.second_look
     )
     _check_fits(engine, chosen.data)
-    tier = _tier(args)
     print(f"judging {engine.source} on {engine.device}, {chosen.source}")
-    document, pictures = evaluate(engine, chosen, tier, args.tier)
+    with command_line.StopRequest() as stop:
+        try:
+            document, pictures = evaluate(engine, chosen, tier, args.tier, stop)
+        except Stopped:
+            print("stopped, nothing is written: run the same command again")
+            return stop.exit_code
     document["flags"] = _flags(args)
+    document["engine"] = {"temperature": args.temperature, "second_look": args.second_look}
     if not args.second_look:
         document["notes"].append("every frame is predicted once (--no-second-look)")
     if args.temperature:
@@ -168,7 +177,7 @@ def _flags(args) -> str:
     return text + ("" if args.second_look else " --no-second-look")
 
 
-def _set_of_data(path: Path, game: str) -> EvaluationSet:
+def _set_of_data(path: Path, game: str, num_steps: int) -> EvaluationSet:
     """Judge on a recording: its validation games, or all of it where it has none apart."""
     data = load_game_data(path)
     if data.meta["game"] != game:
@@ -181,7 +190,7 @@ def _set_of_data(path: Path, game: str) -> EvaluationSet:
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
     try:
-        starts, strata = stratified_starts(data, STARTS_PER_STRATUM, max(HORIZONS), rng)
+        starts, strata = stratified_starts(data, STARTS_PER_STRATUM, num_steps, rng)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; collect more frames") from error
     return EvaluationSet(data, starts, strata, None, False, digest,
@@ -202,8 +211,18 @@ def _check_fits(engine: DreamEngine, data: GameData) -> None:
         )
 
 
-def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict, dict]:
-    """Run every part of the protocol; return the document and what the report shows."""
+class Stopped(Exception):
+    """A signal asked for the end."""
+
+
+def evaluate(
+    engine, chosen: EvaluationSet, tier: Tier, name: str, stop=False
+) -> tuple[dict, dict]:
+    """Run every part of the protocol; return the document and what the report shows.
+
+    Raises:
+        Stopped: `stop` became true.
+    """
     began, data, game = time.perf_counter(), chosen.data, chosen.data.meta["game"]
     starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
     clips = cut_clips(data, chosen.starts[starts], tier.rollout_steps,
@@ -216,21 +235,27 @@ def evaluate(engine, chosen: EvaluationSet, tier: Tier, name: str) -> tuple[dict
     num_codes = engine.vqvae.config.num_codes
     pictures = {"clips": clips}
     with tqdm(total=num_steps, unit="step", disable=None, smoothing=0.05) as bar:
+
+        def advance(steps: int) -> None:
+            bar.update(steps)
+            if stop:
+                raise Stopped
+
         scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
         some = _even(data, tier.one_step_clips)
-        scores |= one_step_scores(engine, some, ends, bar.update)
+        scores |= one_step_scores(engine, some, ends, advance)
         own = clips.actions[:, HISTORY - 1 :]
-        dreams = dream(engine, clips.history, clips.past_actions, own, None, bar.update)
+        dreams = dream(engine, clips.history, clips.past_actions, own, None, advance)
         scores |= _rollouts(engine, clips, dreams)
-        scores |= shuffle_scores(engine, clips, dreams, bar.update)
+        scores |= shuffle_scores(engine, clips, dreams, advance)
         pictures["dreams"] = dreams
         if chosen.forks is not None:
             forks = chosen.forks.first(tier.forks)
-            branch_scores, branches = fork_scores(engine, forks, bar.update)
+            branch_scores, branches = fork_scores(engine, forks, advance)
             scores |= branch_scores
             pictures |= {"forks": forks, "branches": branches}
         if tier.long_dreams:
-            long_scores, pictures["long"] = _long(engine, data, clips, tier, num_codes, bar.update)
+            long_scores, pictures["long"] = _long(engine, data, clips, tier, num_codes, advance)
             scores |= long_scores
     scores |= speed_scores(engine, clips, data.emulator.steps_per_second, tier.timed_steps)
     document = results.make_document(

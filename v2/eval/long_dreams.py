@@ -19,6 +19,7 @@ from v2.eval.truth import NATIVE_PIXELS, Objects
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
+FROZEN_STEPS = 100  # of each recorded game that are looked at
 FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player
 SERVE_STEPS = 15  # by when the player, who presses FIRE in half of the steps, has the next one
 Scores = dict[str, Metric]
@@ -72,7 +73,7 @@ def long_dream_scores(
     dreams = np.arange(len(tokens))
     still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
     scores = {"long/frozen_frames": mean_metric(still, dreams)}
-    real_still = [(clip[1:] == clip[:-1]).all((1, 2, 3)).mean() for clip in real_clips]
+    real_still = [_frozen_share(engine, clip) for clip in real_clips]
     scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
     if truth.has_truth(game):
         dreamed = [look for batch in looks for look in zip(*batch, strict=True)]
@@ -86,6 +87,13 @@ def long_dream_scores(
     return scores, np.concatenate(pictures)
 
 
+def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
+    """Return the share of steps of a recorded game in whose frames no token changes."""
+    part = clip[:FROZEN_STEPS]
+    tokens = encode(engine, part)
+    return float((tokens[1:] == tokens[:-1]).all(-1).mean())
+
+
 def _strangeness(engine, tokens, sampled, real_clips, num_codes: int) -> Scores:
     """Compare round trips and code usage with those of real frames."""
     real_frames = np.concatenate([clip[::RESIDUAL_EVERY] for clip in real_clips])
@@ -96,7 +104,8 @@ def _strangeness(engine, tokens, sampled, real_clips, num_codes: int) -> Scores:
     scores = {"long/strange_frames": mean_metric(off.mean(1), dreams)}
     scores["long/strange_frames"].baselines["real"] = Metric(0.01)
     real_usage = metrics.code_histogram(real_tokens, num_codes)
-    windows = [encode(engine, clip[:USAGE_WINDOW]) for clip in real_clips]
+    middles = [clip[len(clip) // 2 :][:USAGE_WINDOW] for clip in real_clips]
+    windows = [encode(engine, middle) for middle in middles]
     real_kl = [metrics.histogram_kl(metrics.code_histogram(t, num_codes), real_usage)
                for t in windows]  # fmt: skip
     for step in (s for s in USAGE_STEPS if s <= tokens.shape[1]):
@@ -111,12 +120,13 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
     """Dream one batch; return balls and heights, tokens, sampled frames and pictures."""
     players = [DreamPlayer(game, meanings, first_seed + k) for k in range(len(history))]
     engine.reset(history, past_actions)
-    frames = history[:, -1]
     num_balls, heights, tokens, sampled, shown = [], [], [], [], []
+    can_read = truth.has_truth(game)
+    objects = truth.read_frames(game, history[:, -1]) if can_read else None
     for step in range(1, steps + 1):
-        objects = truth.read_frames(game, frames) if truth.has_truth(game) else None
         actions = np.array([player.act(objects, k) for k, player in enumerate(players)])
         frames = engine.step(actions)
+        objects = truth.read_frames(game, frames) if can_read else None
         tokens.append(flat(engine.tokens).astype(np.uint16))
         if objects is not None:
             num_balls.append(objects.num_balls)

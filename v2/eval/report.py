@@ -232,15 +232,21 @@ def model_card(document: dict) -> str:
         f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
         f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card` from "
         f"{_provenance(document)}.", "",
-        *(f"> {note}" for note in document["notes"]),
+        *(line for note in document["notes"] for line in (f"> {note}", "")),
         "| | this model | copy-last |", "|---|---|---|",
         *(f"| {title} | {value} | {copied} |"
           for title, value, copied in results.headline_rows(document)), "",
         *_training_lines(document["training"]),
         "Parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()), "",
-        "| metric | value [95 % interval over episodes] | baselines |", "|---|---|---|",
-        *(f"| {name} | {value} | {others} |" for name, value, others in
-          results.table_rows(document)), "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    section = ""
+    for name, value, others in results.table_rows(document):
+        if name.split("/")[0] != section:
+            section = name.split("/")[0]
+            heading = results.SECTIONS[section]
+            lines += ["", f"## {heading[0].upper()}{heading[1:]}", "",
+                      "| metric | value [95 % interval over episodes] | baselines |",
+                      "|---|---|---|"]  # fmt: skip
+        lines.append(f"| {name} | {value} | {others} |")
+    return "\n".join([*lines, ""])

@@ -69,13 +69,16 @@ def read_document(path: Path) -> dict:
 
 
 def headline_rows(document: dict) -> list[tuple[str, str, str]]:
-    """Return name, value and copy-last of the four rows that a reader looks at first."""
+    """Return name, value and baselines of the four rows that a reader looks at first."""
     rows = []
     for title, name in HEADLINES.items():
         metric = document["metrics"].get(name)
         if metric:
-            copied = metric.get("baselines", {}).get("copy_last")
-            rows.append((title, describe(metric), describe(copied) if copied else "-"))
+            others = metric.get("baselines", {})
+            text = describe(others["copy_last"]) if "copy_last" in others else "-"
+            if "constant_velocity" in others:
+                text += f"; constant velocity {describe(others['constant_velocity'])}"
+            rows.append((title, describe(metric), text))
     return rows
 
 
@@ -119,7 +122,7 @@ def _in_order(names) -> list[str]:
 
 def print_table(document: dict) -> None:
     """Print the headline rows and then every metric, for people."""
-    print(f"\n{'':24} {'this model':28} copy-last")
+    print(f"\n{'':24} {'this model':28} copy-last, where it helps constant velocity")
     for title, value, copied in headline_rows(document):
         print(f"{title:24} {value:28} {copied}")
     section = ""
@@ -145,6 +148,8 @@ def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
                 "be compared: run gold_eval.py again for one of them"
             )
     rows = []
+    if first.get("engine") != second.get("engine"):
+        rows.append(("engine", f"{second.get('engine')} - {first.get('engine')}", ""))
     for name, metric in first["metrics"].items():
         if name not in second["metrics"]:
             continue

@@ -8,7 +8,7 @@ Knows nothing of engines or files.
 import numpy as np
 
 from v2.eval import metrics, truth
-from v2.eval.bootstrap import Metric, episode_draws, mean_metric, quantile_metric
+from v2.eval.bootstrap import Metric, episode_draws, interval, mean_metric, quantile_metric
 from v2.eval.clips import HISTORY, STRATA, Clips
 from v2.eval.dreaming import Dreams
 from v2.eval.truth import Objects
@@ -132,8 +132,15 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
                 scores[f"rollout/{row}@{h}"].baselines[name] = metric
             else:
                 scores[f"rollout/{row}@{h}"] = metric
-    flown = np.hypot(*(reader.guesses(h)["constant_velocity"] - true.ball).T)
-    flown = np.where(reader.visible(h), flown, np.nan)
+    guess, visible = reader.guesses(h)["constant_velocity"], reader.visible(h)
+    is_guess = ~np.isnan(guess[:, 0])
+    for row, metric in {
+        "ball_recall": mean_metric(is_guess & visible, episodes, visible),
+        "ball_precision": mean_metric(is_guess & ~np.isnan(true.ball[:, 0]), episodes, is_guess),
+        "ball_duplicates": mean_metric(np.zeros(len(guess)), episodes),
+    }.items():
+        scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = metric
+    flown = np.where(visible, np.hypot(*(guess - true.ball).T), np.nan)
     for row, share in (("ball_error_px", 0.5), ("ball_error_p90_px", 0.9)):
         error = quantile_metric(flown, episodes, share)
         scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = error
@@ -165,8 +172,8 @@ def _other_rows(reader: Reader, h: int) -> Scores:
                 2.0 * removals["both"], episodes, removals["there"] + removals["seen"]
             ),
             "bricks_reappeared": mean_metric(illegal, episodes),
-            "score_right": mean_metric(objects.score == true.score, episodes),
-            "lives_right": mean_metric(objects.lives == true.lives, episodes),
+            "score_right": _digits_right(objects.score, true.score, episodes),
+            "lives_right": _digits_right(objects.lives, true.lives, episodes),
         }
         for row, metric in rows.items():
             if name:
@@ -174,6 +181,10 @@ def _other_rows(reader: Reader, h: int) -> Scores:
             else:
                 scores[f"rollout/{row}@{h}"] = metric
     return scores
+
+
+def _digits_right(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
+    return mean_metric((seen == true) & (true >= 0), episodes, true >= 0)  # -1: not readable
 
 
 def _half_life_row(reader: Reader) -> Metric:
@@ -202,9 +213,9 @@ def _half_life(hits, visible, episodes, steps) -> Metric:
         return np.where(below.any(-1), np.array(steps)[below.argmax(-1)], steps[-1])
 
     draws = episode_draws(len(names))
-    low, high = np.percentile(first_below(draws @ sums, draws @ totals), [2.5, 97.5])
+    low, high = interval(first_below(draws @ sums, draws @ totals), len(names))
     value = first_below(sums.sum(0), totals.sum(0))
-    return Metric(float(value), float(low), float(high), len(episodes))
+    return Metric(float(value), low, high, len(episodes))
 
 
 def _stratum_rows(reader: Reader, horizons) -> Scores:

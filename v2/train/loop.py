@@ -5,6 +5,7 @@ with several workers all of them leave in the same step and one of them writes.
 Knows nothing of models, data or losses.
 """
 
+import shlex
 import time
 
 import torch
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from v2.command_line import StopRequest
 from v2.run_dir import RunDir
-from v2.train.steps import failures_explained
+from v2.train.steps import check_weights, failures_explained
 
 LOG_STEPS = 20
 
@@ -79,6 +80,7 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> None:
             if trainer.step % args.eval_steps == 0 or is_last:
                 trainer.evaluate(run)
             if is_last or is_ending or now - saved > 60 * args.save_minutes:
+                check_weights(trainer.model)
                 trainer.save(run)
                 saved = now
 
@@ -87,5 +89,5 @@ def _finish(trainer, run: RunDir) -> None:
     is_finished = trainer.step >= trainer.num_steps
     run.set_status(is_finished=is_finished, step=trainer.step, minutes=trainer.minutes)
     print(f"{trainer.step} of {trainer.num_steps} steps: {run.path}")
-    resume = f"python v2/train/{trainer.script} --resume {run.path}"
+    resume = f"python v2/train/{trainer.script} --resume {shlex.quote(str(run.path))}"
     print(f"next: {trainer.next_command(run) if is_finished else resume}")

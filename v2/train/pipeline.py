@@ -18,7 +18,8 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
+from v2.data.atari_dataset import DATA_NAME, META_FIELDS, data_paths, game_directory
+from v2.data.npz import read_meta
 from v2.data.tokens import TOKENS_NAME
 from v2.eval.gold import GOLD_SHA256
 from v2.run_dir import CHECKPOINTS, is_finished, read_config
@@ -72,8 +73,11 @@ def main(argv=None) -> int:
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
     frames = args.frames or preset.frames
-    if not _exists(data):
-        pipeline.run("data/collect_atari.py", "--frames", frames, "--out", pipeline.directory)
+    if (there := _num_frames(data)) < frames:
+        again = ["--overwrite"] if there else []
+        if there:
+            print(f"{data.parent} holds {there} of {frames} frames: collecting again")
+        pipeline.run("data/collect_atari.py", "--frames", frames, "--out", pipeline.directory, *again)
     vqvae = pipeline.train("vqvae", "train/train_vqvae_hires.py", "--data", data, *preset.vqvae)
     pipeline.run("data/tokenize_atari.py", "--data", data, "--vqvae", vqvae, "--out", tokens)
     world_model = pipeline.train(
@@ -131,11 +135,13 @@ class Pipeline:
         return fitting[-1] if fitting else None
 
 
-def _exists(data: Path) -> bool:
+def _num_frames(data: Path) -> int:
+    """Return how many frames a recording holds, 0 without one."""
     try:
-        return bool(data_paths(data))
+        metas = [read_meta(path, META_FIELDS) for path in data_paths(data)]
     except FileNotFoundError:
-        return False
+        return 0
+    return sum(episode["frames"] for meta in metas for episode in meta["episodes"])
 
 
 if __name__ == "__main__":

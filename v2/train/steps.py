@@ -6,6 +6,7 @@ non-finite loss or gradient is never applied. Knows nothing of models or data.
 
 import contextlib
 import math
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,13 @@ class GradientGuard:
         return float(norm)
 
 
+def check_weights(model: torch.nn.Module) -> None:
+    """Raise a DivergedError where a weight is not finite: it must not replace a good save."""
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise DivergedError(f"weight {name} is not finite")
+
+
 @contextlib.contextmanager
 def failures_explained(trainer, folder: Path | None):
     """Say what to do when training diverges, the batch kept in the run, or memory ends.
@@ -156,7 +164,7 @@ def _halved(args, ending: str) -> str:
 
 
 def _again(folder: Path) -> str:
-    return f"--resume {folder} " if (folder / "last.pt").exists() else ""
+    return f"--resume {shlex.quote(str(folder))} " if (folder / "last.pt").exists() else ""
 
 
 @torch.no_grad()

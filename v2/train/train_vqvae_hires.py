@@ -14,6 +14,7 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
+import shlex
 import time
 
 import numpy as np
@@ -119,6 +120,7 @@ def main(argv=None) -> int:
     earlier = []
     if args.init_from:
         began, info = checkpoint.load_vqvae(args.init_from)
+        checkpoint.check_architecture(model, info["config"], args.init_from)
         model.load_state_dict(began.state_dict())
         if not args.decoder_only:  # float16 holds no count above 65,504: sums must fit to it
             codes = model.quantizer
@@ -182,7 +184,7 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {run.path}"
+        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {shlex.quote(str(run.path))}"
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""

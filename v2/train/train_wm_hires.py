@@ -14,6 +14,7 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
+import shlex
 import time
 
 import numpy as np
@@ -21,9 +22,17 @@ import torch
 from tqdm import tqdm
 
 from v2 import checkpoint
-from v2.data.atari_dataset import DATA_NAME, array_sha256, game_directory, window_starts
+from v2.data.atari_dataset import DATA_NAME, game_directory, window_starts
+from v2.data.checks import array_sha256
 from v2.data.importance import ImportanceConfig, event_chances, event_steps
-from v2.data.tokens import TOKENS_NAME, TokenData, load_tokens, staleness, tokenize
+from v2.data.tokens import (
+    TOKENS_NAME,
+    TokenData,
+    check_target,
+    load_tokens,
+    staleness,
+    tokenize,
+)
 from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_writable
 from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
@@ -146,6 +155,9 @@ def main(argv=None) -> int:
         raise ValueError("--resume and --init-from exclude each other")
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
+    if args.tokens:
+        check_target(args.tokens)
+        check_writable(args.tokens.parent)
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
     else:
@@ -240,7 +252,7 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        return f"python v2/play_atari_hires.py --game {self.args.game} --checkpoint {run.path}"
+        return f"python v2/play_atari_hires.py --game {self.args.game} --checkpoint {shlex.quote(str(run.path))}"
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
@@ -337,6 +349,7 @@ class Trainer:
             raise ValueError(
                 f"{path} reads {model.config.past_actions} past actions: --past-actions must agree"
             )
+        checkpoint.check_architecture(self.model, info["config"], path, ignored=("copy_bias",))
         self.model.load_state_dict(model.state_dict())
         if self.average:
             self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
