@@ -5,7 +5,8 @@ import signal
 
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     # What a background shell or nohup ignores, child processes would ignore as well.
-    signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+    _usual = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
+    signal.signal(_number, _usual)
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")

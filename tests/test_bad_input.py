@@ -307,6 +307,13 @@ def test_shards_of_different_recordings_are_refused(game_data, tmp_path):
         load_game_data(tmp_path / "data.npz")
 
 
+def test_shards_that_do_not_follow_one_another_are_refused(game_data, tmp_path):
+    for shard in range(2):  # both begin with episode 0
+        save_game_data(tmp_path / f"data-{shard:05d}.npz", game_data)
+    with pytest.raises(ValueError, match="do not follow one another"):
+        load_game_data(tmp_path / "data.npz")
+
+
 def test_episodes_shorter_than_a_window_are_refused(ends, small_models, data_path, tmp_path):  # noqa: F811
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
     flags = _wm_flags(tmp_path / "w", data_path, run, "--steps", "1", "--rollout-steps", "27")

@@ -10,6 +10,16 @@ def _names(findings):
     return {finding.name: finding for finding in findings}
 
 
+def test_a_check_that_fails_is_a_finding_and_hides_no_other(monkeypatch, capsys):
+    def check_device():
+        raise RuntimeError("libtorch is broken")
+
+    monkeypatch.setattr(doctor, "CHECKS", (check_device, doctor.check_python))
+    assert doctor.main([]) == 1
+    lines = capsys.readouterr().out
+    assert "STOP  device" in lines and "libtorch is broken" in lines and "ok    python" in lines
+
+
 def test_a_whole_machine_ends_with_0_and_a_stopping_problem_with_1(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("a", "fine"), Finding("b", "x", "y")],))
     assert doctor.main([]) == 0

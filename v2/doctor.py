@@ -50,7 +50,7 @@ def build_parser():
 
 def main(argv=None) -> int:
     build_parser().parse_args(argv)
-    found = [finding for check in CHECKS for finding in check()]
+    found = [finding for check in CHECKS for finding in _tried(check)]
     for finding in found:
         mark = "STOP" if finding.stops else "note" if finding.fix else "ok"
         stops = f" (stops {finding.stops})" if finding.stops else ""
@@ -60,6 +60,15 @@ def main(argv=None) -> int:
     num_stops = sum(bool(finding.stops) for finding in found)
     print(f"problems that stop a command: {num_stops or 'none'}")
     return 1 if num_stops else 0
+
+
+def _tried(check) -> list[Finding]:
+    """Make a check; a package that is there and broken is a finding of its own."""
+    try:
+        return check()
+    except (ImportError, OSError, RuntimeError, ValueError, AttributeError) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return [Finding(check.__name__.removeprefix("check_"), text, INSTALL, "every command")]
 
 
 def check_python() -> list[Finding]:

@@ -158,7 +158,7 @@ class DreamEngine:
         return self._unbatched(self.decode(tokens.unflatten(1, self.grid).cpu().numpy()))
 
     def restore(self, state: DreamState, noise: torch.Tensor | None = None) -> None:
-        """Go back to a state that `history` held, and to a state of the sampling that `noise` was."""
+        """Go back to a state that `history` held, and of the sampling to one that `noise` held."""
         self.history = state
         if noise is not None:
             self.generator.set_state(noise)

@@ -15,7 +15,8 @@ class Forks:
     """Hold each action from the session's present moment on.
 
     Both sides start from where they are: the real game from the emulator's state, the dream from
-    its own; where tokens are sampled, every action meets the same noise. `real[k]` and `dream[k]` are uint8 (A, 84, 64, 3) after k steps.
+    its own; where tokens are sampled, every action meets the same noise. `real[k]` and `dream[k]`
+    are uint8 (A, 84, 64, 3) after k steps.
     """
 
     def __init__(self, session: PlaySession, num_steps: int = FORK_STEPS):

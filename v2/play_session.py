@@ -230,9 +230,9 @@ class PlaySession:
 
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(
-            self.env.unwrapped.clone_state(include_rng=True), self.engine.history, self.dream_tokens,
-            tuple(self.frames), tuple(self.actions), self.moment, self.ram, self._seed,
-            self.divergence, len(self.divergence),
+            self.env.unwrapped.clone_state(include_rng=True), self.engine.history,
+            self.dream_tokens, tuple(self.frames), tuple(self.actions), self.moment, self.ram,
+            self._seed, self.divergence, len(self.divergence),
         ))  # fmt: skip
 
     def rewind(self, num_steps: int = REWIND_STEPS) -> Moment:

@@ -40,8 +40,8 @@ class Sampling:
 GREEDY = Sampling()
 
 # Training counts changes up to 20 times, draws windows with events oftener, and counts a token that
-# stays though it was doubted up to 9 times. So the odds of a change come out too high, by about this
-# factor (found on held-out frames) over 1 + the ghost scale times the probability itself.
+# stays though it was doubted up to 9 times. So the odds of a change come out too high, by about
+# this factor (found on held-out frames) over 1 + the ghost scale times the probability itself.
 CHANGE_WEIGHT, GHOST_SCALE = 30.0, ImportanceConfig().ghost_scale
 NEGLIGIBLE = 0.01  # probability of a change that needs no second look
 NUM_REVISED = 96  # positions that are predicted again

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import re
 import tempfile
 from dataclasses import dataclass
@@ -232,6 +233,9 @@ def load_game_data(path: Path) -> GameData:
     for key in ("emulator", "action_meanings", "policy", "seed"):
         if any(part.meta.get(key) != parts[0].meta.get(key) for part in parts):
             raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
+    for before, part in itertools.pairwise(parts):
+        if part.episode_ids[0] <= before.episode_ids[-1]:
+            raise ValueError(f"the shards of {path} do not follow one another: collect again")
     joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ARRAY_FIELDS}
     shape = (len(joined["actions"]), *FRAME_SHAPE)
     frames.flush()

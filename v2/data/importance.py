@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-
 BLOCK = 4096  # rows looked at together
 
 
@@ -156,8 +155,8 @@ def ghost_weights(
 ) -> torch.Tensor:
     """Return the weight of what stays the same but was thought to change, (B, N).
 
-    Importance weights alone make a model that is unsure prefer a change, and so paint ghosts. Here a
-    token that stays counts 1 + scale (1 - p), p being the probability that the model gave it.
+    Importance weights alone make a model that is unsure prefer a change, and so paint ghosts. Here
+    a token that stays counts 1 + scale (1 - p), p being the probability that the model gave it.
 
     Args:
         entropy: cross-entropy of every token, (B, N).

@@ -7,6 +7,7 @@ Knows nothing of games or tokens.
 
 import contextlib
 import json
+import os
 import struct
 import tokenize
 import zipfile
@@ -16,7 +17,7 @@ import numpy as np
 
 from v2.files import atomic_path, describe_bytes
 
-MAX_MEMBER_BYTES, MAX_META_BYTES = 64 << 30, 64 << 20
+MAX_META_BYTES = 64 << 20
 MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032
 ROWS_AT_ONCE = 512
 # What reading foreign bytes raises; numpy's own texts advise to unpickle and are not shown.
@@ -28,6 +29,16 @@ FOREIGN_BYTES = (
 
 class BadFileError(ValueError):
     """A file that is refused, with its path and what to do."""
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a system that says so
+        return 64 << 30
+
+
+MAX_MEMBER_BYTES = _memory_bytes()
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:

@@ -89,7 +89,8 @@ def staleness(path: Path, vqvae: VQVAE, data: Path) -> str:
     """Say why a token file is not of this VQ-VAE and data; empty where it is."""
     check_target(path)
     meta = read_meta(path)
-    wanted = {"vqvae_sha256": tokenizer_sha256(vqvae), "data_sha256": _data_sha256(data_paths(data))}
+    wanted = {"vqvae_sha256": tokenizer_sha256(vqvae)}
+    wanted["data_sha256"] = _data_sha256(data_paths(data))
     for name, (key, digest) in zip(("VQ-VAE", "data"), wanted.items(), strict=True):
         if meta.get(key) != digest:
             return f"it is of {name} {str(meta.get(key))[:12]}, not {digest[:12]}"

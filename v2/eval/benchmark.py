@@ -165,7 +165,7 @@ class Benchmark:
             name = f"world model training sample, K={steps}"
             name += f", {positions} positions" if positions else ""
             loading = self.row(f"{name}: its data alone",
-                               lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # fmt: skip  # noqa: B023
+                               lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # noqa: B023
             work = functools.partial(self._train, self.world_model, windows, positions)
             flops = _flops(work) / (batch * steps)
             row = self.row(name, work, batch * steps, flops)

@@ -52,7 +52,8 @@ GAMES = {  # policy, games, steps a game
 def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
-    parser.add_argument("--out", type=command_line.path, help="file (default: the set in the repository)")
+    parser.add_argument("--out", type=command_line.path,
+                        help="file (default: the set in the repository)")  # fmt: skip
     return parser
 
 

@@ -88,7 +88,8 @@ def build_parser():
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="canary takes a minute, gold up to half an hour")  # fmt: skip
-    parser.add_argument("--data", type=command_line.path, help="recorded data instead of the gold set")
+    parser.add_argument("--data", type=command_line.path,
+                        help="recorded data instead of the gold set")  # fmt: skip
     parser.add_argument("--json", type=command_line.path, help="file for the whole result")
     parser.add_argument("--report", type=command_line.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=command_line.path, help="file for the model card")
@@ -103,7 +104,7 @@ def build_parser():
     parser.add_argument("--long-dream-steps", type=command_line.positive_int,
                         help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
     parser.add_argument("--forks", type=command_line.positive_int,
-                        help=f"states continued under every action (gold: {gold.forks})")  # fmt: skip
+                        help=f"states continued under every action (gold: {gold.forks})")
     return parser
 
 

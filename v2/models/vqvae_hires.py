@@ -129,7 +129,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Cells of 2x2 tokens, then 21x16, then 42x32, then pixels; a code is felt 7 tokens away at most.
+    """Cells of 2x2 tokens, then 21x16, then 42x32, then pixels; a code reaches 7 tokens at most.
 
     Far-reaching layers would be cheaper, but they paint specks wherever a board was never seen.
     """

@@ -77,7 +77,8 @@ def main(argv=None) -> int:
         again = ["--overwrite"] if there else []
         if there:
             print(f"{data.parent} holds {there} of {frames} frames: collecting again")
-        pipeline.run("data/collect_atari.py", "--frames", frames, "--out", pipeline.directory, *again)
+        flags = ["--frames", frames, "--out", pipeline.directory, *again]
+        pipeline.run("data/collect_atari.py", *flags)
     vqvae = pipeline.train("vqvae", "train/train_vqvae_hires.py", "--data", data, *preset.vqvae)
     pipeline.run("data/tokenize_atari.py", "--data", data, "--vqvae", vqvae, "--out", tokens)
     world_model = pipeline.train(

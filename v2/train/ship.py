@@ -26,8 +26,8 @@ def build_parser():
     parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
-    parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder trained "
-                        "further (default: the VQ-VAE of the world model's run)")  # fmt: skip
+    parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
+                        "trained further (default: the VQ-VAE of the world model's run)")
     return parser
 
 

@@ -184,7 +184,8 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {shlex.quote(str(run.path))}"
+        path = shlex.quote(str(run.path))
+        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {path}"
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""

@@ -84,7 +84,7 @@ def build_parser():
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
     length.add_argument("--compile", action="store_true",
-                        help="compile the model first: a minute of waiting for faster steps")  # fmt: skip
+                        help="compile the model first: a minute of waiting for faster steps")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
     recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
@@ -102,7 +102,7 @@ def build_parser():
                         help="share of the windows drawn among those with an event: a reward, an "
                         "end, a change where nothing moved before")  # fmt: skip
     recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
-                        help="share of the predictions that are told one changed token; 0: off")  # fmt: skip
+                        help="share of the predictions that are told one changed token; 0: off")
     recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
                         help="share of the windows whose history has a mistake")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
@@ -118,11 +118,11 @@ def build_parser():
     rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
     rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=12,
-                          help="smaller than --batch-size: each window is predicted K times")  # fmt: skip
+                          help="smaller than --batch-size: each window is predicted K times")
     rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.6,
                           help="share of the steps before the first rollout")  # fmt: skip
     rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
-                          default=0.1, help="a rollout's chance a step to see the truth")  # fmt: skip
+                          default=0.1, help="a rollout's chance a step to see the truth")
     rollouts.add_argument("--max-wrong", type=command_line.non_negative_int,
                           default=loss.max_wrong, metavar="TOKENS", help="a rollout with more of "
                           "them wrong goes on from the truth; 336: never")  # fmt: skip
@@ -232,6 +232,11 @@ class Trainer:
             steps: window_starts(tokens.episode_ids, history + steps, rows)
             for steps in {1, args.rollout_steps}
         }
+        lengths = np.bincount(tokens.episode_ids[rows])
+        num_short = int(((lengths > 0) & (lengths < history + max(self.starts))).sum())
+        if num_short and workers.is_writer:
+            print(f"{num_short} of {(lengths > 0).sum()} episodes are shorter than a window of "
+                  f"{history + max(self.starts)} frames: left out of the longest")  # fmt: skip
         events = event_steps(tokens.tokens, tokens.rewards, tokens.terminated, self.loss.grid)
         self.chances = {
             steps: event_chances(events, starts, history, steps, args.event_share)
@@ -252,7 +257,8 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        return f"python v2/play_atari_hires.py --game {self.args.game} --checkpoint {shlex.quote(str(run.path))}"
+        path = shlex.quote(str(run.path))
+        return f"python v2/play_atari_hires.py --game {self.args.game} --checkpoint {path}"
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
