@@ -350,6 +350,27 @@ def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
+def test_a_killed_training_goes_on_exactly(data_path, tmp_path):
+    """Killed between two saves, resumed to the end, it equals one that was never touched."""
+    flags = ["--data", str(data_path), "--steps", "150", "--save-minutes", "0.0005",
+             "--eval-steps", "50"]  # fmt: skip
+    assert _spawn(*flags, "--out", str(tmp_path / "through")).wait(120) == 0
+    process = _spawn(*flags, "--out", str(tmp_path / "killed"))
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "killed" / "runs").glob("*/last-1.pt")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    runs = [next((tmp_path / name / "runs").iterdir()) for name in ("through", "killed")]
+    assert checkpoint.load_last(runs[1], "vqvae")["step"] < 150
+    assert _spawn("--resume", str(runs[1])).wait(120) == 0
+    states = [checkpoint.load_checkpoint(run / "last.pt", "vqvae") for run in runs]
+    for key in EXACT:
+        assert _states_equal(states[0][key], states[1][key]), key
+    assert _metrics(runs[0]) == _metrics(runs[1])
+
+
 def _metrics_until(run: Path, step: int) -> list[dict]:
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
