@@ -26,7 +26,7 @@ class Sampling:
 
     temperature: float = 0.0  # 0: greedy
     top_k: int = 0  # 0: all codes
-    max_missing: float = 1.0  # changes expected beyond those chosen; inf: never a second look
+    max_missing: float = 0.5  # changes expected beyond those chosen; inf: never a second look
 
     def __post_init__(self):
         if self.temperature < 0:

@@ -98,7 +98,7 @@ def build_parser():
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
     recipe.add_argument("--ema", type=command_line.probability, default=0.998,
                         help="decay of the averaged weights; 0: off")  # fmt: skip
-    recipe.add_argument("--event-share", type=command_line.probability, default=0.35,
+    recipe.add_argument("--event-share", type=command_line.probability, default=0.5,
                         help="share of the windows drawn among those with an event: a reward, an "
                         "end, a change where nothing moved before")  # fmt: skip
     recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
