@@ -15,10 +15,10 @@ $(READY): requirements.txt
 
 play: $(READY)
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
-	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest --temperature 0.4; \
+	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest; \
 	else \
 	  echo "no display here: playing 300 steps without one and recording a video"; \
-	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest --temperature 0.4 --headless --steps 300 --record recordings/play.mp4; \
+	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest --headless --steps 300 --record recordings/play.mp4; \
 	fi
 
 test: $(READY)
