@@ -279,7 +279,7 @@ def _training(info: dict) -> list[dict]:
     for run in checkpoint.lineage(info):
         flags = {
             name: value for name, value in run.get("train_args", {}).items()
-            if name not in OF_A_MACHINE and value not in (None, False)
+            if name not in OF_A_MACHINE and value is not None and value is not False
         }  # fmt: skip
         runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags})
     return runs

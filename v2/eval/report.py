@@ -238,7 +238,7 @@ def model_card(document: dict) -> str:
           for title, value, copied in results.headline_rows(document)), "",
         *_training_lines(document["training"]),
         "Parameters: "
-        + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()), "",
+        + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()),
     ]  # fmt: skip
     section = ""
     for name, value, others in results.table_rows(document):
