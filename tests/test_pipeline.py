@@ -2,8 +2,10 @@
 
 import functools
 import json
+import sys
 
 import numpy as np
+import pytest
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2 import play_atari_hires
@@ -13,6 +15,7 @@ from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
 from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train.pipeline import Pipeline
 
 
 def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys):
@@ -55,3 +58,20 @@ def test_a_frame_is_the_same_in_collecting_evaluating_and_playing(tmp_path, vqva
     shown = engine.reset(data.frames[rows[:4]], data.actions[rows[:3]])
     again = engine.decode(engine.encode(data.frames[rows[3:4]]))[0]
     assert np.array_equal(shown, again)
+
+
+def test_a_stopped_recording_is_made_again_and_one_of_yours_is_kept(tmp_path, monkeypatch):
+    runs, data = [], tmp_path / "atari_game_data.npz"
+
+    def run(self, script, *flags):
+        runs.append("--overwrite" in flags)
+        data.write_bytes(b"a part")
+        if len(runs) == 1:
+            sys.exit(130)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    with pytest.raises(SystemExit):
+        Pipeline(tmp_path, "breakout", False).collect(data, 100)
+    Pipeline(tmp_path, "breakout", False).collect(data, 100)  # goes on where it stopped
+    Pipeline(tmp_path, "breakout", False).collect(data, 100)  # whatever is there now is whole
+    assert runs == [False, True]

@@ -18,8 +18,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
-from v2.data.atari_dataset import DATA_NAME, META_FIELDS, data_paths, game_directory
-from v2.data.npz import read_meta
+from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
 from v2.data.tokens import TOKENS_NAME
 from v2.eval.gold import GOLD_SHA256
 from v2.run_dir import CHECKPOINTS, is_finished, read_config
@@ -73,12 +72,7 @@ def main(argv=None) -> int:
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
     frames = args.frames or preset.frames
-    if (there := _num_frames(data)) < frames:
-        again = ["--overwrite"] if there else []
-        if there:
-            print(f"{data.parent} holds {there} of {frames} frames: collecting again")
-        flags = ["--frames", frames, "--out", pipeline.directory, *again]
-        pipeline.run("data/collect_atari.py", *flags)
+    pipeline.collect(data, frames)
     vqvae = pipeline.train("vqvae", "train/train_vqvae_hires.py", "--data", data, *preset.vqvae)
     pipeline.run("data/tokenize_atari.py", "--data", data, "--vqvae", vqvae, "--out", tokens)
     world_model = pipeline.train(
@@ -117,6 +111,16 @@ class Pipeline:
         if code:
             sys.exit(code if code > 0 else 128 - code)
 
+    def collect(self, data: Path, frames: int) -> None:
+        """Record, or take the recording that is there; one that was stopped is made again."""
+        mark = self.directory / "collecting.tmp"  # there while our own recording is unfinished
+        if _exists(data) and not mark.exists():
+            return
+        mark.touch()
+        again = ["--overwrite"] if _exists(data) else []
+        self.run("data/collect_atari.py", "--frames", frames, "--out", self.directory, *again)
+        mark.unlink()
+
     def train(self, kind: str, script: str, *flags) -> Path:
         """Train, or go on with the newest run where that is unfinished, or take it as it is."""
         run = self._newest_run(kind)
@@ -136,13 +140,11 @@ class Pipeline:
         return fitting[-1] if fitting else None
 
 
-def _num_frames(data: Path) -> int:
-    """Return how many frames a recording holds, 0 without one."""
+def _exists(data: Path) -> bool:
     try:
-        metas = [read_meta(path, META_FIELDS) for path in data_paths(data)]
+        return bool(data_paths(data))
     except FileNotFoundError:
-        return 0
-    return sum(episode["frames"] for meta in metas for episode in meta["episodes"])
+        return False
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def build_parser():
                         help="decay of the averaged weights; 0: off")  # fmt: skip
     recipe.add_argument("--event-share", type=command_line.probability, default=0.5,
                         help="share of the windows drawn among those with an event: a reward, an "
-                        "end, a change where nothing moved before")  # fmt: skip
+                        "end, a change where nothing moved, an object that returns; 0: off")
     recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
                         help="share of the predictions that are told one changed token; 0: off")
     recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
