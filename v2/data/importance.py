@@ -42,10 +42,14 @@ def pixel_weights(
     Args:
         pixels, before: a frame and the one before it, (B, 3, H, W).
         median, rarity: `median_frame`, and `deviation_rarity`, which counts where a pixel deviates.
-        motion_scale: weight of what moved, with a margin of 4 px: specks beside it count too.
+        motion_scale: of what moved. Both have a margin of 4 px: specks beside it count too.
     """
-    moved = F.max_pool2d(deviates(pixels, before), 9, stride=1, padding=4)
-    return 1 + rarity_scale * rarity * deviates(pixels, median) + motion_scale * moved
+    unusual, moved = rarity * deviates(pixels, median), deviates(pixels, before)
+    return 1 + _with_margin(rarity_scale * unusual) + _with_margin(motion_scale * moved)
+
+
+def _with_margin(weights: torch.Tensor) -> torch.Tensor:
+    return F.max_pool2d(weights, 9, stride=1, padding=4)
 
 
 def rare_motion_chances(
