@@ -11,8 +11,9 @@ import torch
 
 from tests.canaries import PatchTokenizer
 from v2 import checkpoint
+from v2.data import collect_atari
 from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
-from v2.eval import build_gold, gold_eval, report, results
+from v2.eval import build_gold, gold_eval, report, results, truth
 from v2.eval.bootstrap import Metric, mean_metric
 from v2.eval.clips import cut_clips, stratified_starts
 from v2.eval.gold import gold_path, load_gold, read_gold
@@ -39,6 +40,17 @@ def test_gold_clips_cross_no_episode_and_no_life(gold):
     lives = clips.ram[:, :, 57].astype(int)
     loses = (np.diff(lives[:, 4:], axis=1) < 0).any(1)
     assert (loses == (clips.strata == "life_lost")).all()
+
+
+def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold):
+    ball = truth.read_ram("breakout", gold.data.ram).ball
+    strata = np.array(gold.strata)
+    for steps in (1, 5):
+        straight = ball[gold.starts] + steps * (ball[gold.starts] - ball[gold.starts - 1])
+        misses = np.linalg.norm(straight - ball[gold.starts + steps], axis=1)
+        assert (misses[strata == "flight"] < 1).all()
+    for stratum in ("wall", "paddle", "brick"):
+        assert (misses[strata == stratum] > 2).all()
 
 
 def test_games_and_forks_are_what_the_emulator_makes_again(gold):
@@ -185,12 +197,16 @@ def test_the_report_opens_in_a_browser_without_a_network(judged, tmp_path):
 
 @pytest.fixture
 def weights(tmp_path):
-    """Untrained models of the smallest size, in a run folder."""
+    return _untrained(tmp_path, "breakout", num_actions=4)
+
+
+def _untrained(tmp_path, game, num_actions):
+    """Write untrained models of the smallest size into a run folder."""
     torch.manual_seed(0)
     vqvae = VQVAE(VQVAEConfig(latent_dim=8, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_dim=8))
-    shape = WorldModelConfig(num_actions=4, dim=16, heads=2, layers=1, ffn_dim=16)
+    shape = WorldModelConfig(num_actions, dim=16, heads=2, layers=1, ffn_dim=16)
     vqvae = checkpoint.round_to_shipped(vqvae)
-    emulator = dataclasses.asdict(EmulatorConfig())
+    emulator = dataclasses.asdict(EmulatorConfig(game))
     checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae, emulator=emulator)
     path = tmp_path / "best.pt"
     checkpoint.save_checkpoint(
@@ -220,6 +236,22 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
     assert "once" in document["notes"][-2] and "temperature 1" in document["notes"][-1]
     accuracy = "one_step/token_accuracy"  # drawn codes are seldom those of the still board
     assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
+
+
+def test_a_game_without_a_reader_is_judged_by_tokens_and_pixels(tmp_path, capsys):
+    weights = _untrained(tmp_path, "pong", num_actions=6)
+    data = tmp_path / "pong" / "atari_game_data.npz"
+    played = ["--game", "pong", "--frames", "400", "--policy", "random", "--seed", "3"]
+    assert collect_atari.main([*played, "--out", str(data.parent)]) == 0
+    asked = ["--game", "pong", "--data", str(data), "--checkpoint", str(weights)]
+    assert gold_eval.main([*asked, "--tier", "canary", "--device", "cpu"]) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert not last["is_gold"] and last["notes"][0] == "this is not the gold set; forks need one"
+    assert "objects of pong cannot be read" in last["notes"][1]
+    names = " ".join(last["metrics"])
+    assert "one_step/changed_accuracy" in names and "psnr" in names and "ball" not in names
+    with pytest.raises(ValueError, match="holds pong, not breakout"):
+        gold_eval.main(["--data", str(data), "--checkpoint", str(weights), "--tier", "canary"])
 
 
 def test_results_of_other_data_refuse_to_be_compared():

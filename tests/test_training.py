@@ -118,6 +118,23 @@ def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_
         train_wm_hires.main([*flags, "--init-from", str(best), "--past-actions", "0"])
 
 
+def test_weights_learnt_on_other_tokens_go_on_only_when_asked(small_models, data_path, tmp_path):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "1")) == 0
+    first = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
+    other = _train_vqvae(tmp_path / "o", data_path, "--steps", "4", "--seed", "1")
+    flags = _wm_flags(tmp_path / "x", data_path, other, "--steps", "1")
+    with pytest.raises(ValueError, match="--other-vqvae needs --init-from"):
+        train_wm_hires.main([*flags, "--other-vqvae"])
+    with pytest.raises(ValueError, match="was trained on the tokens of VQ-VAE"):
+        train_wm_hires.main([*flags, "--init-from", str(first)])
+    assert train_wm_hires.main([*flags, "--init-from", str(first), "--other-vqvae"]) == 0
+    second = next((tmp_path / "x" / "runs").iterdir())
+    info = checkpoint.load_world_model(second / "last.pt")[1]
+    assert len(info["earlier"]) == 1
+    assert train_wm_hires.main(["--resume", str(second), "--steps", "2"]) == 0
+
+
 def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
     first = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
     second = _train_vqvae(tmp_path / "v", data_path, "--steps", "4", "--seed", "1")

@@ -20,6 +20,7 @@ STRATA = ("flight", "wall", "paddle", "brick", "serve", "life_lost")
 ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
+MAX_JITTER = 1.0  # pixels by which steps of one velocity differ: memory holds whole native ones
 LIFE_LOST_STEPS = (5, 15)
 LATE_BRICKS = 80  # of 108; a board with fewer is a late one
 
@@ -113,9 +114,9 @@ def stratified_starts(
     is_late = truth.read_ram(data.meta["game"], data.ram).bricks.sum((1, 2)) < LATE_BRICKS
     seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
-    for stratum in STRATA:
+    for stratum, generator in zip(STRATA, rng.spawn(len(STRATA)), strict=True):
         parts: dict[tuple[bool, int], list[int]] = {}
-        for row in rng.permutation(candidates[stratum]):
+        for row in generator.permutation(candidates[stratum]):
             part = bool(is_late[row]), seeds[data.episode_ids[row]]
             parts.setdefault(part, []).append(int(row))
         queues = _alternately(parts)
@@ -145,7 +146,7 @@ def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
     keeps_life = lost[rows + horizon] == lost[first]
     flies = _count(in_play, first, rows) == HISTORY
     some = np.logical_or.reduce(list(events.values()))
-    is_calm = _count(some, first, rows) == 0
+    disturbed = some | _turns(objects)
     found = {}
     for stratum, event in events.items():
         soon = _count(event, rows, rows + EVENT_STEPS - 1) > 0
@@ -154,8 +155,8 @@ def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
         if stratum == "serve":  # the life before may have ended in the history
             ready = ~in_play[rows] & (lost[rows + horizon] == lost[rows])
         found[stratum] = rows[ready & soon & is_next]
-    calm_after = _count(some, rows, rows + FLIGHT_STEPS - 1) == 0
-    found["flight"] = rows[keeps_life & flies & is_calm & calm_after]
+    is_calm = _count(disturbed, first + 1, rows + FLIGHT_STEPS - 1) == 0
+    found["flight"] = rows[keeps_life & flies & is_calm]
     early, late = LIFE_LOST_STEPS
     found["life_lost"] = rows[
         flies & (lost[rows + early] == lost[first]) & (lost[rows + late] > lost[first])
@@ -169,15 +170,22 @@ def _events(objects: Objects) -> dict[str, np.ndarray]:
     in_play = ~np.isnan(objects.ball[:, 0])
     step_x, step_y = np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])
     bricks = objects.bricks.sum((1, 2))
+    keeps = in_play & _ahead(in_play)
+    brick = keeps & (_ahead(bricks) < bricks)
+    paddle = keeps & (step_y > 0) & (_ahead(step_y) <= 0) & (y > 60)  # 0: it turned half way
+    turns_x = (step_x * _ahead(step_x) <= 0) & (step_x != 0)
+    wall = keeps & turns_x & ~brick & (y < 60) & ((x < 12) | (x > 52))
+    return {"wall": wall, "paddle": paddle, "brick": brick, "serve": ~in_play & _ahead(in_play)}
 
-    def ahead(values):
-        return np.append(values[1:], values[-1])
 
-    keeps = in_play & ahead(in_play)
-    brick = keeps & (ahead(bricks) < bricks)
-    paddle = keeps & (step_y > 0) & (ahead(step_y) < 0) & (y > 60)
-    wall = keeps & (step_x * ahead(step_x) < 0) & ~brick & (y < 60) & ((x < 12) | (x > 52))
-    return {"wall": wall, "paddle": paddle, "brick": brick, "serve": ~in_play & ahead(in_play)}
+def _turns(objects: Objects) -> np.ndarray:
+    """Tell, for each row, whether the ball goes on by another step than it came by."""
+    step = np.diff(objects.ball, axis=0, prepend=objects.ball[:1])
+    return np.linalg.norm(_ahead(step) - step, axis=1) > MAX_JITTER  # nan: false
+
+
+def _ahead(values: np.ndarray) -> np.ndarray:
+    return np.concatenate([values[1:], values[-1:]])
 
 
 def _count(flags: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:

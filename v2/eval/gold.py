@@ -18,7 +18,7 @@ from v2.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SHA256 = {
-    "breakout": "9c50da7c089b8c93d3b25da04569479951c046ed9cfaf4b4343a92900399eda2",
+    "breakout": "7c42f777d302e9997f9f72718840f6e88b5bd49c7489a78a2139dd20e8d4b334",
 }
 START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
 FRAME = (84, 64, 3)

@@ -81,6 +81,8 @@ def build_parser():
                         help="continue a run's folder")  # fmt: skip
     length.add_argument("--init-from", type=command_line.path, metavar="FILE",
                         help="start from these weights, with a fresh optimizer")  # fmt: skip
+    length.add_argument("--other-vqvae", action="store_true",
+                        help="--init-from learnt the tokens of another one: go on with these")
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
     length.add_argument("--compile", action="store_true",
@@ -153,6 +155,8 @@ def main(argv=None) -> int:
         raise ValueError(f"--positions must be 0 or at least 4, got {args.positions}")
     if args.resume and args.init_from:
         raise ValueError("--resume and --init-from exclude each other")
+    if args.other_vqvae and not (args.init_from or args.resume):
+        raise ValueError("--other-vqvae needs --init-from: whose weights go on?")
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
     if args.tokens:
@@ -349,7 +353,8 @@ class Trainer:
 
     def start_from(self, path: Path) -> None:
         """Take the weights of another world model and nothing else."""
-        model, info = checkpoint.load_world_model(path, self.vqvae_sha256)
+        expected = None if self.args.other_vqvae else self.vqvae_sha256
+        model, info = checkpoint.load_world_model(path, expected)
         self.earlier = checkpoint.lineage(info)
         if model.config.past_actions != self.model.config.past_actions:
             raise ValueError(
