@@ -204,12 +204,16 @@ def test_events_are_what_motion_does_not_announce():
 
 def test_windows_with_an_event_get_their_share_of_the_draws():
     events = np.zeros(1000, bool)
-    events[500] = True
+    ends = events.copy()
+    events[500] = events[700] = ends[700] = True
     starts = np.arange(900)
-    chances = event_chances(events, starts, history=4, steps=5, share=0.4)
+    chances = event_chances(events, ends, starts, history=4, steps=5, share=0.4)
     favoured = np.flatnonzero(chances > chances.min())
-    assert favoured.tolist() == list(range(493, 498))  # 500 is one of the five predicted steps
+    with_event, with_end = list(range(493, 498)), list(range(693, 698))
+    assert favoured.tolist() == with_event + with_end  # 500 is one of the five predicted steps
     assert chances.sum() == pytest.approx(1)
-    assert chances[favoured].sum() == pytest.approx(0.4 + 0.6 * 5 / 900)
-    assert event_chances(events, starts, 4, 5, share=0.0) is None
-    assert event_chances(np.zeros(1000, bool), starts, 4, 5, share=0.4) is None
+    assert chances[with_event].sum() == pytest.approx(0.4 * 0.95 / 2 + 0.6 * 5 / 900)
+    assert chances[with_end].sum() == pytest.approx(0.4 * (0.95 / 2 + 0.05) + 0.6 * 5 / 900)
+    assert event_chances(events, ends, starts, 4, 5, share=0.0) is None
+    never = np.zeros(1000, bool)
+    assert event_chances(never, never, starts, 4, 5, share=0.4) is None

@@ -14,7 +14,7 @@ from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
-from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train import ablations, train_vqvae_hires, train_wm_hires
 from v2.train.pipeline import Pipeline
 
 
@@ -75,3 +75,28 @@ def test_a_stopped_recording_is_made_again_and_one_of_yours_is_kept(tmp_path, mo
     Pipeline(tmp_path, "breakout", False).collect(data, 100)  # goes on where it stopped
     Pipeline(tmp_path, "breakout", False).collect(data, 100)  # whatever is there now is whole
     assert runs == [False, True]
+
+
+def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run(script, *flags):
+        flags = [str(flag) for flag in flags]
+        calls.append((script, flags))
+        if script.startswith("train/"):
+            args = train_wm_hires.build_parser().parse_args(flags)
+            run_dir = args.out / "runs" / "20260101_000000"
+            run_dir.mkdir(parents=True)
+            (run_dir / "last.pt").touch()
+
+    monkeypatch.setattr(ablations.command_line, "run_script", run)
+    monkeypatch.setattr(ablations, "is_finished", lambda run: True)
+    assert ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "1000"]) == 0
+    trained = [flags for script, flags in calls if script.startswith("train/")]
+    judged = [flags for script, flags in calls if script.startswith("eval/")]
+    assert len(trained) == len(judged) == len(ablations.ROWS)
+    assert all(flags[flags.index("--data") + 1] == "x/d.npz" for flags in judged)
+    assert ablations.num_steps(1000, ablations.BASE | {"rollout-ratio": "0"}) == 1000
+    whole = ablations.BASE | {"rollout-ratio": "1", "rollout-start": "0"}
+    assert ablations.num_steps(1000, whole) == round(1000 / (60 * ablations.ROLLOUT_COST))
+    assert "| change | steps |" in capsys.readouterr().out

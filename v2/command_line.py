@@ -11,7 +11,9 @@ import argparse
 import contextlib
 import errno
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -81,6 +83,18 @@ def forwarded_signals(process):
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def run_script(script: str, *flags) -> None:
+    """Show and run a script of v2, as "data/collect_atari.py"; stop where it fails, as it does."""
+    path = Path(__file__).resolve().parent / script
+    command = [sys.executable, str(path), *map(str, flags)]
+    print(f"\n$ python v2/{script} {shlex.join(command[2:])}", flush=True)
+    process = subprocess.Popen(command, start_new_session=True)
+    with forwarded_signals(process):
+        code = process.wait()
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def explain_errors() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 BLOCK = 4096  # rows looked at together
+END_SHARE = 0.05  # of the draws for events
 
 
 def median_frame(pixels: torch.Tensor) -> torch.Tensor:
@@ -212,20 +213,25 @@ def _overlapping(tokens: np.ndarray):
 
 
 def event_chances(
-    events: np.ndarray, starts: np.ndarray, history: int, steps: int, share: float
-) -> np.ndarray | None:
+    events: np.ndarray, ends: np.ndarray, starts: np.ndarray, history: int, steps: int,
+    share: float,
+) -> np.ndarray | None:  # fmt: skip
     """Return the chance to draw each window, (n,); None where all are alike.
 
     Args:
-        events: bool (M,); starts: first rows of the windows, (n,).
-        share: of the draws that go to windows with an event in the steps that are predicted.
+        events, ends: bool (M,); starts: first rows of the windows, (n,).
+        share: of the draws that go to windows with an event in the steps that are predicted, some
+            of them (`END_SHARE`) to those with the end of a game, which is the rarest.
     """
-    total = np.concatenate([[0], np.cumsum(events)])
-    first = starts + history - 1
-    has_event = total[first + steps] > total[first]
-    if not share or not has_event.any() or has_event.all():
+    chances = np.zeros(len(starts))
+    for part, happens in ((share * (1 - END_SHARE), events), (share * END_SHARE, ends)):
+        total = np.concatenate([[0], np.cumsum(happens)])
+        first = starts + history - 1
+        has_event = total[first + steps] > total[first]
+        chances += part * has_event / max(has_event.sum(), 1)
+    if not chances.any():
         return None
-    return (1 - share) / len(starts) + share * has_event / has_event.sum()
+    return chances + (1 - chances.sum()) / len(starts)
 
 
 def draw_positions(

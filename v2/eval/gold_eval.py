@@ -37,7 +37,15 @@ from v2.data.atari_dataset import (
 )
 from v2.dream import DreamEngine
 from v2.eval import report, results, truth
-from v2.eval.clips import HISTORY, Clips, cut_clips, even_starts, random_starts, stratified_starts
+from v2.eval.clips import (
+    HISTORY,
+    STRATA,
+    Clips,
+    cut_clips,
+    even_starts,
+    random_starts,
+    stratified_starts,
+)
 from v2.eval.dreaming import BATCH, decode, dream, encode
 from v2.eval.fork_scores import FORK_STEPS, SHUFFLE_HORIZONS, fork_scores, shuffle_scores
 from v2.eval.gold import EvaluationSet, load_gold
@@ -47,7 +55,6 @@ from v2.eval.rollout_scores import HORIZONS, rollout_scores
 from v2.files import check_output, check_writable, write_text
 from v2.run_dir import OF_A_MACHINE
 
-STARTS_PER_STRATUM = 8
 TARGET_MINUTES = 30
 
 
@@ -73,6 +80,7 @@ class Tier:
 
 TIERS = {
     "canary": Tier(48, 32, 6, 20, 6, 0, 0, 15),
+    "short": Tier(400, 600, 120, 20, 40, 0, 0, 15),
     "gold": Tier(400, 600, 48, 200, 200, 20, 1000, 60),
 }
 
@@ -87,7 +95,7 @@ def build_parser():
                        help="print B - A with intervals, and judge nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
-                        help="canary takes a minute, gold up to half an hour")  # fmt: skip
+                        help="a minute (canary), three, up to half an hour")  # fmt: skip
     parser.add_argument("--data", type=command_line.path,
                         help="recorded data instead of the gold set")  # fmt: skip
     parser.add_argument("--json", type=command_line.path, help="file for the whole result")
@@ -121,7 +129,7 @@ def main(argv=None) -> int:
     if args.data is None:
         chosen = load_gold(game)
     else:
-        chosen = _set_of_data(args.data, game, tier.rollout_steps)
+        chosen = _set_of_data(args.data, game, tier)
     name = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(
         name, game, args.device, args.temperature, second_look=args.second_look
@@ -178,7 +186,7 @@ def _flags(args) -> str:
     return text + ("" if args.second_look else " --no-second-look")
 
 
-def _set_of_data(path: Path, game: str, num_steps: int) -> EvaluationSet:
+def _set_of_data(path: Path, game: str, tier: Tier) -> EvaluationSet:
     """Judge on a recording: its validation games, or all of it where it has none apart."""
     data = load_game_data(path)
     if data.meta["game"] != game:
@@ -191,7 +199,8 @@ def _set_of_data(path: Path, game: str, num_steps: int) -> EvaluationSet:
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
     try:
-        starts, strata = stratified_starts(data, STARTS_PER_STRATUM, num_steps, rng)
+        each = -(-tier.rollouts // len(STRATA))
+        starts, strata = stratified_starts(data, each, tier.rollout_steps, rng)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; collect more frames") from error
     return EvaluationSet(data, starts, strata, None, False, digest,

@@ -14,7 +14,6 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
-import subprocess
 import time
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
 from v2.data.tokens import TOKENS_NAME
 from v2.eval.gold import GOLD_SHA256
 from v2.run_dir import CHECKPOINTS, is_finished, read_config
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -99,17 +96,10 @@ class Pipeline:
         self.seconds: dict[str, float] = {}
 
     def run(self, script: str, *flags) -> None:
-        """Run a script and stop with its exit code where it fails."""
-        command = [sys.executable, str(ROOT / "v2" / script), "--game", self.game]
-        command += [str(flag) for flag in flags]
-        print(f"\n$ python v2/{script} {' '.join(command[2:])}", flush=True)
+        """Run a script and note how long it took."""
         began = time.perf_counter()
-        process = subprocess.Popen(command, start_new_session=True)
-        with command_line.forwarded_signals(process):
-            code = process.wait()
+        command_line.run_script(script, "--game", self.game, *flags)
         self.seconds[script] = time.perf_counter() - began
-        if code:
-            sys.exit(code if code > 0 else 128 - code)
 
     def collect(self, data: Path, frames: int) -> None:
         """Record, or take the recording that is there; one that was stopped is made again."""

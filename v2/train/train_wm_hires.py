@@ -243,7 +243,9 @@ class Trainer:
                   f"{history + max(self.starts)} frames: left out of the longest")  # fmt: skip
         events = event_steps(tokens.tokens, tokens.rewards, tokens.terminated, self.loss.grid)
         self.chances = {
-            steps: event_chances(events, starts, history, steps, args.event_share)
+            steps: event_chances(
+                events, tokens.terminated, starts, history, steps, args.event_share
+            )
             for steps, starts in self.starts.items()
         }
         per_epoch = args.samples_per_epoch or len(self.starts[1])

@@ -1,0 +1,149 @@
+"""Train a world model from scratch under each change of the recipe, at one budget, and compare.
+
+    python v2/train/ablations.py --out ablations
+
+Takes about 25 minutes a row on 2 cores; run it again to go on where it stopped. Every model is
+judged on the validation games of --data, never on the gold set.
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
+import argparse
+
+from v2.data.atari_dataset import DATA_NAME, game_directory
+from v2.data.tokens import TOKENS_NAME
+from v2.eval import results
+from v2.files import check_writable
+from v2.run_dir import CHECKPOINTS, is_finished
+
+BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
+        "rollout-batch-size": "12"}  # fmt: skip
+ROLLOUT_COST = 0.057  # of one predicted frame of a rollout, in one-step batches of 32 windows
+ROWS: dict[str, dict[str, str]] = {
+    "the recipe": {},
+    "the recipe, seed 1": {"seed": "1"},
+    "the recipe, seed 2": {"seed": "2"},
+    "rollouts: none": {"rollout-ratio": "0"},
+    "rollouts: from the start": {"rollout-start": "0"},
+    "rollouts: K = 10": {"rollout-steps": "10", "rollout-batch-size": "6"},
+    "rollouts: never back to the truth for being wrong": {"max-wrong": "336"},
+    "teacher forcing 0": {"teacher-forcing-prob": "0"},
+    "importance: equal weights": {"no-importance": ""},
+    "importance: no motion": {"motion-scale": "0"},
+    "importance: no eventness": {"event-scale": "0"},
+    "importance: no persistence": {"persistence-scale": "0"},
+    "ghosts not weighed": {"ghost-scale": "0"},
+    "history noise: uniform": {"history-noise": "0.2", "noise-kind": "uniform"},
+    "history noise: plausible": {"history-noise": "0.2", "noise-kind": "plausible"},
+    "copy bias 0": {"copy-bias": "0"},
+    "past actions: none": {"past-actions": "0"},
+    "windows with events not favoured": {"event-share": "0"},
+    "no token given": {"given-share": "0"},
+}
+RANDOM_DATA = "data of a random policy"  # only with --random-data
+COLUMNS = {
+    "changed": "one_step/changed_accuracy",
+    "false changes": "one_step/false_changes",
+    "rollout@10": "rollout/token_accuracy@10",
+    "ball 2 px at 1": "rollout/ball_hit_2px@1",
+    "at 5": "rollout/ball_hit_2px@5",
+    "at 10": "rollout/ball_hit_2px@10",
+    "at 20": "rollout/ball_hit_2px@20",
+    "two balls at 10": "rollout/ball_duplicates@10",
+}
+
+
+def build_parser():
+    usage = __doc__.splitlines()[2].strip()
+    parser = command_line.parser(__doc__.splitlines()[0], usage)
+    parser.add_argument("--game", default="breakout")
+    parser.add_argument("--data", type=command_line.path,
+                        help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--random-data", type=command_line.path,
+                        help="npz of a random policy's frames, for one more row")  # fmt: skip
+    parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
+    parser.add_argument("--out", type=command_line.path, default=Path("ablations"),
+                        help="directory of the runs and results")  # fmt: skip
+    parser.add_argument("--budget", type=command_line.positive_int, default=1300,
+                        help="one-step batches; a rollout counts as what it takes")  # fmt: skip
+    parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    check_writable(args.out)
+    rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
+    for name, changes in rows.items():
+        if args.rows in name and not args.table:
+            _train_and_judge(args, name, changes)
+    print_table(args.out, list(rows), args.budget)
+    return 0
+
+
+def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str]) -> None:
+    directory = args.out / _slug(name)
+    result = directory / "result.json"
+    if result.exists():
+        return
+    data = args.data or game_directory(CHECKPOINTS, args.game) / f"{DATA_NAME}.npz"
+    learnt = args.random_data if name == RANDOM_DATA else data
+    runs = sorted((directory / "runs").glob("*/last.pt"))
+    if not runs:
+        flags = BASE | changes
+        command_line.run_script(
+            "train/train_wm_hires.py", "--game", args.game, "--data", learnt,
+            "--tokens", learnt.with_name(f"{TOKENS_NAME}.npz"), "--vqvae", args.vqvae,
+            "--out", directory, "--steps", num_steps(args.budget, flags), *_as_flags(flags),
+        )  # fmt: skip
+    elif not is_finished(runs[-1].parent):
+        command_line.run_script("train/train_wm_hires.py", "--resume", runs[-1].parent)
+    last = sorted((directory / "runs").glob("*/last.pt"))[-1]
+    command_line.run_script(
+        "eval/gold_eval.py", "--game", args.game, "--data", data, "--checkpoint", last,
+        "--tier", "short", "--json", result,
+    )  # fmt: skip
+
+
+def num_steps(budget: int, flags: dict[str, str]) -> int:
+    """Return how many steps a budget allows, at the cost of this row's rollouts."""
+    start, ratio = float(flags["rollout-start"]), float(flags["rollout-ratio"])
+    frames = int(flags["rollout-steps"]) * int(flags["rollout-batch-size"])
+    rollouts = (1 - start) * ratio
+    return round(budget / (1 + rollouts * (frames * ROLLOUT_COST - 1)))
+
+
+def print_table(out: Path, names: list[str], budget: int) -> None:
+    """Print the rows that are done as Markdown."""
+    print(f"\n| change | steps | {' | '.join(COLUMNS)} |")
+    print("|---" * (len(COLUMNS) + 2) + "|")
+    for name in names:
+        path = out / _slug(name) / "result.json"
+        if path.exists():
+            document = results.read_document(path)
+            values = [document["metrics"][key]["value"] for key in COLUMNS.values()]
+            steps = document["training"]["train_wm_hires"][-1]["steps"]
+            print(f"| {name} | {steps} | {' | '.join(f'{100 * v:.2f}' for v in values)} |")
+    print(f"\n(percent; `python v2/train/ablations.py --budget {budget}`)")
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _as_flags(flags: dict[str, str]) -> list[str]:
+    return [word for key, value in flags.items() for word in (f"--{key}", value) if word]
+
+
+if __name__ == "__main__":
+    command_line.run(main)
