@@ -44,6 +44,36 @@ def test_a_checkpoint_rebuilds_the_model_from_itself(vqvae, tmp_path):
         assert torch.equal(tensor, model.state_dict()[name])
 
 
+def test_loading_draws_no_random_numbers(vqvae, world_model, tmp_path):
+    models = {"vqvae": vqvae, "world_model": world_model}
+    for kind, model in models.items():
+        checkpoint.save_checkpoint(tmp_path / f"{kind}.pt", kind, model)
+    before = torch.get_rng_state()
+    for kind, model in models.items():
+        state = checkpoint.load_checkpoint(tmp_path / f"{kind}.pt", kind)
+        built = checkpoint.build_model(state, tmp_path)
+        assert built.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in built.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+QUICK = """
+import sys
+from v2 import checkpoint
+checkpoint.load_vqvae(sys.argv[1])
+checkpoint.load_world_model(sys.argv[2])
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_loading_does_not_import_the_compiler(vqvae, world_model, tmp_path):
+    """It would take more than a second of every start."""
+    _save(tmp_path / "a.pt", vqvae)
+    checkpoint.save_checkpoint(tmp_path / "b.pt", "world_model", world_model)
+    command = [sys.executable, "-c", QUICK, str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
+    subprocess.run(command, check=True)
+
+
 def test_rounding_for_shipping_changes_neither_hash_nor_tokens(vqvae, tmp_path):
     _save(tmp_path / "a.pt", vqvae)
     loaded, _ = checkpoint.load_vqvae(tmp_path / "a.pt")

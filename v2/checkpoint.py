@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from v2.files import (
     atomic_path,
@@ -143,14 +144,22 @@ def build_model(state: dict, path: Path) -> torch.nn.Module:
         raise ValueError(f"{path}: its config is damaged")
     try:
         config = config_class(**config)
-        with torch.device("meta"):
-            planned = model_class(config)
+        with torch.device("meta"), _ShapesOnly():
+            model = model_class(config)
     except FOREIGN_BYTES as error:
         raise ValueError(f"{path}: its config is of another version ({error})") from error
-    _check_weights(state["model"], planned, path)
-    model = model_class(config)
-    model.load_state_dict(state["model"])
+    _check_weights(state["model"], model, path)
+    model.to_empty(device="cpu").load_state_dict(state["model"])
     return model.eval()
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """Skip initial values: on the meta device they would import the compiler, for a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def restore(model: torch.nn.Module, state: dict, path: Path) -> None:

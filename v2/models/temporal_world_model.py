@@ -141,7 +141,7 @@ class TemporalWorldModel(nn.Module):
         nn.init.zeros_(self.to_logits.weight)
         nn.init.zeros_(self.to_logits.bias)
         with torch.no_grad():
-            self.copy_table.weight.copy_(self.config.copy_bias * torch.eye(self.config.num_codes))
+            self.copy_table.weight.zero_().fill_diagonal_(self.config.copy_bias)
 
 
 class Block(nn.Module):

@@ -183,7 +183,7 @@ class Quantizer(nn.Module):
     def __init__(self, num_codes: int, dim: int, decay: float):
         super().__init__()
         self.decay = decay
-        self.register_buffer("codebook", torch.randn(num_codes, dim))
+        self.register_buffer("codebook", nn.init.normal_(torch.empty(num_codes, dim)))
         self.register_buffer("counts", torch.ones(num_codes))
         self.register_buffer("sums", self.codebook.clone())
 
