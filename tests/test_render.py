@@ -10,8 +10,8 @@ import pytest
 from tests.fake_engine import FakeEngine
 from v2.controls import PLAY_KEYS, REPLAY_KEYS, ActionMap
 from v2.data.atari_dataset import make_atari_env
-from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import Clock, run_window
+from v2.play_game import HINT, PlayGame, PlaySettings
+from v2.play_loop import FOCUS_HINT, Clock, run_window
 from v2.play_session import PlaySession
 from v2.players import Players
 from v2.recording import EpisodeTape
@@ -189,16 +189,28 @@ def run(game, window, *plan, max_steps=0):
     game.close()
 
 
-def test_held_keys_move_both_sides_until_released(window, tmp_path):
+@pytest.mark.parametrize("release", [
+    pygame.event.Event(pygame.KEYUP, key=pygame.K_RIGHT),
+    pygame.event.Event(pygame.WINDOWFOCUSLOST),
+])  # fmt: skip
+def test_held_keys_move_both_sides_until_released_or_the_focus_is_lost(release, window, tmp_path):
     game = make_game(tmp_path)
     run(
         game, window,
         (after(0), lambda: press(pygame.K_RIGHT, pygame.KEYDOWN)),
-        (after(10), lambda: press(pygame.K_RIGHT, pygame.KEYUP)),
+        (after(10), lambda: pygame.event.post(release)),
         (after(20), keys()),
     )  # fmt: skip
     actions = game.session.engine.actions
     assert actions[5:9] == [RIGHT] * 4 and actions[-3:] == [NOOP] * 3
+
+
+def test_the_hint_says_to_click_the_window_until_the_first_key(window, tmp_path):
+    game, hints = make_game(tmp_path), []
+    window.show = lambda view: hints.append((game.num_steps, view.hint))
+    run(game, window, (after(5), keys(pygame.K_RIGHT)), (after(10), keys()))
+    assert {hint for step, hint in hints if step < 5} == {FOCUS_HINT}
+    assert "click this window" in FOCUS_HINT and hints[-1][1] == HINT
 
 
 def test_pause_stops_and_the_period_key_takes_one_step(window, tmp_path):
