@@ -491,6 +491,20 @@ def test_headless_play_saves_data_and_does_not_replace_any(fake_weights, tmp_pat
         play_atari_hires.main(["--headless", "--save-data", str(path)])
 
 
+def test_training_holds_out_the_second_game_and_a_single_one_is_said(
+    fake_weights, tmp_path, capsys
+):
+    one, two = tmp_path / "one.npz", tmp_path / "two.npz"
+    _, lines = run_main(capsys, "--headless", "--keys", "FIRE*9", "--save-data", one)
+    assert "play two" in lines[-2]
+    with pytest.raises(ValueError, match="no val game.*play two games"):
+        load_game_data(one).rows_of("val")
+    _, lines = run_main(capsys, "--headless", "--keys", "RIGHT*9,FIRE*400", "--save-data", two)
+    assert "two.npz" in lines[-2]
+    data = load_game_data(two)
+    assert len(data.rows_of("train")) and len(data.rows_of("val"))
+
+
 def test_a_display_that_nobody_sees_is_refused_in_one_line(monkeypatch):
     result = subprocess.run(
         [sys.executable, str(ROOT / "v2/play_atari_hires.py")], capture_output=True, text=True,

@@ -174,6 +174,8 @@ def _report(args, game: PlayGame, tape, stop) -> int:
         num_frames, num_episodes = tape.save(args.save_data)
         figures["data"] = str(args.save_data)
         print(f"data: {args.save_data} ({num_frames} frames, {num_episodes} episodes)")
+        if not tape.has_held_out_game:
+            print("note: this is one game, and training holds out the second: play two to train")
     if args.record and game.recording.num_frames:
         figures["record"] = str(args.record)
         print(f"recording: {args.record} ({game.recording.num_frames} frames)")

@@ -17,6 +17,7 @@ from v2.data.atari_dataset import (
     GameData,
     emulator_dict,
     save_game_data,
+    split_of_game,
 )
 from v2.data.recorder import Segment, join_segments
 from v2.files import atomic_path
@@ -174,6 +175,11 @@ class EpisodeTape:
         now.terminated = bool(terminated)
         if self.player not in now.policy.split("+"):
             now.policy += f"+{self.player}"
+
+    @property
+    def has_held_out_game(self) -> bool:
+        """Whether training finds a game to validate on, which the second one is."""
+        return any(split_of_game(segment.seed) == "val" for segment in self._segments)
 
     def save(self, path: Path) -> tuple[int, int]:
         """Write the data file; return how many frames and episodes it holds."""

@@ -300,7 +300,7 @@ def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> 
     chosen = [e["id"] for e in episodes if split_of_game(e["seed"]) == split]
     rows = np.flatnonzero(np.isin(episode_ids, chosen))
     if len(rows) == 0:
-        raise ValueError(f"the data holds no {split} episode: collect more frames")
+        raise ValueError(f"the data holds no {split} game: collect more frames, or play two games")
     return rows
 
 
