@@ -1,4 +1,4 @@
-"""A real window on a virtual screen, real key presses, a screenshot of both panes."""
+"""A real window on a virtual screen, real key presses that reach the game, both panes seen."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from v2.data.atari_dataset import load_game_data
 from v2.pen import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,14 +21,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 PROGRAM = """
-import sys
+import pathlib, sys, time
 sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
 from v2 import command_line, play_atari_hires
-play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine()
-sys.argv = ["play", "--scale", "4", "--record", {record!r}]
+def load(*args, **kwargs):
+    while not pathlib.Path("weights").exists():
+        time.sleep(0.05)
+    return FakeEngine()
+play_atari_hires.DreamEngine.load = load
+sys.argv = ["play", "--scale", "4", "--record", "play.mp4", "--save-data", "data.npz"]
 command_line.run(play_atari_hires.main)
 """
+FIRE, RIGHT = 1, 2
+LIT_PIXELS = 300  # a key of the picture that is down is a box of more pixels than this
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def program(display, tmp_path):
     """Start play on the virtual screen; end it whatever happens."""
     name, screen = display
     environment = os.environ | {"DISPLAY": name, "SDL_VIDEODRIVER": "x11"}
-    code = PROGRAM.format(root=str(ROOT), record=str(tmp_path / "play.mp4"))
+    code = PROGRAM.format(root=str(ROOT))
     with subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=tmp_path,
                           stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
         try:
@@ -81,28 +88,45 @@ def test_a_person_plays_in_a_real_window(program, tmp_path):
     process, environment, screen = program
 
     def xdotool(*words):
-        subprocess.run(["xdotool", *words], env=environment, timeout=20, check=True)
+        subprocess.run(["xdotool", *words], env=environment, timeout=60, check=True)
 
-    wait_for(lambda: has_color(screenshot(screen), COLORS["dream"]), 60)
+    def count(color):
+        return int((screenshot(screen) == COLORS[color]).all(-1).sum())
+
+    def wait_for_another_picture():
+        now = screenshot(screen)
+        wait_for(lambda: not np.array_equal(now, screenshot(screen)))
+
+    wait_for(lambda: count("panel"), 120)  # empty panes at once, before any weights
+    assert not count("dream")
+    (tmp_path / "weights").touch()
+    wait_for(lambda: count("dream"), 120)
     xdotool("mousemove", "512", "384", "click", "1")
-    time.sleep(0.5)
-    first = screenshot(screen)
-    for key in ("space", "Right", "h"):
+    dark = count("text")
+    for key in ("space", "Right"):
         xdotool("keydown", key)
-        time.sleep(0.3)
+        wait_for(lambda: count("text") > dark + LIT_PIXELS)
+        for _ in range(3):
+            wait_for_another_picture()
         xdotool("keyup", key)
-    time.sleep(0.4)
-    helped = screenshot(screen)
+        wait_for(lambda: count("text") < dark + LIT_PIXELS)
+    panel = count("panel")
     xdotool("key", "h")
-    time.sleep(0.4)
+    wait_for(lambda: count("panel") > panel + 10_000)
+    xdotool("key", "h")
+    wait_for(lambda: count("panel") < panel + 10_000)
     last = screenshot(screen)
     Image.fromarray(last).save(tmp_path / "screenshot.png")
     xdotool("key", "q")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and (tmp_path / "play.mp4").exists()
     assert '"steps"' in out.splitlines()[-1]
-    assert not np.array_equal(first, last) and not np.array_equal(helped, last)
     assert_both_panes(last)
+    data = load_game_data(tmp_path / "data.npz")
+    pressed = data.actions[data.actions > 0].tolist()
+    assert pressed == sorted(pressed) and set(pressed) == {FIRE, RIGHT}  # in the order of the keys
+    assert pressed.count(RIGHT) > 1  # held for more than one step
+    assert data.ram[-1, 72] > data.ram[0, 72]  # and the paddle went there
 
 
 def has_color(picture: np.ndarray, color) -> bool:

@@ -29,6 +29,7 @@ from v2.play_game import PlayGame, PlaySettings
 from v2.play_loop import run_headless, run_window
 from v2.play_session import PlaySession
 from v2.players import Players, player_names
+from v2.render import Pane, View
 from v2.replay import Replay
 from v2.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
 
@@ -95,6 +96,9 @@ def main(argv=None) -> int:
             commands, inputs = (REPLAY_COMMANDS, {}) if args.replay else (PLAY_COMMANDS, INPUT_KEYS)
             window = Window(f"dream of {game}", commands, inputs, args.scale, columns)
             stack.enter_context(window)
+            panes = (Pane("", None, "panel"),) * columns
+            title = game.replace("_", " ").title()
+            window.show(View(title, panes, "loading the weights ...", columns))
         name = args.run or args.checkpoint or "latest"
         engine = DreamEngine.load(name, game, args.device, args.temperature, seed=args.seed)
         print(f"weights: {engine.source}", flush=True)
