@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,7 +33,14 @@ from v2.play_game import PlayGame, PlaySettings
 from v2.play_loop import run_window
 from v2.play_session import HISTORY_FRAMES, PlaySession
 from v2.players import Players, breakout_ram, player_names
-from v2.recording import HUMAN_SEED_START, EpisodeTape, open_recording
+from v2.recording import (
+    HUMAN_SEED_START,
+    MAX_WAITING,
+    BackgroundRecording,
+    EpisodeTape,
+    GifRecording,
+    open_recording,
+)
 from v2.render import CURVE_STEPS
 from v2.replay import Replay
 
@@ -411,6 +419,46 @@ def test_a_png_holds_the_last_picture(tmp_path):
     assert (np.array(Image.open(path)) == 20).all()
 
 
+class SlowRecording(list):
+    """Note what is written, once `may_go` is set."""
+
+    def __init__(self):
+        self.may_go, self.is_closed = threading.Event(), False
+
+    def write(self, picture):
+        assert self.may_go.wait(30)
+        if picture is None:
+            raise OSError("the disk is full")
+        self.append(picture)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.is_closed = True
+
+
+def test_a_slow_encoder_holds_up_the_game_only_when_many_pictures_wait():
+    slow = SlowRecording()
+    recording = BackgroundRecording(slow)
+    for picture in range(MAX_WAITING):
+        recording.write(picture)
+    assert slow == []
+    threading.Timer(0.1, slow.may_go.set).start()
+    recording.write(MAX_WAITING)
+    assert slow[:1] == [0]
+    recording.close()
+    assert slow == list(range(MAX_WAITING + 1)) and slow.is_closed
+
+
+def test_what_the_encoder_raises_comes_out_when_it_is_closed():
+    slow = SlowRecording()
+    slow.may_go.set()
+    with pytest.raises(OSError, match="disk is full"), BackgroundRecording(slow) as recording:
+        recording.write(None)
+    assert slow.is_closed
+
+
 def count_frames(path: Path) -> int:
     if path.suffix == ".gif":
         with Image.open(path) as image:
@@ -465,6 +513,18 @@ def test_headless_play_records_and_ends_with_figures(fake_weights, tmp_path, cap
     assert 0 < figures["mean_token_agreement"] <= 1
     assert str(path) in lines[-2]
     assert count_frames(path) == 12
+
+
+def test_play_encodes_on_a_thread_of_its_own(fake_weights, tmp_path, capsys, monkeypatch):
+    threads, write = [], GifRecording.write
+
+    def noted(*args):
+        threads.append(threading.current_thread())
+        write(*args)
+
+    monkeypatch.setattr(GifRecording, "write", noted)
+    run_main(capsys, "--headless", "--steps", 3, "--record", tmp_path / "play.gif")
+    assert len(threads) == 3 and threading.main_thread() not in threads
 
 
 def test_a_script_of_keys_drives_headless_play_to_its_end(fake_weights, capsys):

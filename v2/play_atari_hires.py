@@ -150,7 +150,9 @@ def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
     scale = args.scale or (GIF_SCALE if is_gif else RECORDING_SCALE)
     settings = PlaySettings(fps, args.clips, scale)
     steps = args.steps or (300 if args.headless and not script else 0)
-    video = recording.open_recording(args.record, fps) if args.record else contextlib.nullcontext()
+    video = contextlib.nullcontext()
+    if args.record:
+        video = recording.BackgroundRecording(recording.open_recording(args.record, fps))
     game = None
     try:
         with video:

@@ -1,11 +1,14 @@
 """What play leaves on the disk: videos, animated pictures, episodes to train on.
 
 Contract: a file is complete or absent, also after Ctrl-C: it appears when it is closed. Video goes
-through PyAV, animated pictures through Pillow. Knows nothing of windows or models.
+through PyAV, animated pictures through Pillow, in play on a thread of its own. Knows nothing of
+windows or models.
 """
 
 import contextlib
 import importlib.metadata
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from v2.files import atomic_path
 HUMAN_SEED_START = 990_000_000
 MAX_PLAY_SEED = 9_999
 MP4_OPTIONS = {"crf": "18", "preset": "veryfast"}
+MAX_WAITING = 16  # pictures that may wait to be encoded, about a second
 GIF_TICK_SECONDS = 0.01  # GIF counts time in hundredths of a second
 
 
@@ -130,6 +134,37 @@ class LastPicture(_Recording):
         if self.num_frames:
             with atomic_path(self.path) as temporary:
                 Image.fromarray(self._picture).save(temporary, format="PNG")
+
+
+class BackgroundRecording(contextlib.AbstractContextManager):
+    """Encode the pictures of a recording on a thread, in their order.
+
+    What the thread raises comes out of a later `write`, or of `close`, which waits for it.
+    """
+
+    def __init__(self, recording: _Recording):
+        self._recording = recording
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="recording")
+        self._waiting: deque[Future] = deque()
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    @property
+    def num_frames(self) -> int:
+        """How many pictures are encoded."""
+        return self._recording.num_frames
+
+    def write(self, picture: np.ndarray) -> None:
+        """Hand over one picture; waits only where `MAX_WAITING` are not encoded yet."""
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) == MAX_WAITING):
+            self._waiting.popleft().result()
+        self._waiting.append(self._executor.submit(self._recording.write, picture))
+
+    def close(self) -> None:
+        with self._recording, self._executor:
+            while self._waiting:
+                self._waiting.popleft().result()
 
 
 def _even(picture: np.ndarray) -> np.ndarray:
