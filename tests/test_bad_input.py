@@ -83,9 +83,11 @@ def test_absurd_collecting_is_refused(flags, ends, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("fps", ["0", "1e300", "nan"])
-def test_absurd_playing_is_refused(fps, ends):
-    ends(play_atari_hires.main, ["--fps", fps, "--headless"], 2, "--fps", fps)
+@pytest.mark.parametrize("flags", [
+    ["--fps", "0"], ["--fps", "1e300"], ["--fps", "nan"], ["--scale", "17"], ["--scale", "-1"],
+])  # fmt: skip
+def test_absurd_playing_is_refused(flags, ends):
+    ends(play_atari_hires.main, [*flags, "--headless"], 2, *flags)
 
 
 def test_an_unexpected_error_is_one_line_that_asks_for_a_report(capsys):

@@ -29,7 +29,7 @@ from v2.play_game import PlayGame, PlaySettings
 from v2.play_loop import run_headless, run_window
 from v2.play_session import PlaySession
 from v2.players import Players, player_names
-from v2.render import Pane, View
+from v2.render import MAX_SCALE, Pane, View
 from v2.replay import Replay
 from v2.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
 
@@ -69,8 +69,9 @@ def _add_play_options(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
     group.add_argument("--fps", type=command_line.steps_per_second, metavar="STEPS",
                        help="steps a second; None: the game's real time, 15")  # fmt: skip
-    group.add_argument("--scale", type=command_line.non_negative_int, default=0,
-                       help="size of a frame's pixels, also in --record; 0: what fits")  # fmt: skip
+    group.add_argument("--scale", type=int, choices=range(MAX_SCALE + 1), default=0,
+                       metavar="SCALE", help="size of a frame's pixels, also in --record, "
+                       f"up to {MAX_SCALE}; 0: what fits")  # fmt: skip
     group.add_argument("--seed", type=command_line.non_negative_int, default=0,
                        help="of the random and scripted players and of sticky games")  # fmt: skip
     group.add_argument("--policy", choices=("human", "random", "scripted"),
