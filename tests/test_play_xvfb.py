@@ -52,7 +52,7 @@ def display(tmp_path):
         server.terminate()
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=60):
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, "waited in vain"
