@@ -1,5 +1,9 @@
+import tempfile
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import synthetic_frame, synthetic_step
 from v2.data import recorder
@@ -20,6 +24,7 @@ from v2.data.importance import event_chances, event_steps
 from v2.data.npz import read_rows
 from v2.data.policies import SCRIPTED, STICKY, UNIFORM, policy_mix
 from v2.data.recorder import GameJob, join_segments, record, record_game
+from v2.data.tokens import tokenize
 
 
 def _hashes(segments):
@@ -175,6 +180,33 @@ def test_shards_load_as_one(game_data, tmp_path):
         part, length = read_rows(path, "frames", *ARRAY_FIELDS["frames"], rows, first)
         parts, first = [*parts, part], first + length
     assert np.array_equal(np.concatenate(parts), game_data.frames[rows])
+
+
+def test_a_recording_is_read_without_holding_its_pixels(game_data, vqvae, tmp_path):
+    path = tmp_path / "atari_game_data.npz"
+    save_game_data(path, game_data)
+    for read in (load_game_data, lambda path: tokenize(path, vqvae, torch.device("cpu"), 64)):
+        tracemalloc.start()
+        read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 0.6 * game_data.frames.nbytes, read
+    assert isinstance(load_game_data(path).frames, np.memmap)
+
+
+def test_a_full_disk_is_named_when_a_recording_is_unpacked(game_data, tmp_path, monkeypatch):
+    save_game_data(tmp_path / "atari_game_data.npz", game_data)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))
+    with pytest.raises(OSError, match="cannot unpack 'frames' of .*: No space left on device; it"):
+        load_game_data(tmp_path / "atari_game_data.npz")
+
+
+def test_collected_frames_move_into_the_data_file():
+    segments = list(record(EmulatorConfig(), policy_mix("sticky", "breakout"), 300, 0, workers=1))
+    kept = join_segments(segments, 0)[0]
+    moved = join_segments(segments, 0, is_last_use=True)[0]
+    assert all(np.array_equal(kept[name], moved[name]) for name in kept)
+    assert not any(len(segment.frames) for segment in segments)
 
 
 def test_an_action_of_another_game_is_refused(game_data, tmp_path):

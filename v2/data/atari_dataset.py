@@ -11,8 +11,10 @@ import difflib
 import functools
 import hashlib
 import itertools
+import os
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +22,15 @@ import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.checks import array_sha256, check_hashes, check_splits, check_steps
+from v2.data.checks import (
+    array_sha256,
+    check_hashes,
+    check_splits,
+    check_steps,
+    checked_blocks,
+)
 from v2.data.frames import FRAME_SHAPE, downsample_screen
-from v2.data.npz import read_npz, write_npz
+from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_npz, write_npz
 
 DATA_NAME = "atari_game_data"
 GOLD_SEED_START = 1_000_000_000
@@ -169,6 +177,7 @@ ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
 }
 
 
+LARGE_FIELDS = ("frames", "ram")  # mapped or read in blocks, never held
 META_FIELDS = {"emulator": dict, "action_meanings": list, "episodes": list, "sha256": dict}
 
 
@@ -215,36 +224,50 @@ def save_game_data(path: Path, data: GameData) -> None:
 def load_game_data(path: Path) -> GameData:
     """Load a data file, or all shards `<stem>-*.npz` when `path` itself is not there.
 
-    The frames of shards are unpacked into a nameless file beside them and mapped, so that memory
-    holds one shard at a time.
+    Frames and ram are unpacked into nameless files beside it and mapped: the system drops their
+    pages where memory is short, so that what is held is a few bytes a frame.
 
     Raises:
         FileNotFoundError: neither a file nor shards; names the command that makes them.
         ValueError: a damaged or foreign file, or shards of different recordings.
+        OSError: the disk is full.
     """
     paths = data_paths(path)
-    if len(paths) == 1:
-        return _checked(path, _load_one(paths[0]))
-    parts, frames = [], tempfile.TemporaryFile(dir=paths[0].parent)  # lives as long as its map
-    for shard in tqdm(paths, unit="shard", desc="unpack", disable=None):
-        parts.append(_load_one(shard))
-        frames.write(memoryview(np.ascontiguousarray(parts[-1].frames)).cast("B"))
-        parts[-1].frames = parts[-1].frames[:0].copy()
+    folder = paths[0].parent if os.access(paths[0].parent, os.W_OK) else None
+    files = {name: tempfile.TemporaryFile(dir=folder) for name in LARGE_FIELDS}
+    parts, metas = [], []
+    for shard in tqdm(paths, unit="file", desc="unpack", disable=None):
+        arrays, meta = read_steps(shard)
+        for name, file in files.items():
+            _unpack(shard, name, len(arrays["actions"]), meta, file)
+        parts.append(arrays)
+        metas.append(meta)
     for key in ("emulator", "action_meanings", "policy", "seed"):
-        if any(part.meta.get(key) != parts[0].meta.get(key) for part in parts):
+        if any(meta.get(key) != metas[0].get(key) for meta in metas):
             raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
     for before, part in itertools.pairwise(parts):
-        if part.episode_ids[0] <= before.episode_ids[-1]:
+        if part["episode_ids"][0] <= before["episode_ids"][-1]:
             raise ValueError(f"the shards of {path} do not follow one another: collect again")
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ARRAY_FIELDS}
-    shape = (len(joined["actions"]), *FRAME_SHAPE)
-    frames.flush()
-    joined["frames"] = np.memmap(frames, np.uint8, "r", shape=shape)
-    meta = parts[0].meta | {
-        "episodes": [episode for part in parts for episode in part.meta["episodes"]],
-        "shards": [part.meta["sha256"] for part in parts],
-    }
-    return _checked(path, GameData(**joined, meta=meta))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for name, file in files.items():  # a map outlives its file; writable, as torch wants it
+        dtype, tail = ARRAY_FIELDS[name]
+        joined[name] = np.memmap(file, dtype, "r+", shape=(len(joined["actions"]), *tail))
+    episodes = [episode for meta in metas for episode in meta["episodes"]]
+    meta = metas[0] | {"episodes": episodes, "shards": [meta["sha256"] for meta in metas]}
+    splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
+    check_splits(path, joined["episode_ids"], (joined["ram"], joined["actions"]), splits)
+    return GameData(**joined, meta=meta)
+
+
+def _unpack(path: Path, name: str, num_frames: int, meta: dict, file) -> None:
+    try:
+        for block in read_large(path, name, num_frames, meta):
+            file.write(block)
+        file.flush()
+    except OSError as error:
+        raise OSError(
+            f"cannot unpack {name!r} of {path}: {error.strerror}; it takes 16 kB a frame of disk"
+        ) from error
 
 
 def data_paths(path: Path) -> list[Path]:
@@ -260,21 +283,29 @@ def data_paths(path: Path) -> list[Path]:
     return shards
 
 
-def _load_one(path: Path) -> GameData:
-    arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
+def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Read and check one data file: its meta and all arrays but the large ones.
+
+    Raises:
+        ValueError: with the path and what is wrong.
+    """
+    arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS, unread=LARGE_FIELDS)
     check_steps(path, arrays, meta)
     try:
         EmulatorConfig(**meta["emulator"])
     except TypeError as error:
         raise ValueError(f"{path}: emulator settings of another version ({error})") from error
     check_hashes(path, arrays, meta)
-    return GameData(**arrays, meta=meta)
+    return arrays, meta
 
 
-def _checked(path: Path, data: GameData) -> GameData:
-    splits = {episode["id"]: split_of_game(episode["seed"]) for episode in data.meta["episodes"]}
-    check_splits(path, data.episode_ids, (data.ram, data.actions), splits)
-    return data
+def read_large(
+    path: Path, name: str, num_frames: int, meta: dict, num_rows: int = ROWS_AT_ONCE
+) -> Iterator[np.ndarray]:
+    """Yield one of the large arrays in blocks; a ValueError at the end where its hash is wrong."""
+    dtype, tail = ARRAY_FIELDS[name]
+    blocks = read_blocks(path, name, dtype, tail, num_rows)
+    return checked_blocks(path, name, meta, blocks, dtype, (num_frames, *tail))
 
 
 def data_sha256(meta: dict) -> str:

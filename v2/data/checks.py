@@ -5,6 +5,7 @@ the path and the value. Knows the fields of the data files, and nothing of emula
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +37,38 @@ def check_steps(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
 def check_hashes(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     """Check that the arrays are those whose hashes the meta holds; a ValueError with the path."""
     for name, array in arrays.items():
-        if meta["sha256"].get(name) != array_sha256(array):
-            raise ValueError(f"{path}: {name!r} is not what its sha256 says; make the file again")
+        _check_hash(path, name, array_sha256(array), meta)
 
 
 def array_sha256(array: np.ndarray) -> str:
     """Hash dtype, shape and content."""
-    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+    digest = _digest(array.dtype, array.shape)
+    digest.update(_bytes(array))
     return digest.hexdigest()
+
+
+def checked_blocks(
+    path: Path, name: str, meta: dict, blocks: Iterator[np.ndarray], dtype, shape: tuple
+) -> Iterator[np.ndarray]:
+    """Pass on the blocks of an array and check its hash at their end; see `check_hashes`."""
+    digest = _digest(np.dtype(dtype), shape)
+    for block in blocks:
+        digest.update(_bytes(block))
+        yield block
+    _check_hash(path, name, digest.hexdigest(), meta)
+
+
+def _digest(dtype: np.dtype, shape: tuple):
+    return hashlib.sha256(f"{dtype.str}{shape}".encode())
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+
+
+def _check_hash(path: Path, name: str, digest: str, meta: dict) -> None:
+    if meta["sha256"].get(name) != digest:
+        raise ValueError(f"{path}: {name!r} is not what its sha256 says; make the file again")
 
 
 def check_episodes(path: Path, meta: dict) -> None:

@@ -110,7 +110,7 @@ def _write(segments, args, single: Path, meta: dict, stop, old) -> tuple[int, li
     def flush():
         nonlocal shard, shard_frames, num_shards, first_id
         path = single.with_name(f"{DATA_NAME}-{num_shards:05d}.npz") if sharded else single
-        arrays, episodes = join_segments(shard, first_id)
+        arrays, episodes = join_segments(shard, first_id, is_last_use=True)
         save_game_data(path, GameData(**arrays, meta=meta | {"episodes": episodes}))
         for stale in set(old) - {path}:
             stale.unlink()

@@ -11,6 +11,7 @@ import os
 import struct
 import tokenize
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from v2.files import atomic_path, describe_bytes
 
 MAX_META_BYTES = 64 << 20
 MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 64
 # What reading foreign bytes raises; numpy's own texts advise to unpickle and are not shown.
 FOREIGN_BYTES = (
     zipfile.BadZipFile, zipfile.zlib.error, struct.error, tokenize.TokenError, SyntaxError,
@@ -55,13 +56,17 @@ def read_meta(path: Path, required: dict[str, type] | None = None) -> dict:
 
 
 def read_npz(
-    path: Path, fields: dict[str, tuple], required: dict[str, type] | None = None
+    path: Path,
+    fields: dict[str, tuple],
+    required: dict[str, type] | None = None,
+    unread: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Read the named arrays and the meta.
 
     Args:
         fields: name -> (dtype, shape after the first axis); first axes must agree.
         required: entries that the meta must have, with their types.
+        unread: fields whose headers are checked and whose rows are left to `read_blocks`.
     Raises:
         FileNotFoundError, ValueError: with the path and what is wrong.
     """
@@ -70,7 +75,22 @@ def read_npz(
         lengths = {name: _checked_length(file, path, name, *fields[name]) for name in fields}
         if len(set(lengths.values())) != 1:
             raise BadFileError(f"{path}: arrays of different lengths {lengths}; make it again")
-        return {name: _read_member(file, name) for name in fields}, meta
+        return {name: _read_member(file, name) for name in fields if name not in unread}, meta
+
+
+def read_blocks(
+    path: Path, name: str, dtype, tail: tuple, num_rows: int = ROWS_AT_ONCE
+) -> Iterator[np.ndarray]:
+    """Yield an array in blocks of `num_rows` rows, of which one is held at a time."""
+    row_bytes = int(np.prod(tail, dtype=int)) * np.dtype(dtype).itemsize
+    with _opened(path) as file:
+        length = _checked_length(file, path, name, dtype, tail)
+        with file.open(f"{name}.npy") as member:
+            _skip_header(member)
+            for first in range(0, length, num_rows):
+                block = member.read(min(num_rows, length - first) * row_bytes)
+                block = bytearray(block)  # writable, as torch wants it
+                yield np.frombuffer(block, dtype).reshape(-1, *tail)
 
 
 def read_rows(
@@ -82,21 +102,12 @@ def read_rows(
         rows: ascending indices; those outside this file are left out.
         first_row: index of this file's first row.
     """
-    with _opened(path) as file:
-        length = _checked_length(file, path, name, dtype, tail)
-        rows = rows[(rows >= first_row) & (rows < first_row + length)] - first_row
-        picked = np.empty((len(rows), *tail), dtype)
-        row_bytes = int(np.prod(tail, dtype=int)) * np.dtype(dtype).itemsize
-        with file.open(f"{name}.npy") as member:
-            _skip_header(member)
-            for first in range(0, length, ROWS_AT_ONCE):
-                count = min(ROWS_AT_ONCE, length - first)
-                low, high = np.searchsorted(rows, (first, first + count))
-                block = member.read(count * row_bytes)
-                if low < high:
-                    block = np.frombuffer(block, dtype).reshape(count, *tail)
-                    picked[low:high] = block[rows[low:high] - first]
-    return picked, length
+    rows, parts, length = rows - first_row, [np.empty((0, *tail), dtype)], 0
+    for block in read_blocks(path, name, dtype, tail):
+        low, high = np.searchsorted(rows, (length, length + len(block)))
+        parts.append(block[rows[low:high] - length])
+        length += len(block)
+    return np.concatenate(parts), length
 
 
 @contextlib.contextmanager

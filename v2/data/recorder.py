@@ -239,12 +239,18 @@ def _as_arrays(segment: Segment) -> Segment:
     return segment
 
 
-def join_segments(segments: list[Segment], first_id: int) -> tuple[dict[str, np.ndarray], list]:
-    """Return the arrays of a data file and its list of episodes."""
+def join_segments(
+    segments: list[Segment], first_id: int, is_last_use: bool = False
+) -> tuple[dict[str, np.ndarray], list]:
+    """Return the arrays of a data file and its list of episodes.
+
+    Args:
+        is_last_use: take each segment's frames away, so that memory holds them once.
+    """
     lengths = [len(segment) for segment in segments]
     total = sum(lengths)
     arrays = {
-        "frames": np.concatenate([s.frames for s in segments]),
+        "frames": np.empty((total, *segments[0].frames.shape[1:]), np.uint8),
         "actions": np.zeros(total, np.uint8),
         "rewards": np.zeros(total, np.float32),
         "terminated": np.zeros(total, np.bool_),
@@ -256,7 +262,10 @@ def join_segments(segments: list[Segment], first_id: int) -> tuple[dict[str, np.
     arrays["episode_ids"] = arrays["episode_ids"].astype(np.int32)
     episodes, start = [], 0
     for index, segment in enumerate(segments):
-        last = start + len(segment) - 1
+        last = start + lengths[index] - 1
+        arrays["frames"][start : last + 1] = segment.frames
+        if is_last_use:
+            segment.frames = []
         arrays["actions"][start:last] = segment.actions
         arrays["rewards"][start:last] = segment.rewards
         arrays["has_action"][last] = False
@@ -264,7 +273,7 @@ def join_segments(segments: list[Segment], first_id: int) -> tuple[dict[str, np.
         arrays["truncated"][last - 1] = not segment.terminated
         episodes.append({
             "id": first_id + index, "seed": segment.seed, "policy": segment.policy,
-            "frames": len(segment), "score": float(segment.rewards.sum()),
+            "frames": lengths[index], "score": float(segment.rewards.sum()),
         })  # fmt: skip
         start = last + 1
     return arrays, episodes

@@ -19,6 +19,8 @@ from v2.data.atari_dataset import (
     EmulatorConfig,
     data_paths,
     data_sha256,
+    read_large,
+    read_steps,
     rows_of_split,
 )
 from v2.data.checks import array_sha256, check_episodes, check_hashes, check_steps
@@ -118,28 +120,25 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
 def tokenize(
     data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 256, stop=False
 ) -> TokenData | None:
-    """Tokenize a data file shard by shard; None when `stop` became true."""
+    """Tokenize a data file or its shards, a batch at a time; None when `stop` became true."""
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
-    paths, parts, episodes, meta = data_paths(data), [], [], {}
+    paths, parts, tokens, episodes, meta = data_paths(data), [], [], [], {}
     metas = [read_meta(path, META_FIELDS) for path in paths]
     for path, one in zip(paths, metas, strict=True):
         check_episodes(path, one)
     total = sum(episode["frames"] for meta in metas for episode in meta["episodes"])
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
         for path in paths:
-            arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS)
-            check_steps(path, arrays, meta)
-            check_hashes(path, arrays, meta)
+            arrays, meta = read_steps(path)
             episodes += meta["episodes"]
-            tokens = []
-            for frames in np.array_split(arrays["frames"], -(-len(arrays["frames"]) // batch_size)):
+            parts.append(arrays)
+            for frames in read_large(path, "frames", len(arrays["actions"]), meta, batch_size):
                 if stop:
                     return None
                 tokens.append(encode_frames(vqvae, frames, device))
                 bar.update(len(frames))
-            kept = {name: arrays[name] for name in STEP_FIELDS}
-            parts.append({"tokens": np.concatenate(tokens)} | kept)
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in STEP_FIELDS}
+    joined["tokens"] = np.concatenate(tokens)
     meta = {key: meta.get(key) for key in KEPT_META} | {
         "format": 1,
         "episodes": episodes,
