@@ -25,6 +25,24 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
+class Rows:
+    """Rows to draw batches from, the draws those of `Generator.choice`, sums made only once."""
+
+    def __init__(self, rows: np.ndarray, chances: np.ndarray | None = None):
+        self.rows, self.cumulative = rows, None
+        if chances is not None:
+            self.cumulative = chances.cumsum()
+            self.cumulative /= self.cumulative[-1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        if self.cumulative is None:
+            return rng.choice(self.rows, count)
+        return self.rows[self.cumulative.searchsorted(rng.random(count), side="right")]
+
+
 def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, decay: float) -> float:
     """Warm up linearly, stay constant, then fall to zero over the last share `decay`."""
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))

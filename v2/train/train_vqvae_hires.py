@@ -45,7 +45,7 @@ from v2.pictures import save_grid
 from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
 from v2.train.distributed import Workers, join
 from v2.train.loop import run_trainer
-from v2.train.steps import GradientGuard, average_weights, learning_rate, step_rng
+from v2.train.steps import GradientGuard, Rows, average_weights, learning_rate, step_rng
 
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
@@ -167,11 +167,12 @@ class Trainer:
         self.held_out_rows = held_out_rows[spread.astype(int)]
         is_first = np.diff(data.episode_ids, prepend=-1) != 0
         self.before = np.arange(len(is_first)) - ~is_first  # the row before, in the same episode
-        self.chances = None
+        chances = None
         if args.rare_motion:
-            self.chances = rare_motion_chances(
+            chances = rare_motion_chances(
                 data.frames, train_rows, self.before[train_rows], args.rare_motion
             )
+        self.rows = Rows(train_rows, chances)
         self.best = -float("inf")
 
     def pixels(self, rows: np.ndarray) -> torch.Tensor:
@@ -190,7 +191,7 @@ class Trainer:
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""
         args, step = self.args, self.step
-        rows = step_rng(args.seed, step).choice(self.train_rows, args.batch_size, p=self.chances)
+        rows = self.rows.draw(step_rng(args.seed, step), args.batch_size)
         rows = self.workers.part(np.sort(rows))
         self.batch = {"frames": self.data.frames[rows]}
         pixels = self.pixels(rows)

@@ -44,6 +44,7 @@ from v2.train.loop import run_trainer
 from v2.train.steps import (
     GradientGuard,
     Optimizers,
+    Rows,
     average_weights,
     learning_rate,
     step_rng,
@@ -232,23 +233,24 @@ class Trainer:
         self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
         rows = tokens.rows_of("train")
         history = model.config.history
-        self.starts = {
+        starts_of = {
             steps: window_starts(tokens.episode_ids, history + steps, rows)
             for steps in {1, args.rollout_steps}
         }
         lengths = np.bincount(tokens.episode_ids[rows])
-        num_short = int(((lengths > 0) & (lengths < history + max(self.starts))).sum())
+        num_short = int(((lengths > 0) & (lengths < history + max(starts_of))).sum())
         if num_short and workers.is_writer:
             print(f"{num_short} of {(lengths > 0).sum()} episodes are shorter than a window of "
-                  f"{history + max(self.starts)} frames: left out of the longest")  # fmt: skip
+                  f"{history + max(starts_of)} frames: left out of the longest")  # fmt: skip
         events = event_steps(tokens.tokens, tokens.rewards, tokens.terminated, self.loss.grid)
-        self.chances = {
-            steps: event_chances(
-                events, tokens.terminated, starts, history, steps, args.event_share
+        ends = tokens.terminated
+        self.windows = {
+            steps: Rows(
+                starts, event_chances(events, ends, starts, history, steps, args.event_share)
             )
-            for steps, starts in self.starts.items()
+            for steps, starts in starts_of.items()
         }
-        per_epoch = args.samples_per_epoch or len(self.starts[1])
+        per_epoch = args.samples_per_epoch or len(starts_of[1])
         self.num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
         self.optimizer = _optimizer(model, args, device)
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
@@ -273,8 +275,7 @@ class Trainer:
         is_rollout = is_rollout and rng.random() < args.rollout_ratio
         steps = args.rollout_steps if is_rollout else 1
         count = args.rollout_batch_size if is_rollout else args.batch_size
-        starts = rng.choice(self.starts[steps], count, p=self.chances[steps])
-        starts = self.workers.part(starts)
+        starts = self.workers.part(self.windows[steps].draw(rng, count))
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
         if args.history_noise:
             draws = self.workers.part(rng.random((count, NUM_DRAWS)))

@@ -84,9 +84,9 @@ class WorldModelLoss:
     @classmethod
     def of(cls, config: LossConfig, vqvae: VQVAE, data: TokenData, device) -> "WorldModelLoss":
         """Take codes from the VQ-VAE and the rarity of changes from the training episodes."""
-        rows = data.rows_of("train")
-        is_step = torch.from_numpy(data.has_action[rows])
-        rarity = change_rarity(torch.from_numpy(data.tokens[rows]), is_step)
+        is_step, rows = np.zeros(len(data), bool), data.rows_of("train")
+        is_step[rows] = data.has_action[rows]
+        rarity = change_rarity(torch.from_numpy(data.tokens), torch.from_numpy(is_step))
         return cls(config, vqvae.quantizer.codebook, rarity, vqvae.config.grid, device)
 
     def __call__(
