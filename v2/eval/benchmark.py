@@ -20,6 +20,7 @@ import functools
 import json
 import resource
 import time
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,7 +44,8 @@ def build_parser():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=command_line.positive_float, default=3.0,
                         help="time spent on each figure")  # fmt: skip
-    parser.add_argument("--compile", action="store_true", help="also the compiled world model")
+    parser.add_argument("--compile", action="store_true",
+                        help="also the compiled models: minutes of compiling")  # fmt: skip
     parser.add_argument("--json", type=command_line.path, metavar="FILE", help="write the figures")
     return parser
 
@@ -56,11 +58,13 @@ def main(argv=None) -> int:
     torch.manual_seed(0)
     bench = Benchmark(device, args.seconds)
     bench.measure_peaks()
-    print(f"{'what':58s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak")
+    print(f"{'what':58s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak"
+          "  peak MiB")
     bench.dream_steps(args.compile)
     bench.encoding()
-    bench.training(args.compile)
-    peak_bytes = _peak_memory(device)
+    bench.train_vqvae(args.compile)
+    bench.train_world_model(args.compile)
+    peak_bytes = max(row["peak_memory_bytes"] for row in bench.rows)
     print(f"peak memory {peak_bytes / 2**30:.2f} GiB")
     figures = {"device": str(device), "peaks": bench.peaks, "rows": bench.rows,
                "peak_memory_bytes": peak_bytes}  # fmt: skip
@@ -93,6 +97,7 @@ class Benchmark:
 
     def row(self, name: str, work, count: int = 1, flops: float = 0.0) -> dict:
         """Time `work`, which does `count` things of `flops` each; print and return the figures."""
+        _forget_peak_memory(self.device)
         times = np.array(self._times(work))
         rate = count / np.median(times)
         share = rate * flops / 1e9 / max(self.peaks.values())
@@ -102,7 +107,8 @@ class Benchmark:
                "peak_memory_bytes": _peak_memory(self.device)}  # fmt: skip
         self.rows.append(row)
         print(f"{name:58s} {rate:9.1f} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
-              f"{flops / 1e9:7.2f} {share:8.0%}", flush=True)  # fmt: skip
+              f"{flops / 1e9:7.2f} {share:8.0%} {row['peak_memory_bytes'] / 2**20:9.0f}",
+              flush=True)  # fmt: skip
         return row
 
     def dream_steps(self, with_compiled: bool) -> None:
@@ -115,18 +121,18 @@ class Benchmark:
         cast = DreamEngine(*models, self.device)
         twice = DreamEngine(*models, self.device, Sampling(max_missing=0))
         variants = {"as played": cast, "with a second look": twice,
-                    "weights cast at each step": plain}  # fmt: skip
+                    "weights cast at each step": plain, "float32": plain}  # fmt: skip
         if with_compiled:
-            variants["compiled"] = DreamEngine(*copy.deepcopy(models), self.device)
-            variants["compiled"].world_model = compiled(variants["compiled"].world_model)
+            variants["compiled"] = DreamEngine(*copy.deepcopy(models), self.device).compile()
         for engine in (plain, twice):
             engine.reset(frames, np.zeros(3, int))
         with torch.inference_mode():
             flops, more = (_flops(functools.partial(e.step, 0)) for e in (plain, twice))
         for name, engine in variants.items():
             engine.reset(frames, np.zeros(3, int))
-            self.row(f"dream step, {name}", functools.partial(engine.step, 0), 1,
-                     more if engine is twice else flops)  # fmt: skip
+            with _precision(name):
+                self.row(f"dream step, {name}", functools.partial(engine.step, 0), 1,
+                         more if engine is twice else flops)  # fmt: skip
         for batch in (4, 16, 64):
             cast.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
             actions = np.zeros(batch, int)
@@ -140,25 +146,38 @@ class Benchmark:
         pixels = torch.rand(16, 3, 84, 64, device=self.device)
         with torch.inference_mode():
             flops = _flops(lambda: self.vqvae.encode(pixels)) / 16
-        self.row("encode, every token", lambda: engine.encode(frames[:16]), 16, flops)
+        for name in ("every token", "every token, float32"):
+            with _precision(name):
+                self.row(f"encode, {name}", lambda: engine.encode(frames[:16]), 16, flops)
         self.row("tokenize, changed tokens only",
                  lambda: encode_frames(self.vqvae, frames, self.device), 128)  # fmt: skip
 
-    def training(self, with_compiled: bool) -> None:
-        """One training step of each model with its data, without the optimizer."""
-        pixels = torch.rand(16, 3, 84, 64, device=self.device)
-        flops = _flops(lambda: _train_vqvae(self.vqvae, pixels)) / 16
-        for name, memory_format, precision in (
-            ("float32", torch.contiguous_format, contextlib.nullcontext()),
-            ("float32, channels last", torch.channels_last, contextlib.nullcontext()),
-            ("as trained", torch.channels_last, autocast(self.device)),
-        ):
+    def train_vqvae(self, with_compiled: bool) -> None:
+        """Forward and backward of a batch, without the optimizer; and its data."""
+        frames, rows = np.zeros((4096, 84, 64, 3), np.uint8), np.arange(1, 4096, 256)
+        what = "VQ-VAE training image"
+        loading = self.row(f"{what}: its data alone",
+                           lambda: (frames[rows], frames[rows - 1]), len(rows))  # fmt: skip
+        pixels = torch.rand(len(rows), 3, 84, 64, device=self.device)
+        flops = _flops(lambda: _train_vqvae(self.vqvae, pixels)) / len(rows)
+        variants = {
+            "float32": torch.contiguous_format, "float32, channels last": torch.channels_last,
+            "autocast": torch.contiguous_format, "as trained": torch.channels_last,
+        }  # fmt: skip
+        for name in [*variants, *(["compiled"] if with_compiled else [])]:
+            memory_format = variants.get(name, torch.channels_last)
             model = self.vqvae.to(memory_format=memory_format)
+            model = compiled(model) if name == "compiled" else model
             batch = pixels.to(memory_format=memory_format)
-            with precision:
-                self.row(f"VQ-VAE training image, {name}",
-                         lambda: _train_vqvae(model, batch), 16, flops)  # fmt: skip  # noqa: B023
+            with _precision(name), autocast(self.device):
+                row = self.row(f"{what}, {name}",
+                               functools.partial(_train_vqvae, model, batch), len(rows), flops)
+            row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
+
+    def train_world_model(self, with_compiled: bool) -> None:
+        """The loss and its gradients for a batch, without the optimizer; and its data."""
         tokens = _token_data()
+        model = compiled(self.world_model) if with_compiled else None
         for steps, batch, positions in ((1, 16, 0), (1, 32, 96), (5, 4, 0), (5, 16, 96)):
             starts = np.arange(batch) * 9
             windows = read_windows(tokens, starts, 4, steps).to(self.device)
@@ -170,8 +189,12 @@ class Benchmark:
             flops = _flops(work) / (batch * steps)
             row = self.row(name, work, batch * steps, flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
-            if with_compiled and not positions:
-                work = functools.partial(self._train, compiled(self.world_model), windows, 0)
+            if not positions:
+                continue
+            with _precision("float32"):
+                self.row(f"{name}, float32", work, batch * steps, flops)
+            if with_compiled:
+                work = functools.partial(self._train, model, windows, positions)
                 self.row(f"{name}, compiled", work, batch * steps, flops)
 
     def _train(self, model, windows: Windows, positions: int) -> None:
@@ -199,6 +222,13 @@ class Benchmark:
             torch.cuda.synchronize()
 
 
+def _precision(name: str):
+    """Return a context in which `autocast` does nothing where a name says float32."""
+    if "float32" in name:
+        return mock.patch("v2.device.has_fast_bfloat16", return_value=False)
+    return contextlib.nullcontext()
+
+
 def _train_vqvae(model: VQVAE, pixels: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
     output = model(pixels)
@@ -221,6 +251,15 @@ def _flops(work) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """Let the next peak be that of what follows, where the system can (Linux, CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak_memory(device: torch.device) -> int:
