@@ -2,7 +2,11 @@
 
 import functools
 import json
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,12 +39,39 @@ def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys)
     run = sorted((tmp_path / "runs").iterdir())[-1]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"token_accuracy@1", "copy_last@10", "changed_accuracy@1"} <= lines[-1].keys()
+    assert {"token_accuracy@5", "copy_last@5", "token_accuracy@10"} <= lines[-1].keys()
+    assert {"one_step_accuracy", "rollout_accuracy"} & lines[-2].keys()
+    assert {"one_step_loss", "rollout_loss"} & lines[-2].keys()
+    assert "samples_per_second" in lines[-2]
     assert list((run / "samples").glob("*.png"))
+    logged = [json.loads(line) for line in (Path(vqvae) / "metrics.jsonl").read_text().splitlines()]
+    assert {"reconstruction_loss", "commitment", "codes_used", "perplexity", "held_out_psnr",
+            "ball_recall", "ball_error_median_px"} <= set().union(*logged)  # fmt: skip
+    assert list((Path(vqvae) / "samples").glob("*.png"))
     capsys.readouterr()
     movie = tmp_path / "play.gif"
     flags = ["--checkpoint", str(run), "--headless", "--steps", "6", "--record", str(movie)]
     assert play_atari_hires.main([*flags, "--device", "cpu"]) == 0
     assert movie.stat().st_size > 1000 and str(run) in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize("display, is_headless", [("", True), (":0", False)])
+def test_make_play_without_a_display_says_so_and_records(display, is_headless, tmp_path):
+    """A python that prints what it is asked to run stands in for the environment's."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    environment = os.environ | {"DISPLAY": display, "WAYLAND_DISPLAY": "", "MAKEFLAGS": ""}
+    done = subprocess.run(["make", "play", f"VENV={tmp_path}"], env=environment, check=True,
+                          cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    command = "v2/play_atari_hires.py --game breakout --latest"
+    headless = " --headless --steps 300 --record recordings/play.mp4"
+    lines = done.stdout.splitlines()
+    assert lines[-1] == command + (headless if is_headless else "")
+    assert any("no display here" in line for line in lines) == is_headless
 
 
 def test_a_frame_is_the_same_in_collecting_evaluating_and_playing(tmp_path, vqvae, world_model):
