@@ -55,13 +55,24 @@ def cast_weights(model: torch.nn.Module, device: torch.device) -> None:
                 module.to(torch.bfloat16)
 
 
-def compiled(model: torch.nn.Module):
-    """Return the model compiled at its first call, or itself, with one line, without a compiler."""
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor from the CPU; to CUDA from pinned memory and without waiting for it."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def compiled(model: torch.nn.Module, mode: str | None = None):
+    """Return the model compiled at its first call, or itself, with one line, without a compiler.
+
+    Args:
+        mode: of torch.compile; "reduce-overhead" replays CUDA graphs.
+    """
     named = os.environ.get("CXX")
     compilers = [named] if named else ["c++", "g++"]
     if torch.cuda.is_available() or any(map(shutil.which, compilers)):
         print("compiling at the first step: up to a minute without progress", flush=True)
-        return torch.compile(model)
+        return torch.compile(model, mode=mode)
     print("no C++ compiler found: going on without --compile", flush=True)
     return model
 

@@ -12,7 +12,7 @@ import torch
 
 from v2 import checkpoint
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.device import autocast, cast_weights, choose_device
+from v2.device import autocast, cast_weights, choose_device, compiled
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.rollout import Sampling, advance, predict_next
@@ -79,6 +79,16 @@ class DreamEngine:
         max_missing = Sampling.max_missing if second_look else float("inf")
         sampling = Sampling(temperature, top_k, max_missing)
         return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
+
+    def compile(self) -> "DreamEngine":
+        """Compile the world model, on CUDA to graphs that are replayed; return the engine.
+
+        The first step of each batch size takes up to a minute. All steps must then be taken in one
+        thread, and `logits` hold until the next.
+        """
+        mode = "reduce-overhead" if self.device.type == "cuda" else None
+        self.world_model = compiled(self.world_model, mode)
+        return self
 
     @property
     def num_parameters(self) -> dict[str, int]:

@@ -36,7 +36,7 @@ from v2.data.importance import (
     pixel_weights,
     rare_motion_chances,
 )
-from v2.device import autocast
+from v2.device import autocast, moved
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.truth import has_truth, read_frames, read_ram
 from v2.files import check_writable
@@ -177,7 +177,7 @@ class Trainer:
 
     def pixels(self, rows: np.ndarray) -> torch.Tensor:
         """Return frames as float (B, 3, H, W), channels last."""
-        return frames_to_float(torch.from_numpy(self.data.frames[rows]).to(self.device))
+        return frames_to_float(moved(torch.from_numpy(self.data.frames[rows]), self.device))
 
     @property
     def minutes(self) -> float:

@@ -24,7 +24,7 @@ from v2.data.importance import (
     importance_weights,
 )
 from v2.data.tokens import TokenData
-from v2.device import autocast
+from v2.device import autocast, moved
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.rollout import unroll
@@ -50,8 +50,7 @@ class Windows:
     history: torch.Tensor | None = None  # int64 (B, 4, N): what the model reads; None: the truth
 
     def to(self, device: torch.device) -> "Windows":
-        moved = {k: t.to(device, non_blocking=True) for k, t in vars(self).items() if t is not None}
-        return Windows(**moved)
+        return Windows(**{k: moved(t, device) for k, t in vars(self).items() if t is not None})
 
     def read_history(self, length: int) -> torch.Tensor:
         """Return the frames (B, 4, N) that the model begins with."""

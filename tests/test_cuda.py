@@ -1,0 +1,107 @@
+"""The same code on CUDA, with small models; skipped by name without a device."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from tests.test_training import (  # noqa: F401
+    DRIVER,
+    ROOT,
+    _metrics,
+    _train_vqvae,
+    _wm_flags,
+    data_path,
+    small_models,
+)
+from v2 import device
+from v2.data.tokens import encode_frames
+from v2.dream import DreamEngine
+from v2.train import train_wm_hires
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def frames(game_data):
+    return np.stack([game_data.frames[row : row + 4] for row in (0, 30, 60)])
+
+
+@needs_cuda
+def test_tokens_are_those_of_the_cpu(vqvae, game_data, monkeypatch):
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    frames = game_data.frames[:60]
+    on_cpu = encode_frames(vqvae, frames, torch.device("cpu"))
+    on_cuda = encode_frames(copy.deepcopy(vqvae).to(CUDA), frames, CUDA)
+    assert (on_cpu == on_cuda).mean() > 0.999  # sums in another order may decide a tie
+
+
+@needs_cuda
+def test_a_dream_is_that_of_the_cpu(vqvae, world_model, frames, monkeypatch):
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda device: False)
+    engines = [
+        DreamEngine(*copy.deepcopy((vqvae, world_model)), name) for name in ("cpu", "cuda")
+    ]
+    tokens = torch.from_numpy(engines[0].encode(frames.reshape(-1, *frames.shape[2:])))
+    logits = []
+    for engine in engines:
+        engine.reset_tokens(tokens.flatten(1).unflatten(0, (3, 4)))
+        engine.step_tokens(np.array([0, 1, 2]))
+        logits.append(engine.logits.cpu())
+    assert torch.allclose(*logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=needs_cuda),
+])  # fmt: skip
+def test_a_compiled_dream_is_that_of_the_model(name, vqvae, world_model, frames, monkeypatch):
+    """Twelve steps each, with second looks; then another batch size. CUDA replays graphs."""
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda device: False)
+    plain = DreamEngine(*copy.deepcopy((vqvae, world_model)), name)
+    graphed = DreamEngine(*copy.deepcopy((vqvae, world_model)), name).compile()
+    for count in (3, 1):
+        for engine in (plain, graphed):
+            engine.reset(frames[:count])
+        for step in range(12):
+            graphed.history = plain.history  # so that one token that differs stays one
+            seen = [engine.step_tokens(np.full(count, step % 4)) for engine in (plain, graphed)]
+            assert (seen[0] == seen[1]).mean() > 0.99, step
+            assert torch.allclose(plain.logits, graphed.logits, atol=1e-3)
+
+
+@needs_cuda
+@pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
+def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path):  # noqa: F811
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "20", "--device", "cuda")
+    more = ["--steps", "20", "--device", "cuda", "--rollout-start", "0.3", *flags]
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *more)) == 0
+    run = next((tmp_path / "w" / "runs").iterdir())
+    assert train_wm_hires.main(["--resume", str(run), "--steps", "40"]) == 0
+    assert [line["step"] for line in _metrics(run) if "lr" in line] == [20, 40]
+
+
+@needs_cuda
+def test_a_batch_is_pinned_on_its_way(monkeypatch):
+    pinned = []
+    pin = torch.Tensor.pin_memory
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: pinned.append(1) or pin(t))
+    there = device.moved(torch.arange(6), CUDA)
+    assert pinned and there.device.type == "cuda" and there.tolist() == list(range(6))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_devices_train_under_torchrun(data_path, tmp_path):  # noqa: F811
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER.replace("has_fast_bfloat16 =", "unchanged ="))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               str(driver), "vqvae", "--data", str(data_path), "--out", str(tmp_path),
+               "--steps", "20"]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    assert next((tmp_path / "runs").iterdir()).joinpath("last.pt").exists()
