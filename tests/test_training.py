@@ -4,12 +4,14 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,9 +25,9 @@ from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import RunDir
-from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
-from v2.train.steps import GradientGuard, Optimizers
+from v2.train.steps import GradientGuard, Optimizers, Rows, step_rng
 from v2.train.wm_loss import read_windows
 
 
@@ -107,6 +109,42 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_pa
     plain, noisy = batches
     assert "history" not in plain and (plain["tokens"] == noisy["tokens"]).all()
     assert (noisy["history"] != noisy["tokens"][:, :4]).any()
+
+
+def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_path):
+    """Epochs times samples over the batch; 0 samples: as many as there are; a time limit saves."""
+    rows, windows = 18 * 30, 18 * 26
+    flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
+    run = _train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--samples-per-epoch",
+                       "0", "--unquantized", "0")  # fmt: skip
+    state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
+    assert (state["step"], state["num_steps"]) == (1, 3 * rows // 4)
+    for samples, num_steps in (("0", 2 * windows // 4), ("40", 20)):
+        more = [*flags, "--epochs", "2", "--samples-per-epoch", samples, "--no-importance"]
+        assert train_wm_hires.main(_wm_flags(tmp_path / samples, data_path, run, *more)) == 0
+        trained = next((tmp_path / samples / "runs").iterdir())
+        state = checkpoint.load_checkpoint(trained / "last.pt", "world_model")
+        assert (state["step"], state["num_steps"]) == (1, num_steps)
+
+
+def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
+    small_models, data_path, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
+    vqvae = _train_vqvae(tmp_path / "atari", data_path, "--steps", "2")
+    flags = _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
+    assert train_wm_hires.main(flags) == 0
+    run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
+    assert train_wm_hires.main([*flags, "--smoke"]) == 0
+    smoke = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
+    with pytest.raises(ValueError, match="is a smoke run, which is never shipped"):
+        ship.main(["--run", str(smoke)])
+    assert not list((tmp_path / "atari").glob("*.pt"))
+    assert ship.main([]) == 0  # the latest, which the smoke run is not
+    assert f"from {run.name}" in capsys.readouterr().out
+    kept, shipped = (DreamEngine.load(str(name), device="cpu") for name in (run, "shipped"))
+    assert kept.info["sha256"] == shipped.info["sha256"]
 
 
 def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_path):
@@ -245,6 +283,18 @@ def test_resume_refuses_another_optimizer(small_models, data_path, tmp_path, mon
         train_wm_hires.main(["--resume", str(run), "--steps", "4"])
 
 
+def test_drawn_rows_are_those_of_choice():
+    """Sums made once, and the same draws: runs that were begun before go on as they would have."""
+    chances = np.random.default_rng(0).random(5000)
+    chances /= chances.sum()
+    rows = np.arange(5000) * 3
+    for p in (chances, None):
+        drawn = Rows(rows, p)
+        for step in range(20):
+            expected = step_rng(0, step).choice(rows, 16, p=p)
+            assert np.array_equal(drawn.draw(step_rng(0, step), 16), expected)
+
+
 def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "2")
     game_data.frames[0, 0, 0, 0] += 1
@@ -286,19 +336,71 @@ def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_pat
     checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
 
 
-def test_two_workers_train_as_one(game_data, data_path, tmp_path):
-    """The same global batch gives the same loss and, up to rounding, the same weights."""
-    flags = ["--data", str(data_path), "--steps", "20", "--eval-steps", "20"]
-    assert _spawn(*flags, "--out", str(tmp_path / "one")).wait(120) == 0
-    ranks = _spawn_two(*flags, "--out", str(tmp_path / "two"))
-    errors = [process.communicate(timeout=120)[1].decode() for process in ranks]
+@pytest.mark.parametrize("kind", ["vqvae", "world_model"])
+def test_two_workers_train_as_one(kind, small_models, data_path, tmp_path):
+    """The same global batch gives the same losses and gradients, rollouts too."""
+    flags = ["--data", str(data_path)]
+    if kind == "world_model":
+        vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+        flags = _wm_flags(tmp_path, data_path, vqvae)[:-2] + ["--rollout-steps", "3"]
+        tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae), "--out", flags[3]])
+    flags += ["--steps", "40", "--eval-steps", "40"]
+    assert _spawn(*flags, "--out", str(tmp_path / "one"), kind=kind).wait(300) == 0
+    ranks = _spawn_two(*flags, "--out", str(tmp_path / "two"), kind=kind)
+    errors = [process.communicate(timeout=300)[1].decode() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
     runs = [next((tmp_path / name / "runs").iterdir()) for name in ("one", "two")]
-    one, two = (_metrics(run) for run in runs)
-    assert abs(one[0]["reconstruction_loss"] - two[0]["reconstruction_loss"]) < 1e-5
-    models = [checkpoint.load_checkpoint(run / "last.pt", "vqvae")["model"] for run in runs]
-    for name, weight in models[0].items():
-        assert torch.allclose(weight, models[1][name], atol=1e-3), name
+    _assert_alike(*map(_metrics, runs))
+
+
+def _assert_alike(one: list[dict], two: list[dict]) -> None:
+    """Compare losses and norms of gradients, which tell parts of a batch from all of it."""
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        for name in a:
+            if "loss" in name or name == "gradient_norm":
+                assert a[name] == pytest.approx(b[name], rel=1e-3), (a["step"], name)
+
+
+def test_a_run_goes_on_with_two_processes_and_back(
+    small_models, data_path, tmp_path, monkeypatch
+):
+    """One process, then two under torchrun, then one: as one process all the way."""
+    monkeypatch.setattr("v2.device.has_fast_bfloat16", lambda device: False)
+    alone = _train_vqvae(tmp_path, data_path, "--steps", "20", "--eval-steps", "20")
+    changing = shutil.copytree(alone, tmp_path / "changing")
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                "--nproc_per_node=2", str(driver), "vqvae"]  # fmt: skip
+    for steps in ("40", "60"):
+        again = ["--resume", str(changing), "--steps", steps]
+        if steps == "40":
+            environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
+            subprocess.run([*torchrun, *again], env=environment, check=True, timeout=120)
+        else:
+            assert train_vqvae_hires.main(again) == 0
+        assert train_vqvae_hires.main(["--resume", str(alone), "--steps", steps]) == 0
+    assert checkpoint.load_checkpoint(changing / "last.pt", "vqvae")["step"] == 60
+    _assert_alike(_metrics(alone), _metrics(changing))
+
+
+@pytest.mark.slow
+def test_the_others_end_within_the_time_out_when_a_worker_hangs(data_path, tmp_path):
+    flags = ["--data", str(data_path), "--steps", "100000", "--eval-steps", "100000",
+             "--save-minutes", "0.001", "--out", str(tmp_path)]  # fmt: skip
+    ranks = _spawn_two(*flags, environment={"TIMEOUT_SECONDS": "60"})
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/*/last.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ranks[1].send_signal(signal.SIGSTOP)
+    try:
+        output = ranks[0].communicate(timeout=300)[1].decode()
+    finally:
+        ranks[1].kill()
+    assert ranks[0].returncode == 1
+    lines = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "another of the training processes ended or hangs" in lines[-1], output
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -316,29 +418,35 @@ def test_the_others_end_with_a_line_when_a_worker_is_lost(lost, data_path, tmp_p
     checkpoint.load_last(next((tmp_path / "runs").iterdir()), "vqvae")
 
 
-def _spawn_two(*flags) -> list[subprocess.Popen]:
+def _spawn_two(
+    *flags, kind: str = "vqvae", environment: dict | None = None
+) -> list[subprocess.Popen]:
     port = str(random.Random(time.monotonic_ns()).randrange(20000, 60000))
     names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names |= environment or {}
     ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
-    return [_spawn(*flags, environment=names | rank) for rank in ranks]
+    return [_spawn(*flags, kind=kind, environment=names | rank) for rank in ranks]
 
 
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
-import functools, sys
-from tests.conftest import SMALL_VQVAE
+import datetime, functools, os, sys
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2 import command_line, device
-from v2.train import train_vqvae_hires as script
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
-script.VQVAEConfig = functools.partial(script.VQVAEConfig, **SMALL_VQVAE)
-command_line.run(lambda: script.main(sys.argv[1:]))
+from v2.train import distributed, train_vqvae_hires as vqvae, train_wm_hires as world_model
+distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_SECONDS", "300")))
+vqvae.VQVAEConfig = functools.partial(vqvae.VQVAEConfig, **SMALL_VQVAE)
+world_model.WorldModelConfig = functools.partial(world_model.WorldModelConfig, **SMALL_WORLD_MODEL)
+script = {"vqvae": vqvae, "world_model": world_model}[sys.argv[1]]
+command_line.run(lambda: script.main(sys.argv[2:]))
 """
 
 
-def _spawn(*flags, environment: dict | None = None) -> subprocess.Popen:
-    root = Path(__file__).resolve().parents[1]
-    quiet = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    environment = os.environ | quiet | (environment or {})
-    return subprocess.Popen([sys.executable, "-c", DRIVER, *flags], cwd=root, env=environment,
+def _spawn(*flags, kind: str = "vqvae", environment: dict | None = None) -> subprocess.Popen:
+    environment = os.environ | QUIET | (environment or {})
+    return subprocess.Popen([sys.executable, "-c", DRIVER, kind, *flags], cwd=ROOT, env=environment,
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
 
 
@@ -371,7 +479,7 @@ def test_a_killed_training_goes_on_exactly(data_path, tmp_path):
     """Killed between two saves, resumed to the end, it equals one that was never touched."""
     flags = ["--data", str(data_path), "--steps", "150", "--save-minutes", "0.0005",
              "--eval-steps", "50"]  # fmt: skip
-    assert _spawn(*flags, "--out", str(tmp_path / "through")).wait(120) == 0
+    assert _spawn(*flags, "--out", str(tmp_path / "through")).wait(300) == 0
     process = _spawn(*flags, "--out", str(tmp_path / "killed"))
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed" / "runs").glob("*/last-1.pt")):
@@ -381,7 +489,7 @@ def test_a_killed_training_goes_on_exactly(data_path, tmp_path):
     process.wait()
     runs = [next((tmp_path / name / "runs").iterdir()) for name in ("through", "killed")]
     assert checkpoint.load_last(runs[1], "vqvae")["step"] < 150
-    assert _spawn("--resume", str(runs[1])).wait(120) == 0
+    assert _spawn("--resume", str(runs[1])).wait(300) == 0
     states = [checkpoint.load_checkpoint(run / "last.pt", "vqvae") for run in runs]
     for key in EXACT:
         assert _states_equal(states[0][key], states[1][key]), key
