@@ -1,9 +1,14 @@
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from v2.run_dir import RunDir, find_weights, finished_runs
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _finished(root, kind="world_model", is_smoke=False):
@@ -38,13 +43,58 @@ def test_an_unknown_run_is_refused_with_those_there_are(tmp_path):
         find_weights("20990101_000000", "world_model", "breakout", tmp_path)
 
 
-def test_two_processes_do_not_share_a_run(tmp_path):
+HOLDING = """
+import sys, time
+from v2.run_dir import RunDir
+run = RunDir(sys.argv[1])
+run.acquire()
+print("holding", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_and_the_lock_of_a_killed_one_is_none(tmp_path):
     run = RunDir.create(tmp_path, "vqvae", {})
-    (run.path / "lock").write_text(str(os.getppid()))
-    with pytest.raises(FileExistsError, match=f"process {os.getppid()} is training"):
-        RunDir(run.path).acquire()
-    (run.path / "lock").write_text("999999999")  # a process that is gone
-    RunDir(run.path).acquire()
+    run.release()
+    command = [sys.executable, "-c", HOLDING, str(run.path)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert first.stdout.readline() == "holding\n"
+    (run.path / ".last.pt.999999999.tmp").write_bytes(b"x")
+    before = {path: path.read_bytes() for path in run.path.glob("*.*")}
+    with pytest.raises(FileExistsError, match=f"process {first.pid} is training in {run.path}"):
+        run.acquire()
+    assert {path: path.read_bytes() for path in run.path.glob("*.*")} == before
+    first.kill()
+    first.communicate()
+    run.acquire()
+    assert not list(run.path.glob(".*.tmp"))
+
+
+def test_of_many_that_ask_at_once_one_gets_the_lock(tmp_path):
+    """The file names a living process that does not hold it: its id was given out again."""
+    (tmp_path / "lock").write_text(str(os.getpid()))
+    answers, say = os.pipe()
+    go_on, end = os.pipe()
+    children = []
+    for _ in range(8):
+        if (child := os.fork()) == 0:
+            os.close(end)
+            run = RunDir(tmp_path)
+            try:
+                run.acquire()
+                os.write(say, b"y")
+            except FileExistsError:
+                os.write(say, b"n")
+            os.read(go_on, 1)  # until all have asked
+            os._exit(0)
+        children.append(child)
+    heard = b"".join(os.read(answers, 1) for _ in children)
+    os.close(end)
+    for child in children:
+        os.waitpid(child, 0)
+    for descriptor in (answers, say, go_on):
+        os.close(descriptor)
+    assert heard.count(b"y") == 1
 
 
 def test_a_resumed_run_logs_no_step_twice(tmp_path):

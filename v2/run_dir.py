@@ -1,13 +1,14 @@
 """Run folders: checkpoints/v2/<game>/runs/<YYYYMMDD_HHMMSS>/.
 
 Contract: a run writes only into its own folder, one process at a time: config.json, metrics.jsonl
-(one line an event, no step twice), last.pt, last-1.pt, best.pt, samples/, status.json. `latest` is
-the newest finished run that is no smoke run, else the shipped weights.
+(one line an event, no step twice), last.pt, last-1.pt, best.pt, samples/, status.json, lock (held
+by whoever has it locked, and by nobody once that process is gone). `latest` is the newest finished
+run that is no smoke run, else the shipped weights.
 Knows nothing of models.
 """
 
 import argparse
-import contextlib
+import fcntl
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 from v2.data.atari_dataset import game_directory
-from v2.files import is_alive, sweep_temporaries, sync_directory, write_text
+from v2.files import sweep_temporaries, sync_directory, write_text
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints" / "v2"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
@@ -27,8 +28,7 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._lock = self.path / "lock"
-        self._metrics = None
+        self._lock = self._metrics = None  # open files
 
     @classmethod
     def create(cls, root: Path, kind: str, config: dict) -> "RunDir":
@@ -53,28 +53,24 @@ class RunDir:
         Raises:
             FileExistsError: a living process holds it.
         """
+        self._lock = open(self.path / "lock", "a+")
         try:
-            descriptor = os.open(self._lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder, _, began = self._lock.read_text().strip().partition(" ")
-            is_other = holder.isdigit() and int(holder) != os.getpid() and is_alive(int(holder))
-            if is_other and began in ("", _start_time(int(holder))):  # process ids are used again
-                raise FileExistsError(
-                    f"process {holder} is training in {self.path}: wait for it or stop it"
-                ) from None
-            self._lock.unlink(missing_ok=True)
-            return self.acquire()
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{os.getpid()} {_start_time(os.getpid())}")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise FileExistsError(
+                f"process {self._lock.read()} is training in {self.path}: wait for it or stop it"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
         (self.path / "samples").mkdir(exist_ok=True)
         sweep_temporaries(self.path)
 
     def release(self) -> None:
-        if self._metrics:
-            self._metrics.close()
-            self._metrics = None
-        with contextlib.suppress(OSError):  # a folder gone read-only: a dead process's is no lock
-            self._lock.unlink(missing_ok=True)
+        for file in filter(None, (self._metrics, self._lock)):
+            file.close()
+        self._lock = self._metrics = None
 
     def log(self, step: int, **metrics) -> None:
         """Append one line of metrics; numbers are rounded for people."""
@@ -207,11 +203,3 @@ def _plain(value):
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no nan
     return value
-
-
-def _start_time(process: int) -> str:
-    """Return when a process began, in ticks since the machine did; empty where that is unknown."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
