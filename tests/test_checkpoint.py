@@ -1,14 +1,20 @@
 import dataclasses
+import itertools
 import os
 import pickle
+import shutil
+import stat
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from tests.conftest import SMALL_VQVAE
 from v2 import checkpoint
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+
+SAVED = ("last.pt", "last-1.pt")
 
 
 def _save(path, vqvae, **extra):
@@ -186,18 +192,32 @@ def test_the_one_before_is_kept(vqvae, tmp_path):
         "last-1.pt", "last-1.pt.sha256", "last.pt", "last.pt.sha256"]  # fmt: skip
 
 
-def test_everything_is_on_the_disk_before_it_gets_its_name(vqvae, tmp_path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        real = getattr(os, name)
+@pytest.mark.parametrize("has_links", [True, False])
+def test_everything_is_on_the_disk_before_it_gets_its_name(has_links, vqvae, tmp_path, monkeypatch):
+    calls, synced, fsync, replace = [], set(), os.fsync, os.replace
 
-        def spy(*args, name=name, real=real):
-            calls.append(name)
-            return real(*args)
+    def noted_fsync(descriptor):
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        synced.add(found.st_ino)
+        calls.append("folder" if stat.S_ISDIR(found.st_mode) else "file")
 
-        monkeypatch.setattr(os, name, spy)
-    _save(tmp_path / "a.pt", vqvae)
-    assert calls == ["fsync", "replace", "fsync", "fsync", "replace", "fsync"]  # sidecar, weights
+    def noted_replace(source, target):
+        assert os.stat(source).st_ino in synced, source
+        calls.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    if not has_links:
+        monkeypatch.setattr(os, "link", _refuse)
+    for step in (1, 2):  # sidecar, weights; sidecar and weights of the one before, and again both
+        checkpoint.save_rotating(tmp_path / "last.pt", "vqvae", vqvae, step=step)
+    assert calls == ["file", "name", "folder"] * 6
+
+
+def _refuse(*args):
+    raise PermissionError("no links here")
 
 
 FULL_DISK = """
@@ -221,30 +241,68 @@ def test_a_full_disk_leaves_the_old_checkpoint(vqvae, tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
 
 
-KILLED = """
-import os, sys
-from v2 import checkpoint, files
-from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-real, calls = os.replace, []
-def replace(*args):
-    calls.append(args)
-    if len(calls) == int(sys.argv[2]):
-        os._exit(9)
-    return real(*args)
-os.replace = replace
-model = VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8))
-checkpoint.save_rotating(sys.argv[1], "vqvae", model, step=2)
-"""
+def _before_line(number: int, act) -> None:
+    """Do `act` before the `number`-th line of checkpoint.py and files.py that runs from now on."""
+    lines = iter(range(1, number))
+
+    def trace(frame, event, _):
+        if not frame.f_code.co_filename.endswith(("checkpoint.py", "files.py")):
+            return None
+        if event == "line" and next(lines, None) is None:
+            sys.settrace(None)
+            act()
+        return trace
+
+    sys.settrace(trace)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 4])
-def test_a_kill_between_any_two_moves_leaves_a_good_checkpoint(call, tmp_path):
-    path = tmp_path / "last.pt"
-    model = VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8))
-    checkpoint.save_rotating(path, "vqvae", model, step=1)
-    code = subprocess.run([sys.executable, "-c", KILLED, str(path), str(call)]).returncode
-    assert code == 9
-    assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 1
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+def _save_killed(number: int, *args) -> bool:
+    """Save in a child that dies before its `number`-th line; tell whether it did."""
+    if (child := os.fork()) == 0:
+        _before_line(number, lambda: os._exit(9))
+        checkpoint.save_rotating(*args, step=2)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def _save_interrupted(number: int, *args) -> bool:
+    try:
+        _before_line(number, _interrupt)
+        checkpoint.save_rotating(*args, step=2)
+    except KeyboardInterrupt:
+        assert not list(args[0].parent.glob(".*"))
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("save", [_save_killed, _save_interrupted])
+def test_a_save_that_ends_at_any_line_leaves_two_good_checkpoints(save, tmp_path, monkeypatch):
+    """Last and the one before load, and the next save goes on as if nothing had been."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses nothing that was written
+    model = VQVAE(VQVAEConfig(**SMALL_VQVAE | {"latent_dim": 4}))
+    first = tmp_path / "first"
+    for step in (0, 1):
+        checkpoint.save_rotating(first / "last.pt", "vqvae", model, step=step)
+    ends = []
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        shutil.copytree(first, folder)
+        was_cut = save(number, folder / "last.pt", "vqvae", model)
+        found = [checkpoint.load_checkpoint(folder / name, "vqvae")["step"] for name in SAVED]
+        ends.append(tuple(found))
+        checkpoint.save_rotating(folder / "last.pt", "vqvae", model, step=3)
+        after = [checkpoint.load_checkpoint(folder / name, "vqvae")["step"] for name in SAVED]
+        assert after == [3, found[0]] and len(list(folder.iterdir())) == 4
+        shutil.rmtree(folder)
+        if not was_cut:
+            break
+    assert len(ends) > 60 and list(dict.fromkeys(ends)) == [(1, 0), (1, 1), (2, 1)]
 
 
 def _damage(path, how):
@@ -295,10 +353,7 @@ def test_a_run_goes_on_saving_after_a_kill_between_two_moves(tmp_path):
 
 
 def test_a_file_system_without_links_keeps_the_one_before_too(vqvae, tmp_path, monkeypatch):
-    def refuse(*args):
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", _refuse)
     for step in (1, 2):
         checkpoint.save_rotating(tmp_path / "last.pt", "vqvae", vqvae, step=step)
     assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 1

@@ -19,14 +19,7 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from v2.files import (
-    atomic_path,
-    describe_bytes,
-    file_sha256,
-    sync_directory,
-    temporary_path,
-    write_text,
-)
+from v2.files import atomic_path, describe_bytes, file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 
@@ -69,14 +62,12 @@ def save_rotating(path: Path, *args, **kwargs) -> None:
     previous = previous_path(path)
     if _is_whole(path) and not (previous.exists() and path.samefile(previous)):
         _announce(previous, file_sha256(path))
-        temporary = temporary_path(previous)
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:  # a file system without links
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, previous)
-        sync_directory(path.parent)
+        with atomic_path(previous) as temporary:
+            temporary.unlink(missing_ok=True)  # of a killed process that had this one's id
+            try:
+                os.link(path, temporary)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, temporary)
     save_checkpoint(path, *args, **kwargs)
 
 
