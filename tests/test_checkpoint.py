@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import itertools
 import os
 import pickle
@@ -241,6 +242,20 @@ def test_a_full_disk_leaves_the_old_checkpoint(vqvae, tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.suffix == ".tmp"]
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_that_takes_no_more_keeps_what_it_has(number, vqvae, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "last.pt"
+    _save(path, vqvae, step=1)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="cannot write .*(free some space|folder writable)"):
+        checkpoint.save_rotating(path, "vqvae", vqvae, step=2)
+    assert checkpoint.load_last(tmp_path, "vqvae")["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "last.pt.sha256"]
+
+
 def _before_line(number: int, act) -> None:
     """Do `act` before the `number`-th line of checkpoint.py and files.py that runs from now on."""
     lines = iter(range(1, number))
@@ -388,6 +403,7 @@ def test_another_architecture_is_not_continued(vqvae, tmp_path):
 @pytest.mark.parametrize("name, value, text", [
     ("encoder.stem.weight", None, "is missing"),
     ("encoder.stem.weight", "text", "is no plain tensor"),
+    ("encoder.stem.weight", torch.zeros(8, 3, 4, 4, device="meta"), "is no plain tensor"),
     ("encoder.stem.weight", torch.zeros(8, 3, 4, 4, dtype=torch.int64), "is torch.int64"),
     ("encoder.more", torch.zeros(1), "is unknown"),
 ])  # fmt: skip

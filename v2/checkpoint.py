@@ -187,7 +187,7 @@ def _check_weights(weights: dict, model: torch.nn.Module, path: Path) -> None:
         found = weights.get(name)
         if found is None:
             raise ValueError(f"{path}: weight {name} is missing")
-        if not isinstance(found, torch.Tensor) or found.layout != torch.strided:
+        if not isinstance(found, torch.Tensor) or found.layout != torch.strided or found.is_meta:
             raise ValueError(f"{path}: weight {name} is no plain tensor")
         if found.is_floating_point() != expected.is_floating_point() or found.is_complex():
             raise ValueError(f"{path}: weight {name} is {found.dtype}, not {expected.dtype}")
