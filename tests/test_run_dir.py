@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_an_unknown_run_is_refused_with_those_there_are(tmp_path):
     run = _finished(tmp_path / "atari")
     with pytest.raises(FileNotFoundError, match=f"'20990101_000000'.*{run.path.name}"):
         find_weights("20990101_000000", "world_model", "breakout", tmp_path)
+
+
+def test_a_clock_that_goes_back_hides_no_newer_run(tmp_path, monkeypatch):
+    root, made = tmp_path / "atari", []
+    for now in ("20260101_000001", "20260101_000000", "20260101_000001", "20260101_000002"):
+        monkeypatch.setattr(time, "strftime", lambda _, now=now: now)
+        made.append(_finished(root).path)
+    assert finished_runs(root, "world_model") == made
+    assert made[-1].name == "20260101_000002"
 
 
 HOLDING = """

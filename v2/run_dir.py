@@ -32,16 +32,18 @@ class RunDir:
 
     @classmethod
     def create(cls, root: Path, kind: str, config: dict) -> "RunDir":
-        """Make a folder named by the time below `root`/runs."""
+        """Make a folder below `root`/runs, named by the time: the last by name is the newest."""
         runs = Path(root) / "runs"
         runs.mkdir(parents=True, exist_ok=True)
         while True:
-            run = cls(runs / time.strftime("%Y%m%d_%H%M%S"))
+            newest = max((p.name for p in runs.glob("[0-9]*_*")), default="")
+            now = time.strftime("%Y%m%d_%H%M%S")
+            run = cls(runs / (now if now > newest else f"{newest}_2"))  # the clock went back
             try:
                 run.path.mkdir()
                 break
-            except FileExistsError:
-                time.sleep(1)
+            except FileExistsError:  # another process was faster
+                continue
         sync_directory(runs)
         run.acquire()
         write_text(run.path / "config.json", json.dumps({"kind": kind, **config}, indent=1))
