@@ -255,7 +255,7 @@ def load_game_data(path: Path) -> GameData:
     episodes = [episode for meta in metas for episode in meta["episodes"]]
     meta = metas[0] | {"episodes": episodes, "shards": [meta["sha256"] for meta in metas]}
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
-    check_splits(path, joined["episode_ids"], (joined["ram"], joined["actions"]), splits)
+    check_splits(path, joined["episode_ids"], (joined["ram"], joined["actions"]), splits, {})
     return GameData(**joined, meta=meta)
 
 
@@ -320,6 +320,26 @@ def split_of_game(game_seed: int) -> str:
     if game_seed >= GOLD_SEED_START:
         return "gold"
     return "val" if game_seed % 10 == VALIDATION_GAME else "train"
+
+
+def check_training_games(path: Path, episodes: list[dict]) -> None:
+    """Check that there are games to train on and games held out, and none of the gold set.
+
+    Raises:
+        ValueError: with the path and what to do.
+    """
+    seeds = {split_of_game(episode["seed"]): episode["seed"] for episode in episodes}
+    if "gold" in seeds:
+        raise ValueError(
+            f"{path} holds a game of the frozen evaluation set (seed {seeds['gold']}), which is "
+            "never trained on: give data of v2/data/collect_atari.py"
+        )
+    for split in ("train", "val"):
+        if split not in seeds:
+            raise ValueError(
+                f"{path} holds no {split} game among its {len(episodes)} episodes: "
+                "collect more frames"
+            )
 
 
 def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> np.ndarray:

@@ -81,18 +81,22 @@ def check_episodes(path: Path, meta: dict) -> None:
 
 
 def check_splits(
-    path: Path, episode_ids: np.ndarray, contents: tuple[np.ndarray, ...], splits: dict[int, str]
+    path: Path,
+    episode_ids: np.ndarray,
+    contents: tuple[np.ndarray, ...],
+    splits: dict[int, str],
+    seen: dict[bytes, int],
 ) -> None:
     """Check that no episode stands in two splits.
 
     Args:
         contents: arrays that tell episodes apart, first axis as in `episode_ids`.
         splits: the split of every episode id.
+        seen: hash -> id of the episodes of the shards before; those of this one are added.
     Raises:
         ValueError: with the ids of two equal episodes.
     """
     bounds = np.flatnonzero(np.diff(episode_ids)) + 1
-    seen: dict[bytes, int] = {}
     for first, last in zip([0, *bounds], [*bounds, len(episode_ids)], strict=True):
         if last - first < MIN_EQUAL_FRAMES:
             continue

@@ -17,13 +17,15 @@ from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     META_FIELDS,
     EmulatorConfig,
+    check_training_games,
     data_paths,
     data_sha256,
     read_large,
     read_steps,
     rows_of_split,
+    split_of_game,
 )
-from v2.data.checks import array_sha256, check_episodes, check_hashes, check_steps
+from v2.data.checks import array_sha256, check_episodes, check_hashes, check_splits, check_steps
 from v2.data.frames import frames_to_float
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.device import autocast
@@ -107,6 +109,7 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
     fields = {"tokens": (np.uint8, (num_positions,))} | {n: ARRAY_FIELDS[n] for n in STEP_FIELDS}
     arrays, meta = read_npz(path, fields, META_FIELDS)
     check_steps(path, arrays, meta)
+    check_training_games(path, meta["episodes"])
     if arrays["tokens"].max(initial=0) >= vqvae.config.num_codes:
         raise ValueError(
             f"{path}: token {arrays['tokens'].max()} of a codebook of {vqvae.config.num_codes}; "
@@ -126,13 +129,19 @@ def tokenize(
     metas = [read_meta(path, META_FIELDS) for path in paths]
     for path, one in zip(paths, metas, strict=True):
         check_episodes(path, one)
-    total = sum(episode["frames"] for meta in metas for episode in meta["episodes"])
+        episodes += one["episodes"]
+    check_training_games(data, episodes)
+    splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
+    seen: dict[bytes, int] = {}
+    total = sum(episode["frames"] for episode in episodes)
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
         for path in paths:
             arrays, meta = read_steps(path)
-            episodes += meta["episodes"]
+            num_frames = len(arrays["actions"])
+            ram = np.concatenate(list(read_large(path, "ram", num_frames, meta)))
+            check_splits(path, arrays["episode_ids"], (ram, arrays["actions"]), splits, seen)
             parts.append(arrays)
-            for frames in read_large(path, "frames", len(arrays["actions"]), meta, batch_size):
+            for frames in read_large(path, "frames", num_frames, meta, batch_size):
                 if stop:
                     return None
                 tokens.append(encode_frames(vqvae, frames, device))

@@ -25,6 +25,7 @@ from v2 import checkpoint
 from v2.data.atari_dataset import (
     DATA_NAME,
     GameData,
+    check_training_games,
     data_sha256,
     game_directory,
     load_game_data,
@@ -112,7 +113,9 @@ def main(argv=None) -> int:
     torch.manual_seed(args.seed)
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
-    data = load_game_data(args.data or directory / f"{DATA_NAME}.npz")
+    data_path = args.data or directory / f"{DATA_NAME}.npz"
+    data = load_game_data(data_path)
+    check_training_games(data_path, data.meta["episodes"])
     train_rows, held_out_rows = data.rows_of("train"), data.rows_of("val")
     per_epoch = args.samples_per_epoch or len(train_rows)
     num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
