@@ -6,6 +6,7 @@ windows or models.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,11 +39,13 @@ def open_recording(path: Path, fps: float) -> "_Recording":
 
     Raises:
         ValueError: a suffix other than .mp4, .gif or .png.
+        ImportError: the package that writes it is missing.
     """
     kinds = {".mp4": Mp4Recording, ".gif": GifRecording, ".png": LastPicture}
     path = Path(path)
     if path.suffix.lower() not in kinds:
         raise ValueError(f"{path}: a recording ends in {' or '.join(kinds)}")
+    importlib.import_module("av" if path.suffix.lower() == ".mp4" else "PIL")  # not at the end
     path.parent.mkdir(parents=True, exist_ok=True)
     return kinds[path.suffix.lower()](path, fps)
 

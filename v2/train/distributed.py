@@ -84,9 +84,15 @@ def join(device_name: str) -> tuple[Workers, torch.device]:
     if "RANK" not in os.environ:
         return Workers(), choose_device(device_name)
     device = choose_device(device_name)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=TIMEOUT)
+    try:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT)
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"RANK is set to {os.environ['RANK']!r}, but what else torchrun sets is not "
+            f"({error}): unset RANK, or start it with torchrun"
+        ) from error
     return Workers(distributed.get_rank(), distributed.get_world_size()), device
