@@ -1,6 +1,7 @@
 """The rules of the house, read from the source itself."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LOWEST = ROOT / "requirements-lowest.txt"
 MODULES = sorted((ROOT / "v2").rglob("*.py"))
 SCRIPTS = [path for path in MODULES if "command_line.run(main)" in path.read_text()]
 
@@ -71,6 +73,21 @@ def test_nothing_is_caught_blindly_or_unpickled():
                 assert caught not in ("everything", "Exception", "BaseException"), path
             if isinstance(node, ast.keyword) and node.arg in ("weights_only", "allow_pickle"):
                 assert ast.literal_eval(node.value) is (node.arg == "weights_only"), path
+
+
+def test_nothing_is_timed_by_a_clock_that_can_be_set():
+    for path in MODULES:
+        text = path.read_text()
+        assert "time.time(" not in text and "datetime.now(" not in text, path
+
+
+def test_the_lowest_versions_are_the_bounds_of_the_requirements():
+    """Of make test-lowest; pygame-ce is for a Python that is newer than these versions."""
+    bounds = re.findall(r"^([\w-]+)>=([\d.]+)", (ROOT / "requirements.txt").read_text(), re.M)
+    lowest = re.findall(r"^([\w-]+)==([\d.]+)$", LOWEST.read_text(), re.M)
+    lowest = {name: [*map(int, version.split("."))] for name, version in lowest}
+    bounds = {name: [*map(int, f"{version}.0.0".split("."))][:3] for name, version in bounds}
+    assert lowest == {name: bound for name, bound in bounds.items() if name != "pygame-ce"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -13,15 +14,19 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pygame
 import pytest
 import torch
 
+from tests.fake_engine import FakeEngine
 from tests.test_training import _train_vqvae, _wm_flags, data_path, small_models  # noqa: F401
 from v2 import checkpoint, command_line, files, play_atari_hires
 from v2.data import collect_atari, npz, recorder, tokenize_atari
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
+    GOLD_SEED_START,
     EmulatorConfig,
+    GameData,
     load_game_data,
     make_atari_env,
     save_game_data,
@@ -29,7 +34,7 @@ from v2.data.atari_dataset import (
 from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
-from v2.device import choose_device
+from v2.device import choose_device, compiled
 from v2.run_dir import read_config
 from v2.train import train_vqvae_hires, train_wm_hires
 
@@ -129,6 +134,8 @@ runpy.run_path({script!r}, run_name="__main__")
 
 @pytest.mark.parametrize("package, script, is_needed", [
     ("ale_py", "v2/data/collect_atari.py", True),
+    ("gymnasium", "v2/data/collect_atari.py", True),
+    ("PIL", "v2/train/train_vqvae_hires.py", True),
     ("torch", "v2/train/train_wm_hires.py", True),
     ("tqdm", "v2/data/tokenize_atari.py", True),
     ("pygame", "v2/play_atari_hires.py", True),
@@ -144,7 +151,41 @@ def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed
         assert done.returncode == 0, done.stderr
         return
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert f"package {package} is missing" in done.stderr and "pip install" in done.stderr
+    assert f"package {package} is missing" in done.stderr
+    assert "pip install" in done.stderr and "-r requirements.txt" in done.stderr
+
+
+@pytest.mark.parametrize("package, suffix", [("av", "mp4"), ("PIL", "gif"), ("PIL", "png")])
+def test_a_recording_that_cannot_be_written_is_said_before_anything_is_played(
+    package, suffix, ends, tmp_path, monkeypatch
+):  # fmt: skip
+    engine = FakeEngine()
+    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setitem(sys.modules, package, None)
+    flags = ["--headless", "--steps", "3", "--record", tmp_path / f"play.{suffix}"]
+    ends(play_atari_hires.main, flags, 2, f"package {package} is missing", "-r requirements.txt")
+    assert not engine.actions and not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch, capsys):
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    assert compiled(model) is model
+    assert capsys.readouterr().out == "no C++ compiler found: going on without --compile\n"
+
+
+def test_variables_of_torchrun_that_are_left_over_are_named(ends, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    ends(train_wm_hires.main, [], 2, "RANK is set to '0'", "WORLD_SIZE", "unset RANK")
+
+
+def test_a_misspelt_display_driver_is_refused(ends, monkeypatch):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "x12")
+    pygame.display.quit()
+    ends(play_atari_hires.main, [], 2, "x12", "--headless")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):  # noqa: F811
@@ -257,6 +298,16 @@ def test_arrays_that_cannot_be_right_are_refused_by_name(name, game_data, vqvae,
         tokenize(tmp_path / "data.npz", vqvae, torch.device("cpu"))
 
 
+def test_data_without_an_array_or_without_a_frame_is_refused_by_name(game_data, tmp_path):
+    path, arrays, meta = tmp_path / "data.npz", game_data.arrays(), game_data.meta | {"sha256": {}}
+    write_npz(path, {name: a for name, a in arrays.items() if name != "rewards"}, meta)
+    with pytest.raises(ValueError, match="data.npz has no array 'rewards'; make the file again"):
+        load_game_data(path)
+    write_npz(path, {name: array[:0] for name, array in arrays.items()}, meta)
+    with pytest.raises(ValueError, match="data.npz holds no frame; make the file again"):
+        load_game_data(path)
+
+
 @pytest.mark.parametrize("change, text", [
     ({"episodes": "none"}, "'episodes' of its meta must be a list"),
     ({"episodes": [{"id": 0}]}, "list of episodes is damaged"),
@@ -293,12 +344,37 @@ def test_arrays_that_are_not_what_their_hash_says_are_refused(game_data, vqvae, 
             load(path)
 
 
-def test_equal_episodes_in_two_splits_are_refused(game_data, tmp_path):
+def test_equal_episodes_in_two_splits_are_refused(game_data, vqvae, tmp_path):
     rows, twin = slice(0, 30), slice(30, 60)  # game 0 is for training, game 1 held out
     game_data.ram[twin], game_data.actions[twin] = game_data.ram[rows], game_data.actions[rows]
     save_game_data(tmp_path / "data.npz", game_data)
-    with pytest.raises(ValueError, match=r"episodes 0 \(train\) and 1 \(val\) are the same game"):
-        load_game_data(tmp_path / "data.npz")
+    text = r"episodes 0 \(train\) and 1 \(val\) are the same game"
+    for load in (load_game_data, lambda path: tokenize(path, vqvae, torch.device("cpu"))):
+        with pytest.raises(ValueError, match=text):
+            load(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("seeds, text", [
+    ([0, 1, GOLD_SEED_START + 5], "holds a game of the frozen evaluation set (seed 1000000005)"),
+    ([GOLD_SEED_START], "holds a game of the frozen evaluation set"),
+    ([0, 2], "holds no val game among its 20 episodes: collect more frames"),
+    ([1, 11], "holds no train game among its 20 episodes: collect more frames"),
+])  # fmt: skip
+def test_data_that_cannot_be_trained_on_is_refused_before_any_work(
+    seeds, text, game_data, vqvae, ends, tmp_path
+):  # fmt: skip
+    for episode in game_data.meta["episodes"]:
+        episode["seed"] = seeds[episode["id"] % len(seeds)]
+    path, out = tmp_path / "data.npz", tmp_path / "out"
+    save_game_data(path, game_data)
+    checkpoint.save_checkpoint(tmp_path / "v.pt", "vqvae", vqvae)
+    tokenizing = ["--data", path, "--vqvae", tmp_path / "v.pt"]
+    tokens = out / "tokens.npz"
+    ends(tokenize_atari.main, [*tokenizing, "--out", tokens], 2, str(path), text)
+    flags = [*tokenizing, "--tokens", tokens, "--out", out]
+    ends(train_wm_hires.main, flags, 2, str(path), text)
+    ends(train_vqvae_hires.main, ["--data", path, "--out", out], 2, str(path), text)
+    assert not out.exists()
 
 
 def test_shards_of_different_recordings_are_refused(game_data, tmp_path):
@@ -320,6 +396,19 @@ def test_episodes_shorter_than_a_window_are_refused(ends, small_models, data_pat
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
     flags = _wm_flags(tmp_path / "w", data_path, run, "--steps", "1", "--rollout-steps", "27")
     ends(train_wm_hires.main, flags, 2, "shorter than the 31 frames")
+
+
+def test_short_episodes_are_left_out_with_their_number(
+    small_models, game_data, vqvae, tmp_path, capsys  # noqa: F811
+):  # fmt: skip
+    kept = np.delete(np.arange(len(game_data)), slice(110, 120))  # of episode 3, to train on
+    short = GameData(**{n: a[kept] for n, a in game_data.arrays().items()}, meta=game_data.meta)
+    save_game_data(tmp_path / "data.npz", short)
+    checkpoint.save_checkpoint(tmp_path / "v.pt", "vqvae", vqvae)
+    flags = _wm_flags(tmp_path / "w", tmp_path / "data.npz", tmp_path / "v.pt", "--steps", "1")
+    assert train_wm_hires.main([*flags, "--rollout-steps", "20"]) == 0
+    text = "1 of 18 episodes are shorter than a window of 24 frames: left out of the longest"
+    assert text in capsys.readouterr().out
 
 
 def test_tokens_out_of_range_are_refused(small_models, data_path, tmp_path):  # noqa: F811
@@ -486,6 +575,17 @@ def test_a_closed_pipe_ends_in_no_traceback_and_stops_no_work():
     process.stdout.close()
     error = process.stderr.read().decode()
     assert process.wait() == 5 and error.split() == ["still", "here"]
+
+
+def test_the_locale_c_and_a_reader_that_leaves_lose_nothing(tmp_path):
+    out = tmp_path / "a b ü 游戏"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"}
+    command = [sys.executable, ROOT / "v2/data/collect_atari.py", "--frames", "300", "--policy",
+               "sticky", "--workers", "1", "--out", out]  # fmt: skip
+    line = f"set -o pipefail; {shlex.join(map(str, command))} | head -c 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, env=os.environ | plain)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (0, b"", 1)
+    assert len(load_game_data(out / "atari_game_data.npz")) >= 298
 
 
 def test_without_a_terminal_no_control_codes_are_written(data_path, capfd, small_models, tmp_path):  # noqa: F811
