@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -105,6 +107,15 @@ def test_of_many_that_ask_at_once_one_gets_the_lock(tmp_path):
     for descriptor in (answers, say, go_on):
         os.close(descriptor)
     assert heard.count(b"y") == 1
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match=f"cannot lock {tmp_path}: No locks available; give an --out"):
+        RunDir(tmp_path).acquire()
 
 
 def test_a_resumed_run_logs_no_step_twice(tmp_path):

@@ -54,6 +54,7 @@ class RunDir:
 
         Raises:
             FileExistsError: a living process holds it.
+            OSError: the file system knows no locks.
         """
         self._lock = open(self.path / "lock", "a+")
         try:
@@ -63,6 +64,10 @@ class RunDir:
             raise FileExistsError(
                 f"process {self._lock.read()} is training in {self.path}: wait for it or stop it"
             ) from None
+        except OSError as error:
+            raise OSError(
+                f"cannot lock {self.path}: {error.strerror}; give an --out on another disk"
+            ) from error
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
