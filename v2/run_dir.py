@@ -8,7 +8,6 @@ Knows nothing of models.
 """
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -18,6 +17,11 @@ from pathlib import Path
 
 from v2.data.atari_dataset import game_directory
 from v2.files import sweep_temporaries, sync_directory, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows plays; two trainings in one folder are not noticed there
+    fcntl = None
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints" / "v2"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
@@ -58,7 +62,8 @@ class RunDir:
         """
         self._lock = open(self.path / "lock", "a+")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
             raise FileExistsError(
