@@ -45,7 +45,8 @@ def _slow(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, _slow(signal.SIGTERM), _slow(signal.SIGHUP)])
 def test_training_saves_and_prints_the_command_that_resumes(number, data_path, tmp_path):  # noqa: F811
-    process = _start(DRIVER, "--data", data_path, "--out", tmp_path, "--steps", MANY)
+    flags = ["--data", data_path, "--out", tmp_path, "--steps", MANY]
+    process = _start(DRIVER, "vqvae", *flags)
     _wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -69,8 +70,8 @@ command_line.run""")
 
 
 def test_the_second_signal_leaves_at_once_and_the_old_checkpoint_stays(data_path, tmp_path):  # noqa: F811
-    process = _start(SLOW_STEP, "--data", data_path, "--out", tmp_path, "--steps", "9",
-                     "--save-minutes", "1e-9")  # fmt: skip
+    flags = ["--data", data_path, "--out", tmp_path, "--steps", "9", "--save-minutes", "1e-9"]
+    process = _start(SLOW_STEP, "vqvae", *flags)
     _wait_for(lambda: list(tmp_path.glob("runs/*/last-1.pt")), process)
     assert any("in the third step" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
