@@ -5,6 +5,7 @@ in order, so that velocity survives. Reads files only through `checkpoint`. Know
 nor gymnasium.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,7 @@ class DreamEngine:
         self.world_model = compiled(self.world_model, mode)
         return self
 
-    @property
+    @functools.cached_property
     def num_parameters(self) -> dict[str, int]:
         models = {"vqvae": self.vqvae, "world_model": self.world_model}
         return {name: sum(p.numel() for p in m.parameters()) for name, m in models.items()}
