@@ -65,6 +65,7 @@ def test_a_compiled_dream_is_that_of_the_model(name, vqvae, world_model, frames,
     monkeypatch.setattr(device, "has_fast_bfloat16", lambda device: False)
     plain = DreamEngine(*copy.deepcopy((vqvae, world_model)), name)
     graphed = DreamEngine(*copy.deepcopy((vqvae, world_model)), name).compile()
+    assert hasattr(graphed.world_model, "_orig_mod")  # there is a compiler
     for count in (3, 1):
         for engine in (plain, graphed):
             engine.reset(frames[:count])

@@ -55,7 +55,9 @@ def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys)
     assert movie.stat().st_size > 1000 and str(run) in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.skipif(
+    not shutil.which("make") or sys.platform == "darwin", reason="no make, or always a display"
+)
 @pytest.mark.parametrize("display, is_headless", [("", True), (":0", False)])
 def test_make_play_without_a_display_says_so_and_records(display, is_headless, tmp_path):
     """A python that prints what it is asked to run stands in for the environment's."""
@@ -131,3 +133,5 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     whole = ablations.BASE | {"rollout-ratio": "1", "rollout-start": "0"}
     assert ablations.num_steps(1000, whole) == round(1000 / (60 * ablations.ROLLOUT_COST))
     assert "| change | steps |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match='begun with .*"budget": "1000".*another --out'):
+        ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "2000"])

@@ -43,6 +43,7 @@ from v2.recording import (
 )
 from v2.render import CURVE_STEPS
 from v2.replay import Replay
+from v2.train import train_vqvae_hires
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAKOUT = ["NOOP", "FIRE", "RIGHT", "LEFT"]
@@ -451,12 +452,15 @@ def test_a_slow_encoder_holds_up_the_game_only_when_many_pictures_wait():
     assert slow == list(range(MAX_WAITING + 1)) and slow.is_closed
 
 
-def test_what_the_encoder_raises_comes_out_when_it_is_closed():
+def test_what_the_encoder_raises_comes_out_at_the_end_and_nothing_follows_it():
     slow = SlowRecording()
+    recording = BackgroundRecording(slow)
+    for picture in (0, None, 2, 3):
+        recording.write(picture)
     slow.may_go.set()
-    with pytest.raises(OSError, match="disk is full"), BackgroundRecording(slow) as recording:
-        recording.write(None)
-    assert slow.is_closed
+    with pytest.raises(OSError, match="disk is full"):
+        recording.close()
+    assert slow.is_closed and slow == [0]  # no video with a hole
 
 
 def count_frames(path: Path) -> int:
@@ -558,7 +562,7 @@ def test_training_holds_out_the_second_game_and_a_single_one_is_said(
     _, lines = run_main(capsys, "--headless", "--keys", "FIRE*9", "--save-data", one)
     assert "play two" in lines[-2]
     with pytest.raises(ValueError, match="no val game.*play two games"):
-        load_game_data(one).rows_of("val")
+        train_vqvae_hires.main(["--data", str(one), "--out", str(tmp_path)])
     _, lines = run_main(capsys, "--headless", "--keys", "RIGHT*9,FIRE*400", "--save-data", two)
     assert "two.npz" in lines[-2]
     data = load_game_data(two)

@@ -284,14 +284,14 @@ def test_resume_refuses_another_optimizer(small_models, data_path, tmp_path, mon
 
 
 def test_drawn_rows_are_those_of_choice():
-    """Sums made once, and the same draws: runs that were begun before go on as they would have."""
+    """The sums are made once, and in double precision, as `choice` makes them each time."""
     chances = np.random.default_rng(0).random(5000)
     chances /= chances.sum()
     rows = np.arange(5000) * 3
-    for p in (chances, None):
+    for p in (chances, chances.astype(np.float32), None):
         drawn = Rows(rows, p)
         for step in range(20):
-            expected = step_rng(0, step).choice(rows, 16, p=p)
+            expected = step_rng(0, step).choice(rows, 16, p=None if p is None else p / p.sum())
             assert np.array_equal(drawn.draw(step_rng(0, step), 16), expected)
 
 
@@ -359,7 +359,7 @@ def _assert_alike(one: list[dict], two: list[dict]) -> None:
     for a, b in zip(one, two, strict=True):
         for name in a:
             if "loss" in name or name == "gradient_norm":
-                assert a[name] == pytest.approx(b[name], rel=1e-3), (a["step"], name)
+                assert a[name] == pytest.approx(b[name], rel=1e-2), (a["step"], name)
 
 
 def test_a_run_goes_on_with_two_processes_and_back(
@@ -397,7 +397,8 @@ def test_the_others_end_within_the_time_out_when_a_worker_hangs(data_path, tmp_p
     try:
         output = ranks[0].communicate(timeout=300)[1].decode()
     finally:
-        ranks[1].kill()
+        for rank in ranks:
+            rank.kill()
     assert ranks[0].returncode == 1
     lines = [line for line in output.splitlines() if line.startswith("error:")]
     assert "another of the training processes ended or hangs" in lines[-1], output

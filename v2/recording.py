@@ -65,7 +65,6 @@ class Mp4Recording(_Recording):
 
     def __init__(self, path: Path, fps: float):
         super().__init__(path, fps)
-        self._stack = contextlib.ExitStack()
         self._container = None
 
     def write(self, picture: np.ndarray) -> None:
@@ -82,19 +81,21 @@ class Mp4Recording(_Recording):
     def close(self) -> None:
         if self._container is None:
             return
-        self._container.mux(self._stream.encode(None))
-        self._stack.close()
-        self._container = None
+        container, self._container = self._container, None
+        with self._stack:
+            container.mux(self._stream.encode(None))
 
     def _open(self, av, height: int, width: int) -> None:
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        self._container = self._stack.enter_context(
-            av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
-        )
-        rate = Fraction(self.fps).limit_denominator(1000)
-        self._stream = self._container.add_stream("libx264", rate=rate, options=MP4_OPTIONS)
-        self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = "yuv420p"
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(self.path))
+            container = stack.enter_context(
+                av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+            )
+            rate = Fraction(self.fps).limit_denominator(1000)
+            self._stream = container.add_stream("libx264", rate=rate, options=MP4_OPTIONS)
+            self._stream.width, self._stream.height = width, height
+            self._stream.pix_fmt = "yuv420p"
+            self._container, self._stack = container, stack.pop_all()
 
 
 class GifRecording(_Recording):
@@ -142,13 +143,15 @@ class LastPicture(_Recording):
 class BackgroundRecording(contextlib.AbstractContextManager):
     """Encode the pictures of a recording on a thread, in their order.
 
-    What the thread raises comes out of a later `write`, or of `close`, which waits for it.
+    What the thread raises comes out of a later `write`, or of `close`, which waits for it; no
+    picture is encoded after that.
     """
 
     def __init__(self, recording: _Recording):
         self._recording = recording
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self._waiting: deque[Future] = deque()
+        self._has_failed = False
 
     def __exit__(self, *exception) -> None:
         self.close()
@@ -162,7 +165,16 @@ class BackgroundRecording(contextlib.AbstractContextManager):
         """Hand over one picture; waits only where `MAX_WAITING` are not encoded yet."""
         while self._waiting and (self._waiting[0].done() or len(self._waiting) == MAX_WAITING):
             self._waiting.popleft().result()
-        self._waiting.append(self._executor.submit(self._recording.write, picture))
+        self._waiting.append(self._executor.submit(self._encode, picture))
+
+    def _encode(self, picture: np.ndarray) -> None:
+        if self._has_failed:
+            return
+        try:
+            self._recording.write(picture)
+        except BaseException:
+            self._has_failed = True
+            raise
 
     def close(self) -> None:
         with self._recording, self._executor:

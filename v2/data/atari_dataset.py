@@ -11,8 +11,10 @@ import difflib
 import functools
 import hashlib
 import itertools
+import math
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +26,14 @@ from tqdm import tqdm
 
 from v2.data.checks import (
     array_sha256,
+    check_episodes,
     check_hashes,
     check_splits,
     check_steps,
     checked_blocks,
 )
 from v2.data.frames import FRAME_SHAPE, downsample_screen
-from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_npz, write_npz
+from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
 
 DATA_NAME = "atari_game_data"
 GOLD_SEED_START = 1_000_000_000
@@ -224,22 +227,26 @@ def save_game_data(path: Path, data: GameData) -> None:
 def load_game_data(path: Path) -> GameData:
     """Load a data file, or all shards `<stem>-*.npz` when `path` itself is not there.
 
-    Frames and ram are unpacked into nameless files beside it and mapped: the system drops their
-    pages where memory is short, so that what is held is a few bytes a frame.
+    Frames and ram are unpacked into nameless files, beside it where that can be written, and
+    mapped: the system drops their pages where memory is short, so that what is held is a few bytes
+    a frame.
 
     Raises:
         FileNotFoundError: neither a file nor shards; names the command that makes them.
         ValueError: a damaged or foreign file, or shards of different recordings.
-        OSError: the disk is full.
+        OSError: too little room on the disk.
     """
     paths = data_paths(path)
-    folder = paths[0].parent if os.access(paths[0].parent, os.W_OK) else None
+    folder = paths[0].parent if os.access(paths[0].parent, os.W_OK) else tempfile.gettempdir()
+    _check_room(path, folder, sum(episode["frames"] for episode in read_episodes(path)))
     files = {name: tempfile.TemporaryFile(dir=folder) for name in LARGE_FIELDS}
     parts, metas = [], []
     for shard in tqdm(paths, unit="file", desc="unpack", disable=None):
         arrays, meta = read_steps(shard)
         for name, file in files.items():
-            _unpack(shard, name, len(arrays["actions"]), meta, file)
+            for block in read_large(shard, name, len(arrays["actions"]), meta):
+                file.write(block)
+            file.flush()
         parts.append(arrays)
         metas.append(meta)
     for key in ("emulator", "action_meanings", "policy", "seed"):
@@ -259,15 +266,25 @@ def load_game_data(path: Path) -> GameData:
     return GameData(**joined, meta=meta)
 
 
-def _unpack(path: Path, name: str, num_frames: int, meta: dict, file) -> None:
-    try:
-        for block in read_large(path, name, num_frames, meta):
-            file.write(block)
-        file.flush()
-    except OSError as error:
+def _check_room(path: Path, folder: Path | str, num_frames: int) -> None:
+    dtypes_and_tails = [ARRAY_FIELDS[name] for name in LARGE_FIELDS]
+    needed = num_frames * sum(np.dtype(d).itemsize * math.prod(t) for d, t in dtypes_and_tails)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
         raise OSError(
-            f"cannot unpack {name!r} of {path}: {error.strerror}; it takes 16 kB a frame of disk"
-        ) from error
+            f"unpacking {num_frames} frames of {path} takes {needed / 1e9:.1f} GB, and {folder} "
+            f"has {free / 1e9:.1f} GB left: make room there"
+        )
+
+
+def read_episodes(path: Path) -> list[dict]:
+    """Return the episodes of a data file or its shards, from their metas alone."""
+    episodes = []
+    for shard in data_paths(path):
+        meta = read_meta(shard, META_FIELDS)
+        check_episodes(shard, meta)
+        episodes += meta["episodes"]
+    return episodes
 
 
 def data_paths(path: Path) -> list[Path]:
@@ -338,7 +355,7 @@ def check_training_games(path: Path, episodes: list[dict]) -> None:
         if split not in seeds:
             raise ValueError(
                 f"{path} holds no {split} game among its {len(episodes)} episodes: "
-                "collect more frames"
+                "collect more frames, or play two games"
             )
 
 
@@ -351,7 +368,7 @@ def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> 
     chosen = [e["id"] for e in episodes if split_of_game(e["seed"]) == split]
     rows = np.flatnonzero(np.isin(episode_ids, chosen))
     if len(rows) == 0:
-        raise ValueError(f"the data holds no {split} game: collect more frames, or play two games")
+        raise ValueError(f"the data holds no {split} game: collect more frames")
     return rows
 
 

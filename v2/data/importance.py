@@ -216,22 +216,24 @@ def event_chances(
     events: np.ndarray, ends: np.ndarray, starts: np.ndarray, history: int, steps: int,
     share: float,
 ) -> np.ndarray | None:  # fmt: skip
-    """Return the chance to draw each window, (n,); None where all are alike.
+    """Return the chance to draw each window, (n,); None where no window has an event.
 
     Args:
         events, ends: bool (M,); starts: first rows of the windows, (n,).
         share: of the draws that go to windows with an event in the steps that are predicted, some
             of them (`END_SHARE`) to those with the end of a game, which is the rarest.
     """
-    chances = np.zeros(len(starts))
-    for part, happens in ((share * (1 - END_SHARE), events), (share * END_SHARE, ends)):
-        total = np.concatenate([[0], np.cumsum(happens)])
-        first = starts + history - 1
-        has_event = total[first + steps] > total[first]
-        chances += part * has_event / max(has_event.sum(), 1)
-    if not chances.any():
+    first = starts + history - 1
+    has_event, has_end = (
+        total[first + steps] > total[first]
+        for total in (np.concatenate([[0], np.cumsum(happens)]) for happens in (events, ends))
+    )
+    if not share or not has_event.any():
         return None
-    return chances + (1 - chances.sum()) / len(starts)
+    end_share = share * END_SHARE if has_end.any() else 0.0
+    chances = (share - end_share) * has_event / has_event.sum()
+    chances += end_share * has_end / max(has_end.sum(), 1)
+    return chances + (1 - share) / len(starts)
 
 
 def draw_positions(

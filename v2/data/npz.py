@@ -7,6 +7,7 @@ Knows nothing of games or tokens.
 
 import contextlib
 import json
+import math
 import os
 import struct
 import tokenize
@@ -72,7 +73,10 @@ def read_npz(
     """
     with _opened(path) as file:
         meta = _read_meta(file, path, required)
-        lengths = {name: _checked_length(file, path, name, *fields[name]) for name in fields}
+        lengths = {
+            name: _checked_length(file, path, name, *fields[name], name not in unread)
+            for name in fields
+        }
         if len(set(lengths.values())) != 1:
             raise BadFileError(f"{path}: arrays of different lengths {lengths}; make it again")
         return {name: _read_member(file, name) for name in fields if name not in unread}, meta
@@ -84,7 +88,7 @@ def read_blocks(
     """Yield an array in blocks of `num_rows` rows, of which one is held at a time."""
     row_bytes = int(np.prod(tail, dtype=int)) * np.dtype(dtype).itemsize
     with _opened(path) as file:
-        length = _checked_length(file, path, name, dtype, tail)
+        length = _checked_length(file, path, name, dtype, tail, is_held=False)
         with file.open(f"{name}.npy") as member:
             _skip_header(member)
             for first in range(0, length, num_rows):
@@ -148,7 +152,7 @@ def _read_meta(file: zipfile.ZipFile, path: Path, required: dict[str, type] | No
 
 
 def _check_member(
-    file: zipfile.ZipFile, path: Path, name: str, max_bytes: int = MAX_MEMBER_BYTES
+    file: zipfile.ZipFile, path: Path, name: str, max_bytes: float
 ) -> tuple[tuple, np.dtype]:
     """Return shape and dtype from the header, and refuse what the file cannot hold."""
     try:
@@ -166,16 +170,18 @@ def _check_member(
     num_bytes = dtype.itemsize
     for size in shape:
         num_bytes *= size
-    is_held = num_bytes + header_bytes == info.file_size and 0 <= num_bytes <= max_bytes
-    is_held &= info.file_size <= MAX_DEFLATE_RATIO * max(info.compress_size, 1)
-    is_held &= info.header_offset + info.compress_size <= Path(path).stat().st_size
-    if not is_held:
+    can_be = num_bytes + header_bytes == info.file_size and 0 <= num_bytes <= max_bytes
+    can_be &= info.file_size <= MAX_DEFLATE_RATIO * max(info.compress_size, 1)
+    can_be &= info.header_offset + info.compress_size <= Path(path).stat().st_size
+    if not can_be:
         raise BadFileError(f"{path}: array {name!r} claims {num_bytes} bytes, which it cannot hold")
     return shape, dtype
 
 
-def _checked_length(file, path, name, dtype, tail) -> int:
-    shape, found = _check_member(file, path, name)
+def _checked_length(file, path, name, dtype, tail, is_held: bool) -> int:
+    """Return the first axis; what `is_held` at once must fit into memory."""
+    max_bytes = MAX_MEMBER_BYTES if is_held else math.inf
+    shape, found = _check_member(file, path, name, max_bytes)
     if found != np.dtype(dtype) or len(shape) != 1 + len(tail) or shape[1:] != tuple(tail):
         raise BadFileError(
             f"{path}: array {name!r} must be {np.dtype(dtype)} (M{''.join(f', {n}' for n in tail)})"

@@ -20,12 +20,13 @@ from v2.data.atari_dataset import (
     check_training_games,
     data_paths,
     data_sha256,
+    read_episodes,
     read_large,
     read_steps,
     rows_of_split,
     split_of_game,
 )
-from v2.data.checks import array_sha256, check_episodes, check_hashes, check_splits, check_steps
+from v2.data.checks import array_sha256, check_hashes, check_splits, check_steps
 from v2.data.frames import frames_to_float
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.device import autocast
@@ -125,11 +126,8 @@ def tokenize(
 ) -> TokenData | None:
     """Tokenize a data file or its shards, a batch at a time; None when `stop` became true."""
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
-    paths, parts, tokens, episodes, meta = data_paths(data), [], [], [], {}
-    metas = [read_meta(path, META_FIELDS) for path in paths]
-    for path, one in zip(paths, metas, strict=True):
-        check_episodes(path, one)
-        episodes += one["episodes"]
+    paths, parts, tokens, meta = data_paths(data), [], [], {}
+    episodes = read_episodes(data)
     check_training_games(data, episodes)
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
     seen: dict[bytes, int] = {}
@@ -138,7 +136,7 @@ def tokenize(
         for path in paths:
             arrays, meta = read_steps(path)
             num_frames = len(arrays["actions"])
-            ram = np.concatenate(list(read_large(path, "ram", num_frames, meta)))
+            ram = np.concatenate(list(read_large(path, "ram", num_frames, meta)))  # 128 B a frame
             check_splits(path, arrays["episode_ids"], (ram, arrays["actions"]), splits, seen)
             parts.append(arrays)
             for frames in read_large(path, "frames", num_frames, meta, batch_size):

@@ -26,8 +26,16 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from v2.data.frames import frames_to_float
 from v2.data.tokens import TokenData, encode_frames
-from v2.device import autocast, cast_weights, choose_device, compiled, has_fast_bfloat16
+from v2.device import (
+    autocast,
+    cast_weights,
+    choose_device,
+    compiled,
+    has_fast_bfloat16,
+    moved,
+)
 from v2.dream import DreamEngine
 from v2.files import check_output, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -154,10 +162,12 @@ class Benchmark:
 
     def train_vqvae(self, with_compiled: bool) -> None:
         """Forward and backward of a batch, without the optimizer; and its data."""
-        frames, rows = np.zeros((4096, 84, 64, 3), np.uint8), np.arange(1, 4096, 256)
-        what = "VQ-VAE training image"
+        rng, what = np.random.default_rng(0), "VQ-VAE training image"
+        frames = rng.integers(0, 256, (4096, 84, 64, 3), np.uint8)
+        rows = np.sort(rng.integers(1, 4096, 16))
         loading = self.row(f"{what}: its data alone",
-                           lambda: (frames[rows], frames[rows - 1]), len(rows))  # fmt: skip
+                           lambda: (self._pixels(frames[rows]), self._pixels(frames[rows - 1])),
+                           len(rows))  # fmt: skip
         pixels = torch.rand(len(rows), 3, 84, 64, device=self.device)
         flops = _flops(lambda: _train_vqvae(self.vqvae, pixels)) / len(rows)
         variants = {
@@ -173,6 +183,9 @@ class Benchmark:
                 row = self.row(f"{what}, {name}",
                                functools.partial(_train_vqvae, model, batch), len(rows), flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
+
+    def _pixels(self, frames: np.ndarray) -> torch.Tensor:
+        return frames_to_float(moved(torch.from_numpy(frames), self.device))
 
     def train_world_model(self, with_compiled: bool) -> None:
         """The loss and its gradients for a batch, without the optimizer; and its data."""

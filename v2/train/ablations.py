@@ -18,11 +18,12 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 import argparse
+import json
 
 from v2.data.atari_dataset import DATA_NAME, game_directory
 from v2.data.tokens import TOKENS_NAME
 from v2.eval import results
-from v2.files import check_writable
+from v2.files import check_writable, write_text
 from v2.run_dir import CHECKPOINTS, is_finished
 
 BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
@@ -83,6 +84,8 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     check_writable(args.out)
+    args.data = args.data or game_directory(CHECKPOINTS, args.game) / f"{DATA_NAME}.npz"
+    _check_same(args)
     rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
     for name, changes in rows.items():
         if args.rows in name and not args.table:
@@ -91,26 +94,38 @@ def main(argv=None) -> int:
     return 0
 
 
+def _check_same(args: argparse.Namespace) -> None:
+    """Refuse to mix rows of different settings in one directory."""
+    asked = {k: str(vars(args)[k]) for k in ("game", "data", "vqvae", "budget")}
+    file = args.out / "settings.json"
+    if not file.exists():
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asked))
+    elif json.loads(file.read_text()) != asked:
+        raise ValueError(f"{args.out} was begun with {file.read_text()}: give another --out")
+
+
 def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str]) -> None:
     directory = args.out / _slug(name)
     result = directory / "result.json"
     if result.exists():
         return
-    data = args.data or game_directory(CHECKPOINTS, args.game) / f"{DATA_NAME}.npz"
-    learnt = args.random_data if name == RANDOM_DATA else data
+    learnt, tokens = args.data, args.out / f"{TOKENS_NAME}.npz"
+    if name == RANDOM_DATA:
+        learnt, tokens = args.random_data, args.out / f"random_{TOKENS_NAME}.npz"
     runs = sorted((directory / "runs").glob("*/last.pt"))
     if not runs:
         flags = BASE | changes
         command_line.run_script(
             "train/train_wm_hires.py", "--game", args.game, "--data", learnt,
-            "--tokens", learnt.with_name(f"{TOKENS_NAME}.npz"), "--vqvae", args.vqvae,
+            "--tokens", tokens, "--vqvae", args.vqvae,
             "--out", directory, "--steps", num_steps(args.budget, flags), *_as_flags(flags),
         )  # fmt: skip
     elif not is_finished(runs[-1].parent):
         command_line.run_script("train/train_wm_hires.py", "--resume", runs[-1].parent)
     last = sorted((directory / "runs").glob("*/last.pt"))[-1]
     command_line.run_script(
-        "eval/gold_eval.py", "--game", args.game, "--data", data, "--checkpoint", last,
+        "eval/gold_eval.py", "--game", args.game, "--data", args.data, "--checkpoint", last,
         "--tier", "short", "--json", result,
     )  # fmt: skip
 
@@ -131,9 +146,10 @@ def print_table(out: Path, names: list[str], budget: int) -> None:
         path = out / _slug(name) / "result.json"
         if path.exists():
             document = results.read_document(path)
-            values = [document["metrics"][key]["value"] for key in COLUMNS.values()]
+            metrics = [document["metrics"].get(key, {}).get("value") for key in COLUMNS.values()]
+            values = ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
             steps = document["training"]["train_wm_hires"][-1]["steps"]
-            print(f"| {name} | {steps} | {' | '.join(f'{100 * v:.2f}' for v in values)} |")
+            print(f"| {name} | {steps} | {' | '.join(values)} |")
     print(f"\n(percent; `python v2/train/ablations.py --budget {budget}`)")
 
 

@@ -31,11 +31,8 @@ class Rows:
     def __init__(self, rows: np.ndarray, chances: np.ndarray | None = None):
         self.rows, self.cumulative = rows, None
         if chances is not None:
-            self.cumulative = chances.cumsum()
+            self.cumulative = chances.cumsum(dtype=np.float64)
             self.cumulative /= self.cumulative[-1]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         if self.cumulative is None:

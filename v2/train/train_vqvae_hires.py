@@ -29,6 +29,7 @@ from v2.data.atari_dataset import (
     data_sha256,
     game_directory,
     load_game_data,
+    read_episodes,
 )
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.importance import (
@@ -93,9 +94,9 @@ def build_parser():
     recipe.add_argument("--revive-until", type=command_line.probability, default=0.7,
                         help="share of the steps after which dead codes stay")  # fmt: skip
     recipe.add_argument("--rarity", type=command_line.non_negative_float, default=20.0,
-                        help="extra weight of pixels unlike the median frame")  # fmt: skip
+                        help="extra weight near what is unlike the median frame")  # fmt: skip
     recipe.add_argument("--motion", type=command_line.non_negative_float, default=40.0,
-                        help="extra weight of pixels unlike the frame before")  # fmt: skip
+                        help="extra weight near what is unlike the frame before")  # fmt: skip
     recipe.add_argument("--rare-motion", type=command_line.probability, default=0.7,
                         help="share of the frames drawn for motion where it is rare")  # fmt: skip
     recipe.add_argument("--worst-pixel", type=command_line.non_negative_float, default=0.01)
@@ -114,8 +115,8 @@ def main(argv=None) -> int:
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
     data_path = args.data or directory / f"{DATA_NAME}.npz"
+    check_training_games(data_path, read_episodes(data_path))
     data = load_game_data(data_path)
-    check_training_games(data_path, data.meta["episodes"])
     train_rows, held_out_rows = data.rows_of("train"), data.rows_of("val")
     per_epoch = args.samples_per_epoch or len(train_rows)
     num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)

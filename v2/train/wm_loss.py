@@ -116,16 +116,20 @@ class WorldModelLoss:
                 max_wrong=self.config.max_wrong,
             )  # fmt: skip
             histories += [history for *_, history in rollout]
+        if draws is not None:
+            draws = moved(draws, self.device)
+        if given_draws is not None:
+            given_draws = moved(given_draws, self.device)
         for k, factor in enumerate(factors):
             weights, is_given = self.weights(windows, k, T), None
             given = subset = None
             if given_draws is not None:
-                given = self._give(weights, windows, k, T, given_draws[:, k].to(self.device))
+                given = self._give(weights, windows, k, T, given_draws[:, k])
                 is_given = given < model.config.num_codes
                 weights = weights.masked_fill(is_given, 0)
             if count:
-                drawn = draws[:, k].to(self.device)
-                subset = Subset(*draw_positions(histories[k], count, self.grid, drawn, is_given))
+                drawn = draw_positions(histories[k], count, self.grid, draws[:, k], is_given)
+                subset = Subset(*drawn)
             with autocast(self.device):
                 prediction = model(histories[k], windows.actions[:, k : k + T], subset, given)
             loss, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
