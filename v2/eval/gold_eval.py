@@ -95,7 +95,7 @@ def build_parser():
                        help="print B - A with intervals, and judge nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
-                        help="a minute (canary), three, up to half an hour")  # fmt: skip
+                        help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
     parser.add_argument("--data", type=command_line.path,
                         help="recorded data instead of the gold set")  # fmt: skip
     parser.add_argument("--json", type=command_line.path, help="file for the whole result")
