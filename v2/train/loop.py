@@ -45,9 +45,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                     run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
         with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
             with workers.loss_explained():
-                _steps(trainer, run, stop)
+                judging = _steps(trainer, run, stop)
         if is_writer:
-            _finish(trainer, run)
+            _finish(trainer, run, judging)
         workers.wait()  # one that leaves early aborts the others
         return stop.exit_code
     finally:
@@ -56,10 +56,11 @@ def run_trainer(trainer, run: RunDir | None) -> int:
         workers.leave()
 
 
-def _steps(trainer, run: RunDir | None, stop: StopRequest) -> None:
+def _steps(trainer, run: RunDir | None, stop: StopRequest) -> float:
+    """Train; return the share of the time that evaluation took."""
     args, is_writer = trainer.args, trainer.workers.is_writer
     began = saved = time.monotonic()
-    num_samples, is_ending = 0, False
+    num_samples, judging, is_ending = 0, 0.0, False
     with tqdm(total=trainer.num_steps, initial=trainer.step, unit="step",
               disable=None if is_writer else True) as bar:  # fmt: skip
         while trainer.step < trainer.num_steps and not is_ending:
@@ -79,15 +80,18 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> None:
                 bar.set_postfix({k: f"{float(metrics[k]):.4f}" for k in metrics if "loss" in k})
             if trainer.step % args.eval_steps == 0 or is_last:
                 trainer.evaluate(run)
+                judging += time.monotonic() - now
             if is_last or is_ending or now - saved > 60 * args.save_minutes:
                 check_weights(trainer.model)
                 trainer.save(run)
                 saved = now
+    return judging / max(time.monotonic() - began, 1e-9)
 
 
-def _finish(trainer, run: RunDir) -> None:
+def _finish(trainer, run: RunDir, judging: float) -> None:
     is_finished = trainer.step >= trainer.num_steps
     run.set_status(is_finished=is_finished, step=trainer.step, minutes=trainer.minutes)
-    print(f"{trainer.step} of {trainer.num_steps} steps: {run.path}")
+    print(f"{trainer.step} of {trainer.num_steps} steps, {judging:.1%} of the time for evaluation: "
+          f"{run.path}")  # fmt: skip
     resume = f"python v2/train/{trainer.script} --resume {shlex.quote(str(run.path))}"
     print(f"next: {trainer.next_command(run) if is_finished else resume}")
