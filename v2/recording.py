@@ -170,11 +170,9 @@ class BackgroundRecording(contextlib.AbstractContextManager):
     def _encode(self, picture: np.ndarray) -> None:
         if self._has_failed:
             return
-        try:
-            self._recording.write(picture)
-        except BaseException:
-            self._has_failed = True
-            raise
+        self._has_failed = True  # unless the next line returns
+        self._recording.write(picture)
+        self._has_failed = False
 
     def close(self) -> None:
         with self._recording, self._executor:
