@@ -42,11 +42,13 @@ class PatchTokenizer:
         return self.numbers[key]
 
 
-def record_with_states(seed: int, num_steps: int) -> tuple[GameData, dict[bytes, object]]:
+def record_with_states(
+    seed: int, num_steps: int, game: str = "breakout"
+) -> tuple[GameData, dict[bytes, object]]:
     """Play one scripted game; return it and the emulator's state after every history."""
-    env = make_atari_env()
+    env = make_atari_env(game)
     rng = np.random.default_rng(seed)
-    policy = make_policy(SCRIPTED, "breakout", env.action_meanings, rng)
+    policy = make_policy(SCRIPTED, game, env.action_meanings, rng)
     frame, _ = env.reset()
     segment = Segment(seed, "scripted", [frame], [env.ram], [], [])
     states = {}
@@ -65,7 +67,7 @@ def record_with_states(seed: int, num_steps: int) -> tuple[GameData, dict[bytes,
         setattr(segment, name, np.array(getattr(segment, name)))
     arrays, episodes = join_segments([segment], 0)
     meta = {
-        "game": "breakout", "emulator": emulator_dict(EmulatorConfig()), "episodes": episodes,
+        "game": game, "emulator": emulator_dict(EmulatorConfig(game)), "episodes": episodes,
         "action_meanings": env.action_meanings,
     }  # fmt: skip
     return GameData(**arrays, meta=meta), states
@@ -78,9 +80,11 @@ def history_key(frames) -> bytes:
 class PerfectEngine:
     """Dreams by stepping the real game."""
 
-    def __init__(self, states: dict[bytes, object], tokenizer: PatchTokenizer):
-        self.states, self.tokenizer = states, tokenizer
-        self.env = make_atari_env()
+    def __init__(
+        self, states: dict[bytes, object], tokenizer: PatchTokenizer, game: str = "breakout"
+    ):
+        self.states, self.tokenizer, self.game = states, tokenizer, game
+        self.env = make_atari_env(game)
         self.env.reset()
 
     def encode(self, frames):
@@ -107,7 +111,7 @@ class PerfectEngine:
             rewards.append(np.sign(reward))
             ends.append(float(ended))
         self.last_reward, self.last_terminated = np.array(rewards), np.array(ends)
-        self.shown = self.spoil(np.stack(real), truth.read_ram("breakout", np.stack(ram)))
+        self.shown = self.spoil(np.stack(real), truth.read_ram(self.game, np.stack(ram)))
         self.tokens = self.encode(self.shown)
         return self.shown
 

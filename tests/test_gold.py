@@ -239,19 +239,34 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
 
 
 def test_a_game_without_a_reader_is_judged_by_tokens_and_pixels(tmp_path, capsys):
+    weights = _untrained(tmp_path, "seaquest", num_actions=18)
+    data = tmp_path / "seaquest" / "atari_game_data.npz"
+    played = ["--game", "seaquest", "--frames", "400", "--policy", "random", "--seed", "3"]
+    assert collect_atari.main([*played, "--out", str(data.parent)]) == 0
+    asked = ["--game", "seaquest", "--data", str(data), "--checkpoint", str(weights)]
+    assert gold_eval.main([*asked, "--tier", "canary", "--device", "cpu"]) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert not last["is_gold"] and last["notes"][0] == "this is not the gold set; forks need one"
+    assert "objects of seaquest cannot be read" in last["notes"][1]
+    names = " ".join(last["metrics"])
+    assert "one_step/changed_accuracy" in names and "psnr" in names and "ball" not in names
+    with pytest.raises(ValueError, match="holds seaquest, not breakout"):
+        gold_eval.main(["--data", str(data), "--checkpoint", str(weights), "--tier", "canary"])
+
+
+def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
     weights = _untrained(tmp_path, "pong", num_actions=6)
     data = tmp_path / "pong" / "atari_game_data.npz"
-    played = ["--game", "pong", "--frames", "400", "--policy", "random", "--seed", "3"]
+    played = ["--game", "pong", "--frames", "900", "--policy", "scripted", "--seed", "3"]
     assert collect_atari.main([*played, "--out", str(data.parent)]) == 0
     asked = ["--game", "pong", "--data", str(data), "--checkpoint", str(weights)]
     assert gold_eval.main([*asked, "--tier", "canary", "--device", "cpu"]) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert not last["is_gold"] and last["notes"][0] == "this is not the gold set; forks need one"
-    assert "objects of pong cannot be read" in last["notes"][1]
-    names = " ".join(last["metrics"])
-    assert "one_step/changed_accuracy" in names and "psnr" in names and "ball" not in names
-    with pytest.raises(ValueError, match="holds pong, not breakout"):
-        gold_eval.main(["--data", str(data), "--checkpoint", str(weights), "--tier", "canary"])
+    assert not [note for note in last["notes"] if "cannot be read" in note]
+    names = last["metrics"].keys()
+    assert {"tokenizer/ball_recall", "rollout/ball_hit_2px@5", "rollout/paddle_error_px@5"} <= names
+    assert any("[paddle]" in name for name in names)
+    assert not [name for name in names if "brick" in name or "lives" in name]
 
 
 def test_results_of_other_data_refuse_to_be_compared():

@@ -24,7 +24,7 @@ from v2.data.atari_dataset import (
     split_of_game,
     window_starts,
 )
-from v2.data.policies import STICKY
+from v2.data.policies import MIXES, STICKY
 from v2.data.recorder import GameJob, record_game
 from v2.dream import DreamEngine
 from v2.eval import truth
@@ -32,7 +32,7 @@ from v2.forks import Forks
 from v2.play_game import PlayGame, PlaySettings
 from v2.play_loop import run_window
 from v2.play_session import HISTORY_FRAMES, PlaySession
-from v2.players import Players, breakout_ram, player_names
+from v2.players import Players, player_names
 from v2.recording import (
     HUMAN_SEED_START,
     MAX_WAITING,
@@ -349,7 +349,8 @@ def test_the_distances_are_zero_while_the_dream_is_the_game(session):
 
 def test_the_script_sees_in_a_frame_what_it_reads_in_ram(session):
     play(session, [FIRE, *[NOOP] * 12])
-    seen = breakout_ram(session.moment.real_frame).astype(int)
+    objects = truth.read_frames("breakout", session.moment.real_frame[None])
+    seen = truth.write_ram("breakout", objects)[0].astype(int)
     ram = session.ram.astype(int)
     assert abs(seen[[99, 101, 72]] - ram[[99, 101, 72]]).max() <= 2
 
@@ -373,15 +374,19 @@ def test_every_game_has_a_person_and_random_keys():
         Players("seaquest", ActionMap(["NOOP", "FIRE"]), "scripted", 0)
 
 
-def test_the_script_hands_over_in_a_dream_that_it_cannot_read():
+def test_the_script_of_pong_plays_a_dream_and_distances_are_measured():
     session = PlaySession(make_atari_env("pong"), FakeEngine(num_actions=6))
-    actions = ActionMap(session.env.action_meanings)
-    players = Players("pong", actions, "scripted", 0)
-    players.act(session, [])
-    assert players.name == "scripted"
+    players = Players("pong", ActionMap(session.env.action_meanings), "scripted", 0)
+    for _ in range(40):
+        session.step(players.act(session, []))
+    assert np.isfinite(session.divergence.paddle_px[-1]) and session.has_truth
     session.set_mode("dream")
-    players.act(session, [])
-    assert players.name == "random"
+    session.step(players.act(session, []))
+    assert players.name == "scripted"
+
+
+def test_every_script_can_read_the_frames_of_its_game():
+    assert all(truth.has_truth(game) for game in MIXES)
 
 
 def test_a_game_of_18_actions_has_its_combinations_and_no_distances():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests import canaries
+from v2.eval.breakout_reader import SERVE_STEPS
 from v2.eval.clips import (
     HISTORY,
     Clips,
@@ -14,7 +15,7 @@ from v2.eval.clips import (
 )
 from v2.eval.dreaming import dream, encode
 from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
-from v2.eval.long_dreams import SERVE_STEPS, _one_ball, long_dream_scores
+from v2.eval.long_dreams import _one_ball, long_dream_scores
 from v2.eval.protocol import one_step_scores, quick_scores, speed_scores, tokenizer_scores
 from v2.eval.rollout_scores import absent_before, rollout_scores
 
@@ -187,11 +188,11 @@ def test_a_brick_that_was_gone_in_the_dream_may_not_come_back():
 
 
 def test_a_dream_that_never_serves_has_no_ball_in_play():
-    balls, heights = np.zeros(100, int), np.full(100, np.nan)
-    balls[:20], heights[:20] = 1, np.linspace(40, 70, 20)  # lost near the floor
-    dead = _one_ball([(balls, heights)], starts_in_play=True)
+    balls, places = np.zeros(100, int), np.full((100, 2), np.nan)
+    balls[:20], places[:20, 1] = 1, np.linspace(40, 70, 20)  # lost near the floor
+    dead = _one_ball("breakout", [(balls, places)], starts_in_play=True)
     assert dead.value == pytest.approx(20 / (100 - SERVE_STEPS))
-    waiting = _one_ball([(balls, heights)], starts_in_play=False)  # a recording may wait
+    waiting = _one_ball("breakout", [(balls, places)], starts_in_play=False)  # a recording may wait
     assert waiting.value == 1
 
 
@@ -276,3 +277,45 @@ def test_speed_is_a_share_of_real_time(game, clips):
     scores = speed_scores(engine, clips, steps_per_second=15, steps=5)
     rate = scores["speed/steps_per_second"].value
     assert scores["speed/real_time_factor"].value == pytest.approx(rate / 15)
+
+
+def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has():
+    data, states = canaries.record_with_states(seed=1_990_000_009, num_steps=500, game="pong")
+    starts, strata = stratified_starts(data, 2, HORIZON, np.random.default_rng(0))
+    assert {"flight", "wall", "paddle", "point"} <= set(strata)
+    clips, scores = cut_clips(data, starts, HORIZON, strata), {}
+    for kind in (canaries.PerfectEngine, canaries.CopyLast, canaries.Blank):
+        engine = kind(states, canaries.PatchTokenizer(), "pong")
+        tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *HORIZONS)}
+        kept = {h: clips.frames_at(h) for h in HORIZONS}
+        dreams = dream(engine, clips.history, clips.past_actions, clips.actions[:, HISTORY - 1 :])
+        scores[kind.__name__] = rollout_scores(clips, dreams, tokens, kept, HORIZONS)
+        scores[kind.__name__] |= tokenizer_scores(engine, clips)
+    perfect, copied, blank = scores.values()
+    for name in ("rollout/ball_hit_1px@10", "rollout/ball_precision@20", "rollout/score_right@10",
+                 "tokenizer/ball_recall"):  # fmt: skip
+        assert perfect[name].value == 1, name
+    for name in ("rollout/paddle_error_px@10", "rollout/opponent_error_px@10"):
+        assert perfect[name].value < 0.1 < copied[name].value, name
+    assert copied["rollout/ball_hit_2px[flight]@5"].value == 0
+    for name in ("rollout/paddle_error_px@5", "rollout/opponent_error_px@5"):
+        assert blank[name].value == 32, name
+    assert blank["rollout/ball_recall@5"].value == 0
+    assert not [name for name in perfect if "brick" in name or "lives" in name]
+    unknown = {name.partition("@")[0] for name, row in perfect.items() if np.isnan(row.value)}
+    assert unknown <= {"rollout/ball_hit_2px[point]", "rollout/ball_hit_2px[serve]"}  # hidden then
+    quick = quick_scores(canaries.PerfectEngine(states, canaries.PatchTokenizer(), "pong"), clips)
+    assert quick["score"] > 0.95 and quick["paddle_error_px@10"] < 0.1
+
+
+def test_a_long_dream_of_pong_is_played_from_its_pictures():
+    data, states = canaries.record_with_states(seed=1_990_000_009, num_steps=400, game="pong")
+    engine = canaries.PerfectEngine(states, canaries.PatchTokenizer(), "pong")
+    starts = even_starts(data, 3, 20)[1:]
+    history = np.stack([data.frames[row - 3 : row + 1] for row in starts])
+    past = np.stack([data.actions[row - 3 : row] for row in starts])
+    scores, _ = long_dream_scores(
+        engine, "pong", data.meta["action_meanings"], history, past, 60, [data.frames[:300]],
+        num_codes=5000,
+    )  # fmt: skip
+    assert scores["long/one_ball"].value > 0.9 < scores["long/one_ball"].baselines["real"].value

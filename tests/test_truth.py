@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from v2.data.atari_dataset import EmulatorConfig
-from v2.data.policies import CLUMSY, REWIND
+from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY
 from v2.data.recorder import GameJob, record_game
 from v2.eval import truth
 from v2.eval.metrics import ball_scores
@@ -38,6 +38,59 @@ def test_paddle_bricks_score_and_lives_are_read(real):
     assert (seen.score == true.score).mean() > 0.96  # the screen may lag a step behind
     lags = seen.score[1:] == true.score[:-1]
     assert ((seen.score == true.score)[1:] | lags).mean() > 0.995
+
+
+@pytest.fixture(scope="module")
+def pong():
+    jobs = [
+        GameJob(EmulatorConfig("pong"), policy, seed=1_990_000_002 + k, max_steps=steps)
+        for k, (policy, steps) in enumerate([(SCRIPTED, 600), (CLUMSY, 400), (STICKY, 500)])
+    ]
+    segments = [segment for job in jobs for segment in record_game(job)]
+    frames = np.concatenate([s.frames[1:] for s in segments])  # a reset shows other colours
+    objects = truth.read_ram("pong", np.concatenate([s.ram[1:] for s in segments]))
+    return frames, objects, truth.read_frames("pong", frames)
+
+
+def test_pongs_ball_is_seen_where_it_is_visible_and_nowhere_else(pong):
+    _, true, seen = pong
+    assert (true.num_balls > 0).sum() > 1000
+    scores = ball_scores(true, seen)
+    assert scores["recall"] >= 0.99 and scores["precision"] >= 0.99, scores
+    assert scores["duplicates"] == 0 and scores["error_p90_px"] < 0.5, scores
+
+
+def test_both_paddles_and_the_score_of_pong_are_read(pong):
+    _, true, seen = pong
+    assert not np.isnan(true.paddle).any()
+    assert (np.abs(seen.paddle - true.paddle) < 0.5).mean() > 0.99
+    there = ~np.isnan(true.opponent)
+    assert (np.abs(seen.opponent - true.opponent)[there] < 0.5).mean() > 0.99
+    assert np.isnan(seen.opponent[~there]).mean() > 0.9
+    lags = seen.score[1:] == true.score[:-1]
+    assert ((seen.score == true.score)[1:] | lags).mean() > 0.995
+    assert seen.score.max() >= 800 and seen.bricks.size == 0 and (seen.lives == -1).all()
+
+
+def test_what_happens_to_pongs_ball_is_told_from_memory(pong):
+    _, true, _ = pong
+    reader, points = truth.reader("pong"), true.score % 100 + true.score // 100
+    found = reader.events(true)
+    x = true.ball[:, 0]
+    assert ((x[found["paddle"]] < 10) | (x[found["paddle"]] > 54)).all()
+    assert found["paddle"].sum() > 20 and found["wall"].sum() > 20
+    assert (np.isnan(x) & ~np.isnan(np.roll(x, -1)))[:-1].sum() == found["serve"].sum()
+    assert reader.losses(true)[-1] == (np.diff(points) > 0).sum() > 10
+    lost = np.flatnonzero(~np.isnan(x[:-1]) & np.isnan(x[1:]) & (np.diff(points) == 0))
+    assert reader.may_leave(true.ball[lost]).mean() > 0.8  # the others: a new game began
+
+
+def test_memory_written_for_pongs_script_holds_what_was_read(pong):
+    _, true, _ = pong
+    again = truth.read_ram("pong", truth.write_ram("pong", true))
+    assert np.nanmax(np.abs(again.ball - true.ball)) < 0.01
+    assert (np.isnan(again.ball) == np.isnan(true.ball)).all()
+    assert np.abs(again.paddle - true.paddle).max() <= 2.4  # a paddle half behind a wall
 
 
 def ball_frame(x: float, y: float, strength: float = 1.0) -> np.ndarray:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from v2.controls import ActionMap
-from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import MIXES, SCRIPTED, STICKY, Policy, make_policy
 from v2.eval import truth
 from v2.play_session import PlaySession
@@ -46,33 +45,11 @@ class Players:
         return self.name
 
     def act(self, session: PlaySession, inputs: Sequence[str]) -> int:
-        """Choose the action of this step; `inputs` are a person's keys.
-
-        In a dream that it cannot read the script hands over to the random player.
-        """
+        """Choose the action of this step; `inputs` are a person's keys."""
         ram = session.ram
         if self.name == "scripted" and session.mode == "dream":
-            if self.game in FRAME_READERS:
-                ram = FRAME_READERS[self.game](session.moment.dream_frame)
-            else:
-                self.name = "random"
+            seen = truth.read_frames(self.game, session.moment.dream_frame[None])
+            ram = truth.write_ram(self.game, seen)[0]
         if self.name == "human":
             return self.actions.action(inputs)
         return self._policies[self.name].act(ram)
-
-
-def breakout_ram(frame: np.ndarray) -> np.ndarray:
-    """Return the bytes that the scripted player reads, as seen in a frame; uint8 (128,)."""
-    objects = truth.read_frames("breakout", frame[None])
-    ram = np.zeros(NUM_RAM_BYTES, np.uint8)
-    x, y = objects.ball[0] * truth.NATIVE_PIXELS
-    if not np.isnan(x):
-        ram[99] = np.clip(round(x - 1) + 49, 0, 255)  # the ball is 2 wide and 4 high
-        ram[101] = np.clip(round(y - 2) - 9, 1, 255)
-    paddle = objects.paddle[0] * truth.NATIVE_PIXELS
-    if not np.isnan(paddle):
-        ram[72] = np.clip(round(paddle - 8) + 47, 0, 255)
-    return ram
-
-
-FRAME_READERS = {"breakout": breakout_ram}

@@ -1,9 +1,9 @@
 """Clips: recorded windows that a model continues from their first four frames.
 
-Contract: a clip never crosses an episode, nor a life except in the stratum `life_lost` and in the
-history of `serve`; horizons count steps after its last history frame, so that `frames[:, 3 + h]`
-is the truth at horizon h and `actions[:, 2 + h]` the action that leads to it. Knows nothing of
-models or files.
+Contract: a clip never crosses an episode, nor the loss of a ball (in Pong: within 20 steps) except
+in the last stratum and in the history of `serve`; horizons count steps after its last history
+frame, so that `frames[:, 3 + h]` is the truth at horizon h and `actions[:, 2 + h]` the action that
+leads to it. Knows nothing of models or files.
 """
 
 import itertools
@@ -13,15 +13,15 @@ import numpy as np
 
 from v2.data.atari_dataset import GameData, window_starts
 from v2.eval import truth
+from v2.eval.reading import ahead
 from v2.eval.truth import Objects
 
 HISTORY = 4
-STRATA = ("flight", "wall", "paddle", "brick", "serve", "life_lost")
 ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
 MAX_JITTER = 1.0  # pixels by which steps of one velocity differ: memory holds whole native ones
-LIFE_LOST_STEPS = (5, 15)
+LOSS_STEPS = (5, 15)
 LATE_BRICKS = 80  # of 108; a board with fewer is a late one
 
 
@@ -68,6 +68,11 @@ class Clips:
         return objects
 
 
+def strata_of(game: str) -> tuple[str, ...]:
+    """Return what may happen to the ball in a game: free flight first, its loss last."""
+    return truth.reader(game).STRATA if truth.has_truth(game) else (ANY,)
+
+
 def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> Clips:
     """Cut windows whose last history frame is at rows `starts`."""
     starts = np.asarray(starts)
@@ -106,15 +111,20 @@ def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
 def stratified_starts(
     data: GameData, per_stratum: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Return rows and strata: in each stratum early and late boards, and games, take turns."""
-    if not truth.has_truth(data.meta["game"]):
-        starts = random_starts(data, per_stratum * len(STRATA), horizon, rng)
+    """Return rows and strata: in each stratum early and late boards, and games, take turns.
+
+    Raises:
+        ValueError: no clip of this length in the data.
+    """
+    game = data.meta["game"]
+    if not truth.has_truth(game):
+        starts = random_starts(data, per_stratum, horizon, rng)
         return starts, [ANY] * len(starts)
     candidates = _candidates(data, horizon)
-    is_late = truth.read_ram(data.meta["game"], data.ram).bricks.sum((1, 2)) < LATE_BRICKS
+    is_late = truth.read_ram(game, data.ram).bricks.sum((1, 2)) < LATE_BRICKS
     seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
-    for stratum, generator in zip(STRATA, rng.spawn(len(STRATA)), strict=True):
+    for stratum, generator in zip(candidates, rng.spawn(len(candidates)), strict=True):
         parts: dict[tuple[bool, int], list[int]] = {}
         for row in generator.permutation(candidates[stratum]):
             part = bool(is_late[row]), seeds[data.episode_ids[row]]
@@ -124,6 +134,8 @@ def stratified_starts(
         chosen = [row for _, row in zip(range(per_stratum), turns, strict=False)]
         starts += chosen
         strata += [stratum] * len(chosen)
+    if not starts:
+        raise ValueError(f"no clip of {horizon} steps shows {', '.join(candidates)}")
     return np.array(starts, np.int64), strata
 
 
@@ -136,14 +148,16 @@ def _alternately(parts: dict[tuple[bool, int], list[int]]) -> list[list[int]]:
 
 
 def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
-    """Return the rows that may start a clip of each stratum."""
+    """Return the rows that may start a clip of each of the game's strata, in their order."""
     objects = truth.read_ram(data.meta["game"], data.ram)
-    events = _events(objects)
+    reader = truth.reader(data.meta["game"])
+    events = reader.events(objects)
     rows = window_starts(data.episode_ids, HISTORY + horizon) + HISTORY - 1
     first = rows + 1 - HISTORY
     in_play = ~np.isnan(objects.ball[:, 0])
-    lost = np.concatenate([[0], np.cumsum(np.diff(objects.lives) < 0)])
-    keeps_life = lost[rows + horizon] == lost[first]
+    lost = reader.losses(objects)
+    kept = rows + min(horizon, reader.KEPT_STEPS or horizon)
+    keeps_ball = lost[kept] == lost[first]
     flies = _count(in_play, first, rows) == HISTORY
     some = np.logical_or.reduce(list(events.values()))
     disturbed = some | _turns(objects)
@@ -151,41 +165,23 @@ def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
     for stratum, event in events.items():
         soon = _count(event, rows, rows + EVENT_STEPS - 1) > 0
         is_next = _count(some & ~event, rows, rows + EVENT_STEPS - 1) == 0
-        ready = keeps_life & flies
-        if stratum == "serve":  # the life before may have ended in the history
-            ready = ~in_play[rows] & (lost[rows + horizon] == lost[rows])
+        ready = keeps_ball & flies
+        if stratum == "serve":  # the ball before may have been lost in the history
+            ready = ~in_play[rows] & (lost[kept] == lost[rows])
         found[stratum] = rows[ready & soon & is_next]
     is_calm = _count(disturbed, first + 1, rows + FLIGHT_STEPS - 1) == 0
-    found["flight"] = rows[keeps_life & flies & is_calm]
-    early, late = LIFE_LOST_STEPS
-    found["life_lost"] = rows[
+    found[reader.STRATA[0]] = rows[keeps_ball & flies & is_calm]
+    early, late = LOSS_STEPS
+    found[reader.STRATA[-1]] = rows[
         flies & (lost[rows + early] == lost[first]) & (lost[rows + late] > lost[first])
     ]
-    return found
-
-
-def _events(objects: Objects) -> dict[str, np.ndarray]:
-    """Return, for each row, whether something happens to the ball between it and the next."""
-    x, y = np.nan_to_num(objects.ball, nan=0).T
-    in_play = ~np.isnan(objects.ball[:, 0])
-    step_x, step_y = np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])
-    bricks = objects.bricks.sum((1, 2))
-    keeps = in_play & _ahead(in_play)
-    brick = keeps & (_ahead(bricks) < bricks)
-    paddle = keeps & (step_y > 0) & (_ahead(step_y) <= 0) & (y > 60)  # 0: it turned half way
-    turns_x = (step_x * _ahead(step_x) <= 0) & (step_x != 0)
-    wall = keeps & turns_x & ~brick & (y < 60) & ((x < 12) | (x > 52))
-    return {"wall": wall, "paddle": paddle, "brick": brick, "serve": ~in_play & _ahead(in_play)}
+    return {stratum: found[stratum] for stratum in reader.STRATA}
 
 
 def _turns(objects: Objects) -> np.ndarray:
     """Tell, for each row, whether the ball goes on by another step than it came by."""
     step = np.diff(objects.ball, axis=0, prepend=objects.ball[:1])
-    return np.linalg.norm(_ahead(step) - step, axis=1) > MAX_JITTER  # nan: false
-
-
-def _ahead(values: np.ndarray) -> np.ndarray:
-    return np.concatenate([values[1:], values[-1:]])
+    return np.linalg.norm(ahead(step) - step, axis=1) > MAX_JITTER  # nan: false
 
 
 def _count(flags: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from v2.data.atari_dataset import ARRAY_FIELDS, GameData, split_of_game
 from v2.data.checks import array_sha256
 from v2.data.npz import read_npz, write_npz
-from v2.eval.clips import HISTORY, STRATA
+from v2.eval.clips import HISTORY, strata_of
 from v2.eval.fork_scores import FORK_STEPS, Forks
 from v2.files import file_sha256
 
@@ -43,9 +43,10 @@ def gold_path(game: str) -> Path:
 
 def gold_arrays(data: GameData, starts, strata, forks: Forks) -> dict[str, np.ndarray]:
     """Return all arrays of a gold file, by name."""
+    known = strata_of(data.meta["game"])
     return data.arrays() | {
         "start_rows": np.asarray(starts, np.int64),
-        "start_strata": np.array([STRATA.index(stratum) for stratum in strata], np.uint8),
+        "start_strata": np.array([known.index(stratum) for stratum in strata], np.uint8),
         "fork_history": forks.history,
         "fork_past_actions": forks.past_actions,
         "fork_frames": forks.frames,
@@ -93,7 +94,7 @@ def read_gold(path: Path) -> EvaluationSet:
     data = GameData(**arrays, meta=meta)
     if any(split_of_game(episode["seed"]) != "gold" for episode in meta["episodes"]):
         raise ValueError(f"{path} holds games of other splits; make it with build_gold.py")
-    strata = [STRATA[k] for k in starts["start_strata"]]
+    strata = [strata_of(meta["game"])[k] for k in starts["start_strata"]]
     return EvaluationSet(
         data, starts["start_rows"], strata,
         Forks(meta["game"], *(forks[name] for name in _fork_fields(num_actions))),

@@ -39,11 +39,11 @@ from v2.dream import DreamEngine
 from v2.eval import report, results, truth
 from v2.eval.clips import (
     HISTORY,
-    STRATA,
     Clips,
     cut_clips,
     even_starts,
     random_starts,
+    strata_of,
     stratified_starts,
 )
 from v2.eval.dreaming import BATCH, decode, dream, encode
@@ -199,7 +199,7 @@ def _set_of_data(path: Path, game: str, tier: Tier) -> EvaluationSet:
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
     try:
-        each = -(-tier.rollouts // len(STRATA))
+        each = -(-tier.rollouts // len(strata_of(game)))
         starts, strata = stratified_starts(data, each, tier.rollout_steps, rng)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; collect more frames") from error

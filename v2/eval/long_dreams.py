@@ -10,40 +10,17 @@ from collections.abc import Callable
 
 import numpy as np
 
+from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, mean_metric
 from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
-from v2.eval.truth import NATIVE_PIXELS, Objects
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
 FROZEN_STEPS = 100  # of each recorded game that are looked at
-FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player
-SERVE_STEPS = 15  # by when the player, who presses FIRE in half of the steps, has the next one
 Scores = dict[str, Metric]
-
-
-class DreamPlayer:
-    """Plays one dream from what the detector sees of it."""
-
-    def __init__(self, game: str, action_meanings: list[str], seed: int):
-        self.game = game
-        self.is_scripted = game == "breakout"
-        config = SCRIPTED if self.is_scripted else STICKY
-        rng = np.random.default_rng(seed)
-        self.policy = make_policy(config, game, action_meanings, rng)
-
-    def act(self, objects: Objects | None, index: int) -> int:
-        ram = np.zeros(128, np.uint8)
-        if self.is_scripted:
-            x, y = objects.ball[index] * NATIVE_PIXELS
-            if np.isfinite(x):
-                ram[99], ram[101] = np.clip([round(x - 1) + 49, round(y - 2) - 9], 1, 255)
-            paddle = objects.paddle[index] * NATIVE_PIXELS
-            ram[72] = np.clip(round(paddle - 8) + 47, 0, 255) if np.isfinite(paddle) else 125
-        return self.policy.act(ram)
 
 
 def long_dream_scores(
@@ -78,9 +55,9 @@ def long_dream_scores(
     if truth.has_truth(game):
         dreamed = [look for batch in looks for look in zip(*batch, strict=True)]
         real = [truth.read_frames(game, clip) for clip in real_clips]
-        real = [(objects.num_balls, objects.ball[:, 1]) for objects in real]
-        scores["long/one_ball"] = _one_ball(dreamed, starts_in_play=True)
-        scores["long/one_ball"].baselines["real"] = _one_ball(real, starts_in_play=False)
+        real = [(objects.num_balls, objects.ball) for objects in real]
+        scores["long/one_ball"] = _one_ball(game, dreamed, starts_in_play=True)
+        scores["long/one_ball"].baselines["real"] = _one_ball(game, real, starts_in_play=False)
         scores["long/ball_seen"] = _ball_seen(dreamed)
         scores["long/ball_seen"].baselines["real"] = _ball_seen(real)
     scores |= _strangeness(engine, tokens, np.concatenate(sampled), real_clips, num_codes)
@@ -117,48 +94,54 @@ def _strangeness(engine, tokens, sampled, real_clips, num_codes: int) -> Scores:
 
 
 def _play(engine, game, meanings, history, past_actions, steps, first_seed, progress):
-    """Dream one batch; return balls and heights, tokens, sampled frames and pictures."""
-    players = [DreamPlayer(game, meanings, first_seed + k) for k in range(len(history))]
-    engine.reset(history, past_actions)
-    num_balls, heights, tokens, sampled, shown = [], [], [], [], []
+    """Dream one batch; return balls, tokens, sampled frames and pictures."""
     can_read = truth.has_truth(game)
-    objects = truth.read_frames(game, history[:, -1]) if can_read else None
+    config = SCRIPTED if can_read else STICKY
+    players = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
+               for k in range(len(history))]  # fmt: skip
+    engine.reset(history, past_actions)
+    num_balls, balls, tokens, sampled, shown = [], [], [], [], []
+    ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
+    if can_read:
+        ram = truth.write_ram(game, truth.read_frames(game, history[:, -1]))
     for step in range(1, steps + 1):
-        actions = np.array([player.act(objects, k) for k, player in enumerate(players)])
+        actions = np.array([player.act(ram[k]) for k, player in enumerate(players)])
         frames = engine.step(actions)
-        objects = truth.read_frames(game, frames) if can_read else None
         tokens.append(flat(engine.tokens).astype(np.uint16))
-        if objects is not None:
+        if can_read:
+            objects = truth.read_frames(game, frames)
+            ram = truth.write_ram(game, objects)
             num_balls.append(objects.num_balls)
-            heights.append(objects.ball[:, 1])
+            balls.append(objects.ball)
         if step % RESIDUAL_EVERY == 0:
             sampled.append(frames)
         if step % max(1, steps // 5) == 0 and len(shown) < 5:
             shown.append(frames)
         if progress:
             progress(len(frames))
-    look = [np.stack(part, 1) for part in (num_balls, heights) if part]
+    look = [np.stack(part, 1) for part in (num_balls, balls) if part]
     sampled = np.stack(sampled, 1) if sampled else frames[:, None]
     return look, np.stack(tokens, 1), sampled, np.stack(shown, 1)
 
 
-def _one_ball(games: list[tuple[np.ndarray, np.ndarray]], starts_in_play: bool) -> Metric:
+def _one_ball(
+    game: str, games: list[tuple[np.ndarray, np.ndarray]], starts_in_play: bool
+) -> Metric:
     """Return the share of steps with exactly one ball, of those while one is in play.
 
-    A ball is in play from its first sight until it has been seen near the floor and then not any
-    more; a ball that vanishes higher up stays in play, and is missed, until one is seen again. In a
-    dream, whose player serves, one is in play again, seen or not, `SERVE_STEPS` after it was lost.
+    A ball is in play from its first sight until it has been seen where it may leave and then not
+    any more; one that vanishes elsewhere stays in play, and is missed, until one is seen again. In
+    a dream, whose player serves, one is in play again, seen or not, `SERVE_STEPS` after a loss.
 
     Args:
-        games: number of balls and height of the strongest at each step, of each game.
+        games: number of balls and place of the strongest at each step, of each game.
     """
-    right, counts = [], []
-    for num_balls, heights in games:
+    reader, right, counts = truth.reader(game), [], []
+    for num_balls, places in games:
         steps = np.arange(len(num_balls))
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
-        last_height = np.where(sights < 0, 0.0 if starts_in_play else np.inf, heights[sights])
-        in_play = (num_balls > 0) | (last_height <= FLOOR_PX)
-        in_play |= starts_in_play & (steps - sights > SERVE_STEPS)
+        stays = np.where(sights < 0, starts_in_play, ~reader.may_leave(places[sights]))
+        in_play = (num_balls > 0) | stays | starts_in_play & (steps - sights > reader.SERVE_STEPS)
         right.append((in_play & (num_balls == 1)).sum())
         counts.append(in_play.sum())
     return mean_metric(right, range(len(right)), counts)

@@ -44,7 +44,8 @@ def tokenizer_scores(engine: Engine, clips: Clips, num_codes: int = 32) -> Score
         real = truth.read_frames(clips.game, here)
         scores |= _ball_rows("tokenizer", "", true, seen, episodes, {"real": real})
         scores["tokenizer/paddle_error_px"] = _paddle_error(true, seen, episodes)
-        scores["tokenizer/brick_f1"] = _brick_f1(true.bricks, seen.bricks, episodes)
+        if true.bricks.size:
+            scores["tokenizer/brick_f1"] = _brick_f1(true.bricks, seen.bricks, episodes)
     spurious = metrics.spurious_changes(here, there, tokens, next_tokens)
     scores["tokenizer/spurious_changes"] = mean_metric(spurious, episodes)
     changed = (tokens != next_tokens).mean(1)

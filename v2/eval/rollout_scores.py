@@ -2,14 +2,14 @@
 
 Contract: the dream is given, every number is compared at the same horizon with the real frame and
 memory, beside what copying the last real frame (and flying on at constant velocity) would score.
-Knows nothing of engines or files.
+What a game lacks (bricks, lives, an opponent) has no row. Knows nothing of engines or files.
 """
 
 import numpy as np
 
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, episode_draws, interval, mean_metric, quantile_metric
-from v2.eval.clips import HISTORY, STRATA, Clips
+from v2.eval.clips import HISTORY, Clips, strata_of
 from v2.eval.dreaming import Dreams
 from v2.eval.truth import Objects
 
@@ -156,25 +156,18 @@ def _other_rows(reader: Reader, h: int) -> Scores:
     true, seen, start, episodes = reader.true[h], reader.seen[h], reader.true[0], reader.episodes
     scores = {}
     for name, objects in (("", seen), ("copy_last", start)):
-        paddle = np.abs(objects.paddle - true.paddle)
-        paddle = np.where(np.isnan(paddle), LOST_PADDLE_ERROR_PX, paddle)
-        bricks = metrics.brick_counts(true.bricks, objects.bricks)
-        gone, removed = start.bricks & ~true.bricks, start.bricks & ~objects.bricks
-        removals = metrics.brick_counts(gone, removed)
-        absent = ~start.bricks if name else reader.absent[h]
-        illegal = (objects.bricks & absent & ~true.bricks).sum((1, 2))
-        rows = {
-            "paddle_error_px": mean_metric(paddle, episodes),
-            "brick_f1": mean_metric(
-                2.0 * bricks["both"], episodes, bricks["there"] + bricks["seen"]
-            ),
-            "brick_removal_f1": mean_metric(
-                2.0 * removals["both"], episodes, removals["there"] + removals["seen"]
-            ),
-            "bricks_reappeared": mean_metric(illegal, episodes),
-            "score_right": _digits_right(objects.score, true.score, episodes),
-            "lives_right": _digits_right(objects.lives, true.lives, episodes),
-        }
+        rows = {"paddle_error_px": _paddle_error(objects.paddle, true.paddle, episodes)}
+        if np.isfinite(true.opponent).any():
+            error = _paddle_error(objects.opponent, true.opponent, episodes)
+            rows["opponent_error_px"] = error
+        if true.bricks.size:
+            absent = ~start.bricks if name else reader.absent[h]
+            rows |= _brick_rows(objects.bricks, true.bricks, start.bricks, absent, episodes)
+        for digits in ("score", "lives"):
+            known = getattr(true, digits)
+            if (known >= 0).any():  # -1: not readable
+                right = _digits_right(getattr(objects, digits), known, episodes)
+                rows[f"{digits}_right"] = right
         for row, metric in rows.items():
             if name:
                 scores[f"rollout/{row}@{h}"].baselines[name] = metric
@@ -183,8 +176,28 @@ def _other_rows(reader: Reader, h: int) -> Scores:
     return scores
 
 
+def _paddle_error(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
+    """Return the mean error where there is a paddle; one not seen is off by half the field."""
+    error = np.abs(seen - true)
+    error = np.where(np.isnan(error), LOST_PADDLE_ERROR_PX, error)
+    return mean_metric(np.where(np.isnan(true), np.nan, error), episodes)
+
+
+def _brick_rows(seen, true, start, absent, episodes) -> Scores:
+    bricks = metrics.brick_counts(true, seen)
+    removals = metrics.brick_counts(start & ~true, start & ~seen)
+    illegal = (seen & absent & ~true).sum((1, 2))
+    return {
+        "brick_f1": mean_metric(2.0 * bricks["both"], episodes, bricks["there"] + bricks["seen"]),
+        "brick_removal_f1": mean_metric(
+            2.0 * removals["both"], episodes, removals["there"] + removals["seen"]
+        ),
+        "bricks_reappeared": mean_metric(illegal, episodes),
+    }
+
+
 def _digits_right(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
-    return mean_metric((seen == true) & (true >= 0), episodes, true >= 0)  # -1: not readable
+    return mean_metric((seen == true) & (true >= 0), episodes, true >= 0)
 
 
 def _half_life_row(reader: Reader) -> Metric:
@@ -221,7 +234,7 @@ def _half_life(hits, visible, episodes, steps) -> Metric:
 def _stratum_rows(reader: Reader, horizons) -> Scores:
     """Score the ball's place apart for what happens right after the start."""
     scores = {}
-    for stratum in STRATA:
+    for stratum in strata_of(reader.clips.game):
         chosen = reader.clips.strata == stratum
         for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):
             name, episodes = f"rollout/ball_hit_2px[{stratum}]@{h}", reader.episodes[chosen]

@@ -2,30 +2,40 @@
 
 Contract: `read_frames` sees pixels only, so that it treats a dream as it treats the game;
 `read_ram` is the truth it is validated against. Positions are centres in 84x64 pixels, with pixel
-centres at + 0.5 (native / 2.5). For a game without a reader both raise. Knows nothing of models.
+centres at + 0.5 (native / 2.5). For a game without a reader all of it raises. Knows nothing of
+models.
+
+A reader is a module with `read_ram`, `read_frames`, `write_ram`, and with what may happen to the
+ball: `STRATA` (free flight first, its loss last), `KEPT_STEPS` (steps of a clip in which it may not
+be lost; None: all), `SERVE_STEPS` (by when a player has the next one), `events`, `losses` and
+`may_leave`.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 NATIVE_PIXELS = 2.5  # native pixels a pixel of the frame, along both axes
+CHUNK = 64  # frames read at once: what the processor's cache holds
 
 
 @dataclass
 class Objects:
-    """The objects of N frames.
+    """The objects of N frames; what a game lacks is NaN, -1 or of size 0 in all of them.
 
-    From memory, `ball` is known even while the ball is hidden in front of bricks of its own
-    colour, and `num_balls` is 1 only when more than half of it can be seen.
+    Paddles are known by the coordinate along which they move: x in Breakout, y in Pong. From
+    memory, `ball` is known even while the ball is hidden in front of bricks of its own colour, and
+    `num_balls` is 1 only when more than half of it can be seen.
     """
 
     ball: np.ndarray  # float32 (N, 2): x, y of the strongest ball, NaN where there is none
     num_balls: np.ndarray  # int (N,)
-    paddle: np.ndarray  # float32 (N,): x of the middle of its visible part, NaN unknown
-    bricks: np.ndarray  # bool (N, 6, 18), top row first
-    score: np.ndarray  # int (N,), -1 unreadable
+    paddle: np.ndarray  # float32 (N,): the middle of its visible part, NaN unknown
+    opponent: np.ndarray  # float32 (N,): the same of the other paddle, NaN where there is none
+    bricks: np.ndarray  # bool (N, 6, 18), top row first; (N, 0, 0) in a game without bricks
+    score: np.ndarray  # int (N,), -1 unreadable; Pong: 100 times the opponent's points plus ours
     lives: np.ndarray  # int (N,), -1 unreadable
 
     def __len__(self) -> int:
@@ -33,8 +43,10 @@ class Objects:
 
     def __getitem__(self, rows) -> "Objects":
         """Return the objects of some frames (a slice, mask or index array)."""
-        fields = dataclasses.fields(self)
-        return Objects(**{field.name: getattr(self, field.name)[rows] for field in fields})
+        return Objects(*(getattr(self, name)[rows] for name in FIELDS))
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Objects))
 
 
 def has_truth(game: str) -> bool:
@@ -50,7 +62,7 @@ def read_ram(game: str, ram: np.ndarray) -> Objects:
     Raises:
         ValueError: a game without a reader.
     """
-    return _reader(game).read_ram(ram)
+    return reader(game).read_ram(ram)
 
 
 def read_frames(game: str, frames: np.ndarray) -> Objects:
@@ -59,19 +71,37 @@ def read_frames(game: str, frames: np.ndarray) -> Objects:
     Args:
         frames: uint8 (N, 84, 64, 3).
     Raises:
-        ValueError: a game without a reader.
+        ValueError: a game without a reader, or other arrays.
     """
-    return _reader(game).read_frames(frames)
+    read = reader(game).read_frames
+    if frames.ndim != 4 or frames.shape[1:] != (84, 64, 3) or frames.dtype != np.uint8:
+        raise ValueError(
+            f"frames must be uint8 (N, 84, 64, 3), got {frames.dtype} {frames.shape}"
+        )
+    if len(frames) == 0:
+        return read_ram(game, np.zeros((0, 128), np.uint8))
+    chunks = [read(frames[k : k + CHUNK]) for k in range(0, len(frames), CHUNK)]
+    return Objects(*(np.concatenate([getattr(c, name) for c in chunks]) for name in FIELDS))
 
 
-def _readers() -> dict:
-    from v2.eval import breakout_reader
+def write_ram(game: str, objects: Objects) -> np.ndarray:
+    """Return memory in which a scripted player finds these objects, uint8 (N, 128)."""
+    return reader(game).write_ram(objects)
 
-    return {"breakout": breakout_reader}
 
+def reader(game: str) -> ModuleType:
+    """Return the reader of a game.
 
-def _reader(game: str):
+    Raises:
+        ValueError: a game without one.
+    """
     readers = _readers()
     if game not in readers:
         raise ValueError(f"no reader of objects for {game}: there is one for {', '.join(readers)}")
     return readers[game]
+
+
+def _readers() -> dict[str, ModuleType]:
+    from v2.eval import breakout_reader, pong_reader
+
+    return {"breakout": breakout_reader, "pong": pong_reader}
