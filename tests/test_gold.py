@@ -260,11 +260,14 @@ def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
     played = ["--game", "pong", "--frames", "900", "--policy", "scripted", "--seed", "3"]
     assert collect_atari.main([*played, "--out", str(data.parent)]) == 0
     asked = ["--game", "pong", "--data", str(data), "--checkpoint", str(weights)]
-    assert gold_eval.main([*asked, "--tier", "canary", "--device", "cpu"]) == 0
+    dreams = ["--long-dreams", "2", "--long-dream-steps", "20", "--report", str(tmp_path)]
+    assert gold_eval.main([*asked, *dreams, "--tier", "canary", "--device", "cpu"]) == 0
     last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert not [note for note in last["notes"] if "cannot be read" in note]
     names = last["metrics"].keys()
-    assert {"tokenizer/ball_recall", "rollout/ball_hit_2px@5", "rollout/paddle_error_px@5"} <= names
+    assert {"tokenizer/ball_recall", "rollout/ball_hit_2px@5", "rollout/paddle_error_px@5",
+            "rollout/opponent_error_px@5", "long/one_ball"} <= names  # fmt: skip
+    assert "brick" not in (tmp_path / "index.html").read_text(encoding="utf-8")
     assert any("[paddle]" in name for name in names)
     assert not [name for name in names if "brick" in name or "lives" in name]
 
