@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests import canaries
+from v2.eval import truth
 from v2.eval.breakout_reader import SERVE_STEPS
 from v2.eval.clips import (
     HISTORY,
@@ -279,8 +280,27 @@ def test_speed_is_a_share_of_real_time(game, clips):
     assert scores["speed/real_time_factor"].value == pytest.approx(rate / 15)
 
 
-def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has():
-    data, states = canaries.record_with_states(seed=1_990_000_009, num_steps=500, game="pong")
+@pytest.fixture(scope="module")
+def pong():
+    return canaries.record_with_states(seed=1_990_000_009, num_steps=500, game="pong")
+
+
+def test_pongs_ball_flies_straight_where_that_is_the_stratum_and_turns_elsewhere(pong):
+    data, _ = pong
+    starts, strata = stratified_starts(data, 4, HORIZON, np.random.default_rng(0))
+    ball, strata = truth.read_ram("pong", data.ram).ball, np.array(strata)
+    straight = ball[starts] + 5 * (ball[starts] - ball[starts - 1])
+    misses = np.linalg.norm(straight - ball[starts + 5], axis=1)
+    assert (misses[strata == "flight"] < 1).all()
+    assert (misses[np.isin(strata, ("wall", "paddle"))] > 2).all()
+    assert np.isnan(ball[starts[strata == "serve"]]).all()
+    points = truth.reader("pong").losses(truth.read_ram("pong", data.ram))
+    made = points[starts + HORIZON] > points[starts - 3]
+    assert (made[strata != "serve"] == (strata[strata != "serve"] == "point")).all()
+
+
+def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has(pong):
+    data, states = pong
     starts, strata = stratified_starts(data, 2, HORIZON, np.random.default_rng(0))
     assert {"flight", "wall", "paddle", "point"} <= set(strata)
     clips, scores = cut_clips(data, starts, HORIZON, strata), {}
@@ -308,8 +328,8 @@ def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has():
     assert quick["score"] > 0.95 and quick["paddle_error_px@10"] < 0.1
 
 
-def test_a_long_dream_of_pong_is_played_from_its_pictures():
-    data, states = canaries.record_with_states(seed=1_990_000_009, num_steps=400, game="pong")
+def test_a_long_dream_of_pong_is_played_from_its_pictures(pong):
+    data, states = pong
     engine = canaries.PerfectEngine(states, canaries.PatchTokenizer(), "pong")
     starts = even_starts(data, 3, 20)[1:]
     history = np.stack([data.frames[row - 3 : row + 1] for row in starts])
