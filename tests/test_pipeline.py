@@ -67,8 +67,9 @@ def test_make_play_without_a_display_says_so_and_records(display, is_headless, t
     python.chmod(0o755)
     (tmp_path / ".ready").touch()
     environment = os.environ | {"DISPLAY": display, "WAYLAND_DISPLAY": "", "MAKEFLAGS": ""}
-    done = subprocess.run(["make", "play", f"VENV={tmp_path}"], env=environment, check=True,
-                          cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "play", f"VENV={tmp_path}"]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).resolve().parents[1],
+                          check=True, capture_output=True, text=True)  # fmt: skip
     command = "v2/play_atari_hires.py --game breakout --latest"
     headless = " --headless --steps 300 --record recordings/play.mp4"
     lines = done.stdout.splitlines()
