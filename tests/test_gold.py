@@ -238,31 +238,32 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
     assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
 
 
+def _judged_untrained(tmp_path, capsys, game, num_actions, *played, judged=()):
+    """Record a game, judge untrained weights on it; return what was asked and the last line."""
+    weights = _untrained(tmp_path, game, num_actions)
+    data = tmp_path / game / "atari_game_data.npz"
+    out = ["--game", game, "--seed", "3", "--out", str(data.parent)]
+    assert collect_atari.main([*out, *played]) == 0
+    asked = ["--data", str(data), "--checkpoint", str(weights), "--tier", "canary"]
+    assert gold_eval.main([*asked, "--game", game, "--device", "cpu", *judged]) == 0
+    return asked, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
 def test_a_game_without_a_reader_is_judged_by_tokens_and_pixels(tmp_path, capsys):
-    weights = _untrained(tmp_path, "seaquest", num_actions=18)
-    data = tmp_path / "seaquest" / "atari_game_data.npz"
-    played = ["--game", "seaquest", "--frames", "400", "--policy", "random", "--seed", "3"]
-    assert collect_atari.main([*played, "--out", str(data.parent)]) == 0
-    asked = ["--game", "seaquest", "--data", str(data), "--checkpoint", str(weights)]
-    assert gold_eval.main([*asked, "--tier", "canary", "--device", "cpu"]) == 0
-    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    played = ["--frames", "400", "--policy", "random"]
+    asked, last = _judged_untrained(tmp_path, capsys, "seaquest", 18, *played)
     assert not last["is_gold"] and last["notes"][0] == "this is not the gold set; forks need one"
     assert "objects of seaquest cannot be read" in last["notes"][1]
     names = " ".join(last["metrics"])
     assert "one_step/changed_accuracy" in names and "psnr" in names and "ball" not in names
     with pytest.raises(ValueError, match="holds seaquest, not breakout"):
-        gold_eval.main(["--data", str(data), "--checkpoint", str(weights), "--tier", "canary"])
+        gold_eval.main(asked)
 
 
 def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
-    weights = _untrained(tmp_path, "pong", num_actions=6)
-    data = tmp_path / "pong" / "atari_game_data.npz"
-    played = ["--game", "pong", "--frames", "900", "--policy", "scripted", "--seed", "3"]
-    assert collect_atari.main([*played, "--out", str(data.parent)]) == 0
-    asked = ["--game", "pong", "--data", str(data), "--checkpoint", str(weights)]
     dreams = ["--long-dreams", "2", "--long-dream-steps", "20", "--report", str(tmp_path)]
-    assert gold_eval.main([*asked, *dreams, "--tier", "canary", "--device", "cpu"]) == 0
-    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    played = ["--frames", "900", "--policy", "scripted"]
+    _, last = _judged_untrained(tmp_path, capsys, "pong", 6, *played, judged=dreams)
     assert not [note for note in last["notes"] if "cannot be read" in note]
     names = last["metrics"].keys()
     assert {"tokenizer/ball_recall", "rollout/ball_hit_2px@5", "rollout/paddle_error_px@5",

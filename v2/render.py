@@ -230,7 +230,7 @@ def _draw_chart(pen: Pen, area: pygame.Rect, view: View) -> None:
         last = shown[-1] if shown else math.nan
         unit = "%" if curve.axis == "%" else " px"
         value = "–" if math.isnan(last) else f"{last:.1f}{unit}"
-        x = pen.text(f"{curve.label} {value}", (x + pen.px(12), y), 16).right + pen.px(14)
+        x = pen.text(f"{curve.label} {value}", (x + pen.px(10), y), 16).right + pen.px(8)
 
 
 def _axis_top(curves: Sequence[Curve], axis: str) -> float:

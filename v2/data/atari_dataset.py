@@ -267,8 +267,8 @@ def load_game_data(path: Path) -> GameData:
 
 
 def _check_room(path: Path, folder: Path | str, num_frames: int) -> None:
-    dtypes_and_tails = [ARRAY_FIELDS[name] for name in LARGE_FIELDS]
-    needed = num_frames * sum(np.dtype(d).itemsize * math.prod(t) for d, t in dtypes_and_tails)
+    large = [ARRAY_FIELDS[name] for name in LARGE_FIELDS]
+    needed = num_frames * sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(

@@ -223,17 +223,19 @@ def event_chances(
         share: of the draws that go to windows with an event in the steps that are predicted, some
             of them (`END_SHARE`) to those with the end of a game, which is the rarest.
     """
-    first = starts + history - 1
-    has_event, has_end = (
-        total[first + steps] > total[first]
-        for total in (np.concatenate([[0], np.cumsum(happens)]) for happens in (events, ends))
-    )
+    has_event, has_end = (_within(rows, starts + history - 1, steps) for rows in (events, ends))
     if not share or not has_event.any():
         return None
     end_share = share * END_SHARE if has_end.any() else 0.0
     chances = (share - end_share) * has_event / has_event.sum()
     chances += end_share * has_end / max(has_end.sum(), 1)
     return chances + (1 - share) / len(starts)
+
+
+def _within(happens: np.ndarray, first: np.ndarray, steps: int) -> np.ndarray:
+    """Tell where something happens in the rows first .. first + steps - 1."""
+    total = np.concatenate([[0], np.cumsum(happens)])
+    return total[first + steps] > total[first]
 
 
 def draw_positions(

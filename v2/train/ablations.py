@@ -2,8 +2,8 @@
 
     python v2/train/ablations.py --out ablations
 
-Takes about 25 minutes a row on 2 cores; run it again to go on where it stopped. Every model is
-judged on the validation games of --data, never on the gold set.
+A row should take about 25 minutes on 2 cores (estimated); run it again to go on where it stopped.
+Every model is judged on the validation games of --data, never on the gold set.
 """
 
 import sys
@@ -77,7 +77,6 @@ def build_parser():
     parser.add_argument("--budget", type=command_line.positive_int, default=1300,
                         help="one-step batches; a rollout counts as what it takes")  # fmt: skip
     parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser
 
 
@@ -88,7 +87,7 @@ def main(argv=None) -> int:
     _check_same(args)
     rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
     for name, changes in rows.items():
-        if args.rows in name and not args.table:
+        if args.rows in name:
             _train_and_judge(args, name, changes)
     print_table(args.out, list(rows), args.budget)
     return 0
