@@ -78,3 +78,5 @@ def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, wor
         )
         (finding,) = doctor.check_weights()
         assert bool(finding.stops) != is_whole and (digest[:12] in finding.text)
+    checkpoint.save_checkpoint(tmp_path / "pong" / "x.pt", "vqvae", vqvae)
+    assert "pong" in doctor.check_weights()[1].text

@@ -15,8 +15,9 @@ from v2.data import collect_atari
 from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
 from v2.eval import build_gold, gold_eval, report, results, truth
 from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.clips import cut_clips, stratified_starts
-from v2.eval.gold import gold_path, load_gold, read_gold
+from v2.eval.clips import cut_clips, strata_of, stratified_starts
+from v2.eval.fork_scores import _by_paddle
+from v2.eval.gold import GOLD_SHA256, gold_path, load_gold, read_gold
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 
@@ -26,13 +27,36 @@ def gold():
     return load_gold("breakout")
 
 
-def test_the_gold_set_is_as_large_as_promised(gold):
-    lengths = np.unique(gold.data.episode_ids, return_counts=True)[1]
+@pytest.fixture(scope="module")
+def gold_pong():
+    return load_gold("pong")
+
+
+@pytest.fixture
+def gold_set(request):
+    return request.getfixturevalue(request.param)
+
+
+BOTH = pytest.mark.parametrize("gold_set", ("gold", "gold_pong"), indirect=True)
+
+
+@BOTH
+def test_a_gold_set_is_as_large_as_promised(gold_set):
+    lengths = np.unique(gold_set.data.episode_ids, return_counts=True)[1]
     assert lengths.min() >= 250
-    assert len(gold.forks) >= 200 and len(gold.starts) == 48
-    assert set(gold.strata) == {"flight", "wall", "paddle", "brick", "serve", "life_lost"}
-    assert all(e["seed"] >= GOLD_SEED_START for e in gold.data.meta["episodes"])
-    assert gold_path("breakout").stat().st_size < 8e6
+    strata = strata_of(gold_set.forks.game)
+    assert len(gold_set.forks) >= 200 and len(gold_set.starts) == 8 * len(strata)
+    assert set(gold_set.strata) == set(strata)
+    assert all(e["seed"] >= GOLD_SEED_START for e in gold_set.data.meta["episodes"])
+    assert gold_path(gold_set.forks.game).stat().st_size < 8e6
+
+
+@BOTH
+def test_the_real_branches_of_forks_are_told_apart_by_the_paddle(gold_set):
+    forks = gold_set.forks
+    real = truth.read_ram(forks.game, forks.ram[:, :, -1].reshape(-1, 128)).paddle
+    right, branches, counts = _by_paddle(*[real.reshape(len(forks), -1)] * 2)
+    assert right.all() and counts.mean() > 0.6 and (branches[counts].max(1) == 2).all()
 
 
 def test_gold_clips_cross_no_episode_and_no_life(gold):
@@ -42,14 +66,15 @@ def test_gold_clips_cross_no_episode_and_no_life(gold):
     assert (loses == (clips.strata == "life_lost")).all()
 
 
-def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold):
-    ball = truth.read_ram("breakout", gold.data.ram).ball
-    strata = np.array(gold.strata)
+@BOTH
+def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold_set):
+    ball = truth.read_ram(gold_set.forks.game, gold_set.data.ram).ball
+    starts, strata = gold_set.starts, np.array(gold_set.strata)
     for steps in (1, 5):
-        straight = ball[gold.starts] + steps * (ball[gold.starts] - ball[gold.starts - 1])
-        misses = np.linalg.norm(straight - ball[gold.starts + steps], axis=1)
+        straight = ball[starts] + steps * (ball[starts] - ball[starts - 1])
+        misses = np.linalg.norm(straight - ball[starts + steps], axis=1)
         assert (misses[strata == "flight"] < 1).all()
-    for stratum in ("wall", "paddle", "brick"):
+    for stratum in {"wall", "paddle", "brick"}.intersection(strata):
         assert (misses[strata == stratum] > 2).all()
 
 
@@ -79,19 +104,21 @@ def _time_of(segment, history) -> int:
     return matches[0]
 
 
-def test_the_starts_are_those_that_the_script_would_draw(gold):
+@BOTH
+def test_the_starts_are_those_that_the_script_would_draw(gold_set):
     rng = np.random.default_rng(GOLD_SEED_START)
     steps, each = build_gold.ROLLOUT_STEPS, build_gold.STARTS_PER_STRATUM
-    starts, strata = stratified_starts(gold.data, each, steps, rng)
-    assert (starts == gold.starts).all() and strata == gold.strata
+    starts, strata = stratified_starts(gold_set.data, each, steps, rng)
+    assert (starts == gold_set.starts).all() and strata == gold_set.strata
 
 
 @pytest.mark.slow
-def test_the_gold_set_is_rebuilt_bit_for_bit(tmp_path):
-    path = tmp_path / "breakout.npz"
-    assert build_gold.main(["--out", str(path)]) == 0
-    assert read_gold(path).data.meta["sha256"] == load_gold("breakout").data.meta["sha256"]
-    assert path.read_bytes() == gold_path("breakout").read_bytes()
+@pytest.mark.parametrize("game", GOLD_SHA256)
+def test_a_gold_set_is_rebuilt_bit_for_bit(tmp_path, game):
+    path = tmp_path / f"{game}.npz"
+    assert build_gold.main(["--game", game, "--out", str(path)]) == 0
+    assert read_gold(path).data.meta["sha256"] == load_gold(game).data.meta["sha256"]
+    assert path.read_bytes() == gold_path(game).read_bytes()
 
 
 def test_a_changed_gold_set_is_refused(tmp_path, monkeypatch):
@@ -286,4 +313,4 @@ def test_results_of_other_data_refuse_to_be_compared():
 
 def test_a_game_without_a_gold_set_says_what_to_do():
     with pytest.raises(FileNotFoundError, match="--data"):
-        load_gold("pong")
+        load_gold("seaquest")

@@ -162,27 +162,38 @@ def check_disk() -> list[Finding]:
 def check_weights() -> list[Finding]:
     if not (_is_there("torch") and _is_there("gymnasium") and _is_there("ale_py")):
         return []
-    from v2 import checkpoint
-    from v2.run_dir import CHECKPOINTS, SHIPPED, find_weights
+    from v2.data.atari_dataset import game_directory
+    from v2.run_dir import CHECKPOINTS
 
-    paths = {kind: CHECKPOINTS / "atari" / name for kind, name in SHIPPED.items()}
+    others = sorted(path.name for path in CHECKPOINTS.glob("*") if any(path.glob("*.pt")))
+    directories = {"breakout": game_directory(CHECKPOINTS, "breakout")}
+    directories |= {game: CHECKPOINTS / game for game in others if game != "atari"}
+    return [_check_pair(game, directory) for game, directory in directories.items()]
+
+
+def _check_pair(game: str, directory: Path) -> Finding:
+    """Load a game's shipped weights."""
+    from v2 import checkpoint
+    from v2.run_dir import SHIPPED, find_weights
+
+    paths = {kind: directory / name for kind, name in SHIPPED.items()}
     absent = [path.name for path in paths.values() if not path.exists()]
     if absent:
-        text = f"{' and '.join(absent)} absent"
+        text = f"{game}: {' and '.join(absent)} absent"
         try:
-            text += f"; play takes {find_weights('latest', 'world_model', 'breakout')}"
+            text += f"; play takes {find_weights('latest', 'world_model', game)}"
         except FileNotFoundError:
-            fix = "git checkout -- checkpoints/v2, or make train: about three hours"
-            return [Finding("weights", text, fix, "play, eval")]
-        return [Finding("weights", text, "make ship")]
+            fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
+            return Finding("weights", text, fix, "play, eval")
+        return Finding("weights", text, f"make ship GAME={game}")
     try:
         vqvae, _ = checkpoint.load_vqvae(paths["vqvae"])
         vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
         world_model, _ = checkpoint.load_world_model(paths["world_model"], vqvae_sha256)
     except ValueError as error:
-        return [Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")]
+        return Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")
     hashes = f"vqvae {vqvae_sha256[:12]}, world model {checkpoint.model_sha256(world_model)[:12]}"
-    return [Finding("weights", f"whole and of one pair: {hashes}")]
+    return Finding("weights", f"{game}: whole and of one pair: {hashes}")
 
 
 CHECKS = (

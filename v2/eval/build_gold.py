@@ -46,7 +46,9 @@ GAMES = {  # policy, games, steps a game
         (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 5, 2500), (STICKY, 8, 400),
         (UNIFORM, 6, 400),
     ),
+    "pong": ((SCRIPTED, 12, 600), (CLUMSY, 8, 500), (STICKY, 8, 400), (UNIFORM, 6, 400)),
 }  # fmt: skip
+BALL_BYTES = {"breakout": 101, "pong": 54}  # of the memory: zero while there is no ball
 
 
 def build_parser():
@@ -123,7 +125,7 @@ def record_forks(
         (index, t)
         for index, segment in enumerate(segments)
         for t in range(FORK_SPACING, len(segment) - FORK_STEPS - 1, FORK_SPACING)
-        if emulator.game != "breakout" or segment.ram[t][101] > 0  # in play
+        if segment.ram[t][BALL_BYTES[emulator.game]] > 0
     ]
     if len(candidates) < num_forks:
         raise ValueError(f"{len(candidates)} states for {num_forks} forks: play more games")

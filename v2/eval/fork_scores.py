@@ -88,9 +88,10 @@ def _by_paddle(dreamed: np.ndarray, real: np.ndarray):
     np.put_along_axis(branch, order, ranks, 1)
     distances = np.abs(dreamed[:, :, None] - real[:, None, :])  # (F, dreamed A, real A)
     lost = np.isnan(dreamed)
-    nearest = np.nan_to_num(distances, nan=0).argmin(2)
+    nearest = np.nan_to_num(distances, nan=np.inf).argmin(2)
     right = (np.take_along_axis(branch, nearest, 1) == branch) & ~lost
-    return right, branch, ranks[:, -1] + 1 >= MIN_BRANCHES[True]
+    counts = (ranks[:, -1] + 1 >= MIN_BRANCHES[True]) & ~np.isnan(real).any(1)
+    return right, branch, counts
 
 
 def _by_pixels(dreamed: np.ndarray, real: np.ndarray):

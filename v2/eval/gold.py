@@ -19,6 +19,7 @@ from v2.files import file_sha256
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SHA256 = {
     "breakout": "7c42f777d302e9997f9f72718840f6e88b5bd49c7489a78a2139dd20e8d4b334",
+    "pong": "991468fb000724501595fa949e113a70a1fa3e48947b54e9f1b72c0f1ddbac1b",
 }
 START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
 FRAME = (84, 64, 3)

@@ -56,7 +56,7 @@ def main(argv=None) -> int:
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
     shipped, _ = checkpoint.load_vqvae(directory / SHIPPED["vqvae"])
     assert checkpoint.model_sha256(shipped) == vqvae_sha256  # shipping changes nothing
-    print("next: python v2/eval/gold_eval.py --checkpoint shipped")
+    print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint shipped")
     return 0
 
 
