@@ -18,7 +18,7 @@ from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
-from v2.train import ablations, train_vqvae_hires, train_wm_hires
+from v2.train import ablations, pipeline, train_vqvae_hires, train_wm_hires
 from v2.train.pipeline import Pipeline
 
 
@@ -109,6 +109,23 @@ def test_a_stopped_recording_is_made_again_and_one_of_yours_is_kept(tmp_path, mo
     Pipeline(tmp_path, "breakout", False).collect(data, 100)  # goes on where it stopped
     Pipeline(tmp_path, "breakout", False).collect(data, 100)  # whatever is there now is whole
     assert runs == [False, True]
+
+
+def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
+    monkeypatch.setattr(pipeline, "window_flops", lambda model, steps, positions: steps * 1e9)
+
+    def share(**args):
+        config, status = {"kind": "", "args": args}, {"step": 100, "minutes": 2.0}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        return pipeline.share_of_peak(tmp_path, 100)
+
+    assert share(batch_size=16) == ", 40 GFLOP/s: 40% of the matrix product"
+    rollouts = {"rollout_steps": 5, "rollout_ratio": 1.0, "rollout_start": 0.6, "seed": 0}
+    text = share(batch_size=32, rollout_batch_size=12, positions=96, **rollouts)
+    rate = (60 * 32 * 1 + 40 * 12 * 5 * 5) / 120
+    assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
 
 
 def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys):

@@ -198,9 +198,14 @@ def finished_runs(directory: Path, kind: str) -> list[Path]:
 def is_finished(run: Path) -> bool:
     """Tell whether a run reached its last step."""
     try:
-        return bool(json.loads((Path(run) / "status.json").read_text("utf-8"))["is_finished"])
+        return bool(read_status(run)["is_finished"])
     except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged
         return False
+
+
+def read_status(run: Path) -> dict:
+    """Read the step and the minutes that a run came to, and whether these are all."""
+    return json.loads((Path(run) / "status.json").read_text("utf-8"))
 
 
 def _step_of(line: str) -> float:

@@ -19,29 +19,30 @@ import copy
 import functools
 import json
 import resource
-import time
 from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from v2.data.frames import frames_to_float
-from v2.data.tokens import TokenData, encode_frames
-from v2.device import (
-    autocast,
-    cast_weights,
-    choose_device,
-    compiled,
-    has_fast_bfloat16,
-    moved,
-)
+from v2.data.tokens import encode_frames
+from v2.device import autocast, cast_weights, choose_device, compiled, moved
 from v2.dream import DreamEngine
 from v2.files import check_output, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.rollout import Sampling
-from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
+from v2.train.wm_loss import read_windows
+from v2.train.work import (
+    count_flops,
+    image_flops,
+    learn_images,
+    learn_windows,
+    matrix_products,
+    random_tokens,
+    timed,
+    window_flops,
+)
 
 NUM_ACTIONS = 4
 SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
@@ -65,7 +66,8 @@ def main(argv=None) -> int:
         check_output(args.json)
     torch.manual_seed(0)
     bench = Benchmark(device, args.seconds)
-    bench.measure_peaks()
+    for name, rate in bench.peaks.items():
+        print(f"matrix product {name}: {rate:.0f} GFLOP/s")
     print(f"{'what':58s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak"
           "  peak MiB")
     bench.dream_steps(args.compile)
@@ -87,26 +89,17 @@ class Benchmark:
 
     def __init__(self, device: torch.device, seconds: float):
         self.device, self.seconds = device, seconds
-        self.peaks: dict[str, float] = {}
+        self.peaks = matrix_products(device, seconds)
         self.rows: list[dict] = []
         self.vqvae = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
         config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY)
         self.world_model = TemporalWorldModel(config).to(device)
 
-    def measure_peaks(self) -> None:
-        """Measure 2048 x 2048 matrix products in each precision."""
-        dtypes = [torch.float32, *([torch.bfloat16] if has_fast_bfloat16(self.device) else [])]
-        for dtype in dtypes:
-            a = torch.randn(2048, 2048, device=self.device, dtype=dtype)
-            times = self._times(lambda a=a: a @ a)
-            name = str(dtype).removeprefix("torch.")
-            self.peaks[name] = 2 * 2048**3 / min(times) / 1e9
-            print(f"matrix product {name}: {self.peaks[name]:.0f} GFLOP/s")
 
     def row(self, name: str, work, count: int = 1, flops: float = 0.0) -> dict:
         """Time `work`, which does `count` things of `flops` each; print and return the figures."""
         _forget_peak_memory(self.device)
-        times = np.array(self._times(work))
+        times = np.array(timed(work, self.seconds, self.device))
         rate = count / np.median(times)
         share = rate * flops / 1e9 / max(self.peaks.values())
         row = {"name": name, "per_second": float(rate), "p50_ms": 1e3 * float(np.median(times)),
@@ -135,7 +128,7 @@ class Benchmark:
         for engine in (plain, twice):
             engine.reset(frames, np.zeros(3, int))
         with torch.inference_mode():
-            flops, more = (_flops(functools.partial(e.step, 0)) for e in (plain, twice))
+            flops, more = (count_flops(functools.partial(e.step, 0)) for e in (plain, twice))
         for name, engine in variants.items():
             engine.reset(frames, np.zeros(3, int))
             with _precision(name):
@@ -153,7 +146,7 @@ class Benchmark:
         engine = DreamEngine(self.vqvae, self.world_model, self.device)
         pixels = torch.rand(16, 3, 84, 64, device=self.device)
         with torch.inference_mode():
-            flops = _flops(lambda: self.vqvae.encode(pixels)) / 16
+            flops = count_flops(lambda: self.vqvae.encode(pixels)) / 16
         for name in ("every token", "every token, float32"):
             with _precision(name):
                 self.row(f"encode, {name}", lambda: engine.encode(frames[:16]), 16, flops)
@@ -169,7 +162,7 @@ class Benchmark:
                            lambda: (self._pixels(frames[rows]), self._pixels(frames[rows - 1])),
                            len(rows))  # fmt: skip
         pixels = torch.rand(len(rows), 3, 84, 64, device=self.device)
-        flops = _flops(lambda: _train_vqvae(self.vqvae, pixels)) / len(rows)
+        flops = image_flops(self.vqvae)
         variants = {
             "float32": torch.contiguous_format, "float32, channels last": torch.channels_last,
             "autocast": torch.contiguous_format, "as trained": torch.channels_last,
@@ -181,7 +174,7 @@ class Benchmark:
             batch = pixels.to(memory_format=memory_format)
             with _precision(name), autocast(self.device):
                 row = self.row(f"{what}, {name}",
-                               functools.partial(_train_vqvae, model, batch), len(rows), flops)
+                               functools.partial(learn_images, model, batch), len(rows), flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
 
     def _pixels(self, frames: np.ndarray) -> torch.Tensor:
@@ -189,7 +182,7 @@ class Benchmark:
 
     def train_world_model(self, with_compiled: bool) -> None:
         """The loss and its gradients for a batch, without the optimizer; and its data."""
-        tokens = _token_data()
+        tokens = random_tokens()
         model = compiled(self.world_model) if with_compiled else None
         for steps, batch, positions in ((1, 16, 0), (1, 32, 96), (5, 4, 0), (5, 16, 96)):
             starts = np.arange(batch) * 9
@@ -198,8 +191,8 @@ class Benchmark:
             name += f", {positions} positions" if positions else ""
             loading = self.row(f"{name}: its data alone",
                                lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # noqa: B023
-            work = functools.partial(self._train, self.world_model, windows, positions)
-            flops = _flops(work) / (batch * steps)
+            work = functools.partial(learn_windows, self.world_model, windows, positions)
+            flops = window_flops(self.world_model, steps, positions)
             row = self.row(name, work, batch * steps, flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
             if not positions:
@@ -207,63 +200,14 @@ class Benchmark:
             with _precision("float32"):
                 self.row(f"{name}, float32", work, batch * steps, flops)
             if with_compiled:
-                work = functools.partial(self._train, model, windows, positions)
+                work = functools.partial(learn_windows, model, windows, positions)
                 self.row(f"{name}, compiled", work, batch * steps, flops)
-
-    def _train(self, model, windows: Windows, positions: int) -> None:
-        codebook, grid = self.vqvae.quantizer.codebook, self.vqvae.config.grid
-        loss = WorldModelLoss(LossConfig(), codebook, torch.ones(336), grid, self.device)
-        self.world_model.zero_grad(set_to_none=True)
-        batch, steps = windows.reward_signs.shape
-        is_forced = torch.zeros(batch, steps, dtype=torch.bool)
-        draws, given_draws = torch.rand(batch, steps, 336), torch.rand(batch, steps, 2)
-        loss(model, windows, is_forced, positions, draws, given_draws)
-
-    def _times(self, work) -> list[float]:
-        work()
-        self._wait()
-        times, began = [], time.perf_counter()
-        while len(times) < 3 or time.perf_counter() - began < self.seconds:
-            start = time.perf_counter()
-            work()
-            self._wait()
-            times.append(time.perf_counter() - start)
-        return times
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
 
 def _precision(name: str):
     """Return a context in which `autocast` does nothing where a name says float32."""
     if "float32" in name:
         return mock.patch("v2.device.has_fast_bfloat16", return_value=False)
     return contextlib.nullcontext()
-
-
-def _train_vqvae(model: VQVAE, pixels: torch.Tensor) -> None:
-    model.zero_grad(set_to_none=True)
-    output = model(pixels)
-    ((output.pixels - pixels).square().mean() + output.commitment).backward()
-
-
-def _token_data() -> TokenData:
-    rng, count = np.random.default_rng(0), 4096
-    zeros = np.zeros(count)
-    return TokenData(
-        tokens=rng.integers(0, 32, (count, 336), dtype=np.uint8), actions=zeros.astype(np.uint8),
-        rewards=zeros.astype(np.float32), terminated=zeros.astype(bool),
-        truncated=zeros.astype(bool), episode_ids=zeros.astype(np.int32),
-        has_action=np.ones(count, bool), meta={},
-    )  # fmt: skip
-
-
-def _flops(work) -> float:
-    """Count multiplications and additions of matrix products, attention and convolutions."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
 
 
 def _forget_peak_memory(device: torch.device) -> None:

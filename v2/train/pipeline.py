@@ -14,13 +14,19 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
+import argparse
 import time
 from dataclasses import dataclass
 
 from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
 from v2.data.tokens import TOKENS_NAME
+from v2.device import choose_device
 from v2.eval.gold import GOLD_SHA256
-from v2.run_dir import CHECKPOINTS, is_finished, read_config
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.run_dir import CHECKPOINTS, is_finished, read_config, read_status
+from v2.train.steps import step_rng, unrolls
+from v2.train.work import image_flops, matrix_products, window_flops
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,32 @@ def main(argv=None) -> int:
         pipeline.run("eval/gold_eval.py", "--checkpoint", best, *preset.evaluation)
     else:
         print(f"no gold set for {args.game}: gold_eval.py --data FILE judges a recording")
+    shares = {"train/train_vqvae_hires.py": vqvae, "train/train_wm_hires.py": world_model}
+    peak = max(matrix_products(choose_device("auto"), 1.0).values())
+    print(f"a matrix product now: {peak:.0f} GFLOP/s")
     for script, seconds in pipeline.seconds.items():
-        print(f"{script:32s} {seconds / 60:6.1f} minutes")
+        share = share_of_peak(shares[script], peak) if script in shares else ""
+        print(f"{script:32s} {seconds / 60:6.1f} minutes{share}")
     print(f"next: python v2/play_atari_hires.py --game {args.game} --checkpoint {world_model}")
     return 0
+
+
+def share_of_peak(run: Path, peak: float) -> str:
+    """Say how fast a run computed, all of its minutes counted, beside a peak in GFLOP/s."""
+    args, status = argparse.Namespace(**read_config(run)["args"]), read_status(run)
+    num_steps = status["step"]
+    if hasattr(args, "rollout_steps"):
+        model = TemporalWorldModel(WorldModelConfig(num_actions=4))
+        rngs = (step_rng(args.seed, k) for k in range(num_steps))
+        rollouts = sum(unrolls(args, rng, k, num_steps) for k, rng in enumerate(rngs))
+        frames = rollouts * args.rollout_batch_size * args.rollout_steps
+        work = frames * window_flops(model, args.rollout_steps, args.positions)
+        windows = (num_steps - rollouts) * args.batch_size
+        work += windows * window_flops(model, 1, args.positions)
+    else:
+        work = num_steps * args.batch_size * image_flops(VQVAE(VQVAEConfig()))
+    rate = work / 1e9 / (60 * status["minutes"])
+    return f", {rate:.0f} GFLOP/s: {rate / peak:.0%} of the matrix product"
 
 
 class Pipeline:

@@ -25,6 +25,11 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
+def unrolls(args, rng: np.random.Generator, step: int, num_steps: int) -> bool:
+    """Decide, with the step's generator, whether its batch unrolls K steps."""
+    return step >= args.rollout_start * num_steps and rng.random() < args.rollout_ratio
+
+
 class Rows:
     """Rows to draw batches from, the draws those of `Generator.choice`, sums made only once."""
 

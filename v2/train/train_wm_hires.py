@@ -48,6 +48,7 @@ from v2.train.steps import (
     average_weights,
     learning_rate,
     step_rng,
+    unrolls,
 )
 from v2.train.wm_evaluation import Evaluation
 from v2.train.wm_loss import LossConfig, WorldModelLoss, read_windows
@@ -271,8 +272,7 @@ class Trainer:
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
         args, rng = self.args, step_rng(self.args.seed, self.step)
-        is_rollout = self.step >= args.rollout_start * self.num_steps
-        is_rollout = is_rollout and rng.random() < args.rollout_ratio
+        is_rollout = unrolls(args, rng, self.step, self.num_steps)
         steps = args.rollout_steps if is_rollout else 1
         count = args.rollout_batch_size if is_rollout else args.batch_size
         starts = self.workers.part(self.windows[steps].draw(rng, count))

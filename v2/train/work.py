@@ -1,0 +1,96 @@
+"""What training computes: its steps without optimizers, their FLOPs, and the machine's own speed.
+
+Contract: FLOPs are multiplications and additions of matrix products, attention and convolutions;
+speeds are of the device at this moment. For the benchmark and the pipeline; no training uses it.
+"""
+
+import time
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from v2.data.tokens import TokenData
+from v2.device import has_fast_bfloat16
+from v2.models.temporal_world_model import TemporalWorldModel
+from v2.models.vqvae_hires import VQVAE
+from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
+
+
+def timed(work, seconds: float, device: torch.device) -> list[float]:
+    """Do some work again and again for so long; return how many seconds each time took."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    once()
+    times, began = [], time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - began < seconds:
+        times.append(once())
+    return times
+
+
+def matrix_products(device: torch.device, seconds: float) -> dict[str, float]:
+    """Return the GFLOP/s of a 2048 x 2048 matrix product in each precision."""
+    peaks = {}
+    for dtype in [torch.float32, *([torch.bfloat16] if has_fast_bfloat16(device) else [])]:
+        a = torch.randn(2048, 2048, device=device, dtype=dtype)
+        fastest = min(timed(lambda a=a: a @ a, seconds, device))
+        peaks[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / fastest / 1e9
+    return peaks
+
+
+def count_flops(work) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def image_flops(vqvae: VQVAE) -> float:
+    """Count what a training image takes."""
+    pixels = torch.rand(1, 3, 84, 64, device=next(vqvae.parameters()).device)
+    return count_flops(lambda: learn_images(vqvae, pixels))
+
+
+def window_flops(model: TemporalWorldModel, steps: int, positions: int) -> float:
+    """Count what a predicted frame takes in training, second looks left out."""
+    windows = read_windows(random_tokens(), np.arange(2) * 9, 4, steps)
+    windows = windows.to(next(model.parameters()).device)
+    return count_flops(lambda: learn_windows(model, windows, positions)) / (2 * steps)
+
+
+def learn_images(vqvae: VQVAE, pixels: torch.Tensor) -> None:
+    """Compute a loss of images (B, 3, 84, 64) and its gradients."""
+    vqvae.zero_grad(set_to_none=True)
+    output = vqvae(pixels)
+    ((output.pixels - pixels).square().mean() + output.commitment).backward()
+
+
+def learn_windows(model: TemporalWorldModel, windows: Windows, positions: int) -> None:
+    """Compute the loss of windows at so many positions (0: all) and its gradients."""
+    config, device = model.config, windows.tokens.device
+    loss = WorldModelLoss(
+        LossConfig(), torch.eye(config.num_codes), torch.ones(config.num_positions),
+        (config.grid_height, config.grid_width), device,
+    )  # fmt: skip
+    model.zero_grad(set_to_none=True)
+    batch, steps = windows.reward_signs.shape
+    is_forced = torch.zeros(batch, steps, dtype=torch.bool)
+    draws = torch.rand(batch, steps, config.num_positions)
+    loss(model, windows, is_forced, positions, draws, torch.rand(batch, steps, 2))
+
+
+def random_tokens() -> TokenData:
+    """Return 4,096 frames of random tokens, one episode."""
+    rng, count = np.random.default_rng(0), 4096
+    zeros = np.zeros(count)
+    return TokenData(
+        tokens=rng.integers(0, 32, (count, 336), dtype=np.uint8), actions=zeros.astype(np.uint8),
+        rewards=zeros.astype(np.float32), terminated=zeros.astype(bool),
+        truncated=zeros.astype(bool), episode_ids=zeros.astype(np.int32),
+        has_action=np.ones(count, bool), meta={},
+    )  # fmt: skip
