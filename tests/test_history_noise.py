@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from v2.train.history_noise import MAX_UNIFORM_SHARE, NUM_DRAWS, add_noise
+from v2.train.history_noise import (
+    MAX_PATCH,
+    MAX_UNIFORM_SHARE,
+    NUM_DRAWS,
+    PASTED_SHARE,
+    add_noise,
+)
 
 GRID = (21, 16)
 BALL, WALL, FLOOR = 7, 3, 1
@@ -20,7 +26,8 @@ def _window(steps: int = 5) -> np.ndarray:
 
 def _draws(mistake: float, first: float) -> np.ndarray:
     draws = np.zeros((1, NUM_DRAWS))
-    draws[0, 2:5] = mistake, first, 0.5  # four cells away, to the right
+    draws[0, 1] = PASTED_SHARE
+    draws[0, 3:6] = mistake, first, 0.5  # four cells away, to the right
     return draws
 
 
@@ -29,7 +36,8 @@ def _draws(mistake: float, first: float) -> np.ndarray:
 def test_an_object_is_dropped_doubled_or_shifted(mistake, balls, first):
     window = _window()
     before = window.copy()
-    noisy = add_noise(window, GRID, "plausible", 1.0, _draws(mistake / 3 + 0.01, first / 4))
+    draws = _draws(mistake / 3 + 0.01, first / 4)
+    noisy = add_noise(window, window[:, 0], GRID, "plausible", 1.0, draws)
     assert (window == before).all()
     noisy = noisy.reshape(4, *GRID)
     assert [tuple(cell) for cell in np.argwhere(noisy[3] == BALL)] == balls
@@ -39,10 +47,39 @@ def test_an_object_is_dropped_doubled_or_shifted(mistake, balls, first):
     assert is_changed[3] and not is_changed[:first].any()
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_patch_of_another_frame_is_pasted_where_it_stays(first):
+    window, draws = _window(), np.full((1, NUM_DRAWS), 0.5)
+    draws[0, 1], draws[0, 3] = 0, 0 if first == 0 else 0.99
+    other = np.full(GRID, FLOOR)
+    other[:, 0], other[15, 3] = WALL, BALL  # differs at the ball it lacks and at its own
+    noisy = add_noise(window, other.reshape(1, -1), GRID, "plausible", 1.0, draws)
+    noisy, truth = noisy.reshape(4, *GRID), window[0, :4].reshape(4, *GRID)
+    assert (noisy[first:, 15, 3] == BALL).all() and (noisy[:first] == truth[:first]).all()
+    noisy[first:, 15, 3] = FLOOR
+    assert (noisy == truth).all()
+
+
+def test_what_is_pasted_is_small_and_whole():
+    rng = np.random.default_rng(0)
+    windows, others = rng.integers(0, 16, (90, 5, 336)), rng.integers(16, 32, (90, 336))
+    draws = rng.random((90, NUM_DRAWS))
+    draws[:, 1] = 0
+    noisy = add_noise(windows, others, GRID, "plausible", 1.0, draws).reshape(90, 4, *GRID)
+    for k in range(90):
+        is_other = noisy[k, 3] >= 16
+        cells = np.argwhere(is_other)
+        height, width = np.ptp(cells, axis=0) + 1
+        assert max(height, width) <= MAX_PATCH and height * width == len(cells)
+        assert (noisy[k, 3][is_other] == others[k].reshape(GRID)[is_other]).all()
+
+
 def test_a_frame_where_nothing_stands_out_stays():
     still = np.full((2, 6, 336), FLOOR)
     draws = np.full((2, NUM_DRAWS), 0.4)
-    assert (add_noise(still, GRID, "plausible", 1.0, draws) == FLOOR).all()
+    for pasted in (0, PASTED_SHARE):
+        draws[:, 1] = pasted
+        assert (add_noise(still, still[:, 0], GRID, "plausible", 1.0, draws) == FLOOR).all()
 
 
 @pytest.mark.parametrize("kind", ["plausible", "uniform"])
@@ -50,7 +87,8 @@ def test_the_rate_is_the_share_of_samples_with_a_mistake(kind):
     rng = np.random.default_rng(0)
     window = np.repeat(_window(), 400, axis=0)
     for rate in (0, 0.25):
-        noisy = add_noise(window, GRID, kind, rate, rng.random((400, NUM_DRAWS)))
+        draws = rng.random((400, NUM_DRAWS))
+        noisy = add_noise(window, window[:, -1], GRID, kind, rate, draws)
         share = (noisy != window[:, :4]).any((1, 2)).mean()
         assert abs(share - rate) <= 0.06
     assert set(np.unique(noisy)) == {BALL, WALL, FLOOR}
@@ -59,6 +97,7 @@ def test_the_rate_is_the_share_of_samples_with_a_mistake(kind):
 def test_uniform_noise_is_bounded():
     rng = np.random.default_rng(0)
     window = rng.integers(0, 32, (50, 5, 336))
-    noisy = add_noise(window, GRID, "uniform", 1.0, rng.random((50, NUM_DRAWS)))
+    draws = rng.random((50, NUM_DRAWS))
+    noisy = add_noise(window, window[:, 0], GRID, "uniform", 1.0, draws)
     share = (noisy != window[:, :4]).mean((1, 2))
     assert 0.02 < share.mean() and share.max() < MAX_UNIFORM_SHARE + 0.02

@@ -7,35 +7,54 @@ never touched. The idea is GameNGen's (arXiv 2408.14837), the kinds are ours.
 import numpy as np
 
 KINDS = ("plausible", "uniform")
-NUM_DRAWS = 8  # numbers in [0, 1) that decide what happens to a sample
+NUM_DRAWS = 9  # numbers in [0, 1) that decide what happens to a sample
+PASTED_SHARE = 0.5  # of the plausible mistakes
+MAX_PATCH = 3  # rows and columns of what is pasted
 MAX_UNIFORM_SHARE = 0.2  # of a sample's tokens
 REACH = 2  # an object is what stands out within so many cells
 
 
-def add_noise(tokens: np.ndarray, grid: tuple[int, int], kind: str, rate: float,
-              draws: np.ndarray) -> np.ndarray:  # fmt: skip
+def add_noise(tokens: np.ndarray, others: np.ndarray, grid: tuple[int, int], kind: str,
+              rate: float, draws: np.ndarray) -> np.ndarray:  # fmt: skip
     """Return the histories (B, 4, N) of windows, some of them with a mistake.
 
     `uniform` puts random codes of the window in place of up to a fifth of the tokens. `plausible`
     takes an object (what differs from the window's most frequent tokens) and drops it, doubles it
-    three to five cells away, or shifts it by one cell; in the last frame or in the last few.
+    three to five cells away, or shifts it by one cell; or it pastes a patch of another frame where
+    the two differ, as what a dream got wrong stands still in it. In the last frame or the last few.
 
     Args:
         tokens: int64 (B, 4 + K, N), all of each window.
+        others: (B, N), for each window a frame to paste from.
         rate: share of the samples with a mistake.
         draws: uniform in [0, 1), (B, NUM_DRAWS).
     """
     histories = tokens[:, :4].copy()
-    for window, history, draw in zip(tokens, histories, draws, strict=True):
+    for window, other, history, draw in zip(tokens, others, histories, draws, strict=True):
         if draw[0] >= rate:
             continue
         if kind == "uniform":
             rng = np.random.default_rng(int(draw[1] * 2**53))
             is_wrong = rng.random(history.shape) < draw[2] * MAX_UNIFORM_SHARE
             history[is_wrong] = rng.choice(window.ravel(), is_wrong.sum())
+        elif draw[1] < PASTED_SHARE:
+            _paste(history.reshape(-1, *grid), other.reshape(grid), draw[2:])
         else:
-            history[:] = _misplaced(window.reshape(-1, *grid), draw[1:]).reshape(history.shape)
+            history[:] = _misplaced(window.reshape(-1, *grid), draw[2:]).reshape(history.shape)
     return histories
+
+
+def _paste(history: np.ndarray, other: np.ndarray, draw: np.ndarray) -> None:
+    """Put up to 3 x 3 cells of another frame (h, w) into the last frames of (4, h, w), in place."""
+    cells = np.argwhere(history[3] != other)
+    if not len(cells):
+        return
+    row, column = cells[int(draw[0] * len(cells))]
+    first = max(0, int(draw[1] * 7) - 3)  # in most cases all four frames: it has long been there
+    height, width = 1 + (draw[2:4] * MAX_PATCH).astype(int)
+    top, left = max(0, row - int(draw[4] * height)), max(0, column - int(draw[5] * width))
+    box = np.s_[top : top + height, left : left + width]
+    history[(slice(first, None), *box)] = other[box]
 
 
 def _misplaced(window: np.ndarray, draw: np.ndarray) -> np.ndarray:

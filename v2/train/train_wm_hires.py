@@ -110,7 +110,8 @@ def build_parser():
     recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
                         help="share of the windows whose history has a mistake")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
-                        help="an object dropped, doubled or shifted; or random tokens")  # fmt: skip
+                        help="an object dropped, doubled or shifted, or a patch of another frame; "
+                        "or random tokens")  # fmt: skip
     recipe.add_argument("--copy-bias", type=command_line.non_negative_float,
                         default=COPY_BIAS,
                         help="first logit of the last frame's token")  # fmt: skip
@@ -232,7 +233,7 @@ class Trainer:
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs that --init-from began with
         self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
-        rows = tokens.rows_of("train")
+        self.train_rows = rows = tokens.rows_of("train")
         history = model.config.history
         starts_of = {
             steps: window_starts(tokens.episode_ids, history + steps, rows)
@@ -280,7 +281,8 @@ class Trainer:
         if args.history_noise:
             draws = self.workers.part(rng.random((count, NUM_DRAWS)))
             tokens, grid = windows.tokens.numpy(), self.loss.grid
-            noisy = add_noise(tokens, grid, args.noise_kind, args.history_noise, draws)
+            others = self.tokens.tokens[self.workers.part(rng.choice(self.train_rows, count))]
+            noisy = add_noise(tokens, others, grid, args.noise_kind, args.history_noise, draws)
             windows.history = torch.from_numpy(noisy)
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
         is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
