@@ -181,6 +181,34 @@ class PaddleLost(PerfectEngine):
         return frames
 
 
+class WrongDigits(PerfectEngine):
+    """Shows the first digit of the score, and the lives, where nothing can be read."""
+
+    def spoil(self, frames, objects):
+        frames = frames.copy()
+        frames[:, 1:8, :48] = 0
+        return frames
+
+
+class AlwaysOver(PerfectEngine):
+    """Says at every step that the game ends and that nothing was won."""
+
+    def step(self, actions):
+        shown = super().step(actions)
+        self.last_reward, self.last_terminated = np.zeros(len(shown)), np.ones(len(shown))
+        return shown
+
+
+class LossyTokenizer(PatchTokenizer):
+    """Knows no ball in the black: decodes black there, and one grey level beside the truth."""
+
+    def decode(self, tokens):
+        frames = super().decode(tokens)
+        field = frames[:, 41:71, 4:60]
+        field[field.max(-1) > 0] = 0
+        return np.clip(frames, 1, 255)
+
+
 class BricksReturn(PerfectEngine):
     """Puts all bricks of the last row back."""
 

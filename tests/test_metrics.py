@@ -69,9 +69,15 @@ def test_intervals_hold_the_truth_and_know_episodes(rng):
     luck = rng.normal(size=40)[episodes]  # shared by an episode's frames
     metric = mean_metric(luck + rng.normal(size=1000), episodes)
     frame_wise = mean_metric(luck, np.arange(1000))
-    assert metric.low < 0 < metric.high or abs(metric.value) < 0.5
+    assert metric.low < 0 < metric.high
     assert metric.high - metric.low > 3 * (frame_wise.high - frame_wise.low)
     assert metric.low < metric.value < metric.high
+
+
+def test_nothing_seen_in_few_games_leaves_a_doubt_to_shares_and_none_to_counts():
+    nothing, episodes = np.zeros(20), np.arange(20) // 2
+    assert mean_metric(nothing, episodes).high == pytest.approx(0.31, abs=0.01)  # 0.975 of ten
+    assert mean_metric(nothing, episodes, is_share=False).high == 0
 
 
 def test_ratios_are_of_sums_and_nan_is_left_out():

@@ -1,5 +1,7 @@
 """Every canary ranks where it must, and each defect is caught by the metric made for it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,7 @@ def judged(game, clips, forks):
         canaries.PerfectEngine, canaries.CopyLast, canaries.Blank, canaries.BallErased,
         canaries.BallDoubled, canaries.ActionsIgnored, canaries.ActionsMirrored,
         canaries.OneStepLate, canaries.PaddleLost, canaries.BricksReturn,
+        canaries.WrongDigits, canaries.AlwaysOver,
     )  # fmt: skip
     return {kind.__name__: judge(kind(game[1], tokenizer), clips, forks) for kind in kinds}
 
@@ -90,7 +93,8 @@ def test_the_perfect_model_is_perfect(judged):
                  "rollout/brick_f1@20", "forks/right_branch@3", "one_step/changed_accuracy",
                  "rollout/lives_right@20", "forks/right_branch_pixels@8"):  # fmt: skip
         assert value(judged, "PerfectEngine", name) == pytest.approx(1), name
-    for name in ("rollout/ball_recall@10", "rollout/ball_hit_2px@20", "rollout/ball_precision@5"):
+    for name in ("rollout/ball_recall@10", "rollout/ball_hit_2px@20", "rollout/ball_precision@5",
+                 "rollout/ball_seen@10", "rollout/ball_possible@5"):  # fmt: skip
         assert value(judged, "PerfectEngine", name) >= 0.97, name
     assert value(judged, "PerfectEngine", "rollout/ball_half_life") == HORIZON
     assert value(judged, "PerfectEngine", "forks/separation@5") == pytest.approx(1, abs=0.05)
@@ -121,8 +125,9 @@ def test_copy_last_scores_what_its_baseline_says(judged):
 def test_an_erased_ball_is_missed_although_the_picture_is_fine(judged):
     assert value(judged, "BallErased", "rollout/psnr@5") > 40
     assert value(judged, "BallErased", "rollout/token_accuracy@5") > 0.98
-    perfect = value(judged, "PerfectEngine", "rollout/ball_recall@5")
-    assert value(judged, "BallErased", "rollout/ball_recall@5") < perfect - 0.3
+    for row in ("rollout/ball_seen@5", "rollout/ball_recall@5"):
+        perfect = value(judged, "PerfectEngine", row)
+        assert value(judged, "BallErased", row) < perfect - 0.3
     assert value(judged, "BallErased", "rollout/ball_hit_2px[flight]@1") < 0.5
 
 
@@ -130,6 +135,7 @@ def test_a_doubled_ball_is_counted(judged):
     assert value(judged, "PerfectEngine", "rollout/ball_duplicates@5") == 0
     assert value(judged, "BallDoubled", "rollout/ball_duplicates@5") > 0.3
     assert value(judged, "BallDoubled", "rollout/ball_precision@5") < 0.85
+    assert value(judged, "BallDoubled", "rollout/ball_possible@5") < 0.85
 
 
 def test_ignored_actions_are_at_chance(judged):
@@ -160,14 +166,16 @@ def test_a_step_late_is_a_step_of_flight_behind(judged):
 def test_flying_on_beats_copying_where_nothing_turns(judged, clips):
     row = judged["CopyLast"]["rollout/ball_hit_2px@1"]
     assert row.baselines["constant_velocity"].value > 0.5 > row.baselines["copy_last"].value
-    row = judged["CopyLast"]["rollout/ball_recall@5"].baselines["constant_velocity"]
-    flies = ~np.isnan(clips.objects_at(0).ball[:, 0])
-    visible = clips.objects_at(5).num_balls > 0
-    assert row.value == pytest.approx((flies & visible).sum() / visible.sum(), abs=0.2)
+    row = judged["CopyLast"]["rollout/ball_seen@5"].baselines["constant_velocity"]
+    assert row.value > 0.2  # a ball that has flown out of the picture is not seen
+    last = judged["CopyLast"]["rollout/ball_seen@20"].baselines["constant_velocity"]
+    assert last.value < 0.1
+    assert value(judged, "CopyLast", "rollout/ball_seen@20") > 0.5
+    assert value(judged, "CopyLast", "rollout/ball_recall@20") < 0.2
 
 
 def test_a_blank_dream_has_no_objects(judged):
-    assert value(judged, "Blank", "rollout/ball_recall@5") == 0
+    assert value(judged, "Blank", "rollout/ball_seen@5") == 0
     assert value(judged, "Blank", "rollout/brick_f1@5") == 0
     assert value(judged, "Blank", "rollout/paddle_error_px@5") == 32
     assert value(judged, "Blank", "rollout/ball_half_life") == 1
@@ -191,9 +199,9 @@ def test_a_brick_that_was_gone_in_the_dream_may_not_come_back():
 def test_a_dream_that_never_serves_has_no_ball_in_play():
     balls, places = np.zeros(100, int), np.full((100, 2), np.nan)
     balls[:20], places[:20, 1] = 1, np.linspace(40, 70, 20)  # lost near the floor
-    dead = _one_ball("breakout", [(balls, places)], starts_in_play=True)
+    dead = _one_ball("breakout", [(balls, places)], [0], is_dream=True)
     assert dead.value == pytest.approx(20 / (100 - SERVE_STEPS))
-    waiting = _one_ball("breakout", [(balls, places)], starts_in_play=False)  # a recording may wait
+    waiting = _one_ball("breakout", [(balls, places)], [0], is_dream=False)  # a recording may wait
     assert waiting.value == 1
 
 
@@ -204,7 +212,7 @@ def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
     flight = clips.strata == "flight"
     scores, _ = long_dream_scores(
         engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-        clips.past_actions[flight], 20, [data.frames[:60]], num_codes=5000,
+        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]], num_codes=5000,
     )  # fmt: skip
     assert scores["long/ball_seen"].value == 0
 
@@ -239,6 +247,67 @@ def test_the_tokenizer_is_scored_against_memory(game, clips):
 def test_rewards_and_endings_are_scored(judged):
     for row in ("f1", "precision", "recall"):
         assert value(judged, "PerfectEngine", f"reward/{row}") == 1
+    assert value(judged, "AlwaysOver", "reward/recall") == 0
+
+
+def test_ends_that_are_missed_or_invented_are_counted(game, clips):
+    class Knows(canaries.PerfectEngine):
+        def step(self, actions):
+            shown = super().step(actions)
+            self.last_terminated = np.arange(len(shown)) == 2
+            return shown
+
+    terminated = np.zeros_like(clips.terminated)
+    terminated[2, HISTORY - 1] = True
+    few = cut_clips(game[0], even_starts(game[0], 8, 1), 1)
+    few = dataclasses.replace(few, terminated=terminated[: len(few), :HISTORY])
+    expected = {Knows: (1, 1), canaries.AlwaysOver: (1 / 8, 1), canaries.PerfectEngine: (None, 0)}
+    for kind, (precision, recall) in expected.items():
+        scores = one_step_scores(kind(game[1], canaries.PatchTokenizer()), few)
+        assert scores["termination/recall"].value == recall
+        assert precision is None or scores["termination/precision"].value == precision
+
+
+def test_digits_that_cannot_be_read_are_not_right(judged):
+    for digits in ("score", "lives"):
+        assert value(judged, "WrongDigits", f"rollout/{digits}_right@10") == 0
+
+
+def test_a_tokenizer_that_loses_the_ball_is_found_out(game, clips):
+    data, states = game
+    perfect, lossy = (
+        tokenizer_scores(canaries.PerfectEngine(states, tokenizer()), clips, 5000)
+        for tokenizer in (canaries.PatchTokenizer, canaries.LossyTokenizer)
+    )
+    assert perfect["tokenizer/ball_recall"].value > 0.95
+    assert lossy["tokenizer/ball_recall"].value < 0.5
+    assert perfect["tokenizer/psnr"].value == 60 > lossy["tokenizer/psnr"].value + 5
+
+
+def test_frames_that_the_tokenizer_does_not_know_are_strange(game, clips):
+    """It keeps the game's frames but for a few grey levels, and no other ones."""
+
+    class Narrow(canaries.PatchTokenizer):
+        def decode(self, tokens):
+            frames = super().decode(tokens)
+            is_game = frames[:, 75:78].max((1, 2, 3)) > 0  # a paddle is there
+            return np.where(is_game[:, None, None, None], frames, 255 - frames)
+
+    data, states = game
+    flight = clips.strata == "flight"
+    shares = {}
+    for kind in (canaries.PerfectEngine, canaries.Blank):
+        scores, _ = long_dream_scores(
+            kind(states, Narrow()), "breakout", data.meta["action_meanings"],
+            clips.history[flight], clips.past_actions[flight], clips.episodes[flight], 60,
+            [data.frames[:300]], num_codes=5000,
+        )  # fmt: skip
+        shares[kind.__name__] = scores["long/strange_frames"].value
+        assert scores["long/strange_frames"].baselines["real"].value < 0.1
+        usage = {k: m.value for k, m in scores.items() if k.startswith("long/code_kl")}
+        shares[f"{kind.__name__} codes"] = max(usage.values())
+    assert shares["PerfectEngine"] < 0.1 and shares["Blank"] == 1
+    assert shares["Blank codes"] > shares["PerfectEngine codes"] + 0.1
 
 
 def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
@@ -250,7 +319,7 @@ def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
         engine = kind(states, canaries.PatchTokenizer())
         scores[kind.__name__], pictures = long_dream_scores(
             engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-            clips.past_actions[flight], 100, real, num_codes=5000,
+            clips.past_actions[flight], clips.episodes[flight], 100, real, num_codes=5000,
         )  # fmt: skip
         assert pictures.shape == (3, 5, 84, 64, 3)
     perfect, erased, still = scores.values()
@@ -320,7 +389,7 @@ def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has(pong):
     assert copied["rollout/ball_hit_2px[flight]@5"].value == 0
     for name in ("rollout/paddle_error_px@5", "rollout/opponent_error_px@5"):
         assert blank[name].value == 32, name
-    assert blank["rollout/ball_recall@5"].value == 0
+    assert blank["rollout/ball_seen@5"].value == 0
     assert not [name for name in perfect if "brick" in name or "lives" in name]
     unknown = {name.partition("@")[0] for name, row in perfect.items() if np.isnan(row.value)}
     assert unknown <= {"rollout/ball_hit_2px[point]", "rollout/ball_hit_2px[serve]"}  # hidden then
@@ -335,7 +404,7 @@ def test_a_long_dream_of_pong_is_played_from_its_pictures(pong):
     history = np.stack([data.frames[row - 3 : row + 1] for row in starts])
     past = np.stack([data.actions[row - 3 : row] for row in starts])
     scores, _ = long_dream_scores(
-        engine, "pong", data.meta["action_meanings"], history, past, 60, [data.frames[:300]],
-        num_codes=5000,
+        engine, "pong", data.meta["action_meanings"], history, past, np.arange(len(past)), 60,
+        [data.frames[:300]], num_codes=5000,
     )  # fmt: skip
     assert scores["long/one_ball"].value > 0.9 < scores["long/one_ball"].baselines["real"].value

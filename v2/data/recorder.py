@@ -27,7 +27,8 @@ SEEDS_PER_RUN, SEEDS_PER_POLICY = 10_000_000, 1_000_000
 MIN_GAME_STEPS, MAX_GAME_STEPS = 150, 6000
 GAMES_PER_POLICY = 6  # at least so many games share a policy's frames, so that splits have some
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live, while one waits for them
-SNAPSHOT_STEPS, NUM_SNAPSHOTS = 8, 6  # rewinding goes back up to 48 steps, 3.2 seconds
+SNAPSHOT_STEPS, MAX_SNAPSHOTS = 8, 64
+MAX_BACK = 6  # snapshots: rewinding goes back up to 48 steps, 3.2 seconds
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ def record_game(job: GameJob) -> list[Segment]:
     is_random = job.emulator.repeat_action_probability > 0  # else every seed starts one same game
     frame, _ = env.reset(seed=job.seed if is_random else None)  # a seed reloads the ROM: 0.15 s
     segments = [Segment(job.seed, job.policy.name, [frame], [env.ram], [], [])]
-    snapshots: deque = deque(maxlen=NUM_SNAPSHOTS)
-    lives = ale.lives()
+    snapshots: deque = deque(maxlen=MAX_SNAPSHOTS)
+    lives, num_vain = ale.lives(), 0  # rewinds in a row that soon lost the life again
     for step in range(job.max_steps):
         now = segments[-1]
         if job.policy.rewind and step % SNAPSHOT_STEPS == 0:
@@ -214,14 +215,24 @@ def record_game(job: GameJob) -> list[Segment]:
         lost_life, lives = ale.lives() < lives, ale.lives()
         now.terminated = bool(terminated)
         if job.policy.rewind and lost_life:
-            for _ in range(int(rng.integers(len(snapshots)))):  # the oldest one always stays
+            num_vain = num_vain + 1 if len(now.actions) < SNAPSHOT_STEPS * MAX_BACK else 0
+            back = int(rng.integers(MAX_BACK)) + num_vain  # ever further from a ball beyond reach
+            for _ in range(min(back, len(snapshots) - 1)):
                 snapshots.pop()
             state, frame, ram, lives = snapshots[-1]
             env.unwrapped.restore_state(state)
             segments.append(Segment(job.seed, job.policy.name, [frame], [ram], [], []))
         elif terminated or truncated:
             break
-    return [_as_arrays(segment) for segment in segments if len(segment) > 1]
+    return _distinct([_as_arrays(segment) for segment in segments if len(segment) > 1])
+
+
+def _distinct(segments: list[Segment]) -> list[Segment]:
+    """Leave out what is the same as before: two rewinds may lose a life in the same way."""
+    first: dict[bytes, Segment] = {}
+    for segment in segments:
+        first.setdefault(segment.ram.tobytes() + segment.actions.tobytes(), segment)
+    return list(first.values())
 
 
 @functools.cache

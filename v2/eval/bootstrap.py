@@ -41,10 +41,11 @@ def _plain(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def mean_metric(values, episodes, counts=None) -> Metric:
+def mean_metric(values, episodes, counts=None, is_share: bool = True) -> Metric:
     """Return sum(values) / sum(counts) with its interval; by default every value counts once.
 
-    Samples whose value is NaN are left out.
+    Samples whose value is NaN are left out. Of a share that is 0 or 1 in all of E episodes
+    resampling sees no doubt: its interval then reaches to what they still allow.
     """
     values = np.asarray(values, float).reshape(-1)
     episodes = np.asarray(episodes).reshape(-1)
@@ -60,8 +61,9 @@ def mean_metric(values, episodes, counts=None) -> Metric:
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (draws @ sums) / (draws @ totals)
     low, high = interval(resampled, len(names))
-    if len(names) > 1 and np.isin(values, (0, 1)).all() and np.isin(counts, (0, 1)).all():
-        doubt = 0.025 ** (1 / (totals > 0).sum())  # none of E episodes: resampling sees no doubt
+    is_share = is_share and np.isin(values, (0, 1)).all() and np.isin(counts, (0, 1)).all()
+    if len(names) > 1 and is_share:
+        doubt = 0.025 ** (1 / (totals > 0).sum())
         if sums.sum() == 0:
             high = 1 - doubt
         if sums.sum() == totals.sum():

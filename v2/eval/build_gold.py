@@ -46,7 +46,7 @@ GAMES = {  # policy, games, steps a game
         (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 5, 2500), (STICKY, 8, 400),
         (UNIFORM, 6, 400),
     ),
-    "pong": ((SCRIPTED, 12, 600), (CLUMSY, 8, 500), (STICKY, 8, 400), (UNIFORM, 6, 400)),
+    "pong": ((SCRIPTED, 12, 600), (CLUMSY, 8, 500), (STICKY, 5, 1500), (UNIFORM, 3, 1500)),
 }  # fmt: skip
 BALL_BYTES = {"breakout": 101, "pong": 54}  # of the memory: zero while there is no ball
 

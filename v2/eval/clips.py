@@ -22,7 +22,7 @@ EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
 MAX_JITTER = 1.0  # pixels by which steps of one velocity differ: memory holds whole native ones
 LOSS_STEPS = (5, 15)
-LATE_BRICKS = 80  # of 108; a board with fewer is a late one
+LATE_BRICKS = (20, 80)  # of 108; a board with fewer is a last, or a late one
 
 
 @dataclass
@@ -111,7 +111,7 @@ def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
 def stratified_starts(
     data: GameData, per_stratum: int, horizon: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[str]]:
-    """Return rows and strata: in each stratum early and late boards, and games, take turns.
+    """Return rows and strata: in each stratum early, late and last boards, and games, take turns.
 
     Raises:
         ValueError: no clip of this length in the data.
@@ -121,13 +121,13 @@ def stratified_starts(
         starts = random_starts(data, per_stratum, horizon, rng)
         return starts, [ANY] * len(starts)
     candidates = _candidates(data, horizon)
-    is_late = truth.read_ram(game, data.ram).bricks.sum((1, 2)) < LATE_BRICKS
+    ages = np.digitize(truth.read_ram(game, data.ram).bricks.sum((1, 2)), LATE_BRICKS)
     seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
     for stratum, generator in zip(candidates, rng.spawn(len(candidates)), strict=True):
-        parts: dict[tuple[bool, int], list[int]] = {}
+        parts: dict[tuple[int, int], list[int]] = {}
         for row in generator.permutation(candidates[stratum]):
-            part = bool(is_late[row]), seeds[data.episode_ids[row]]
+            part = int(ages[row]), seeds[data.episode_ids[row]]
             parts.setdefault(part, []).append(int(row))
         queues = _alternately(parts)
         turns = (rows[k] for k in range(per_stratum) for rows in queues if k < len(rows))
@@ -139,12 +139,10 @@ def stratified_starts(
     return np.array(starts, np.int64), strata
 
 
-def _alternately(parts: dict[tuple[bool, int], list[int]]) -> list[list[int]]:
-    """Put an early board, a late one, an early one and so on, each from another game."""
-    early = [rows for (is_late, _), rows in parts.items() if not is_late]
-    late = [rows for (is_late, _), rows in parts.items() if is_late]
-    pairs = itertools.zip_longest(early, late)
-    return [rows for pair in pairs for rows in pair if rows is not None]
+def _alternately(parts: dict[tuple[int, int], list[int]]) -> list[list[int]]:
+    """Put an early board, a late one, a last one, an early one and so on, each of another game."""
+    by_age = [[rows for (a, _), rows in parts.items() if a == age] for age in (2, 1, 0)]
+    return [rows for turn in itertools.zip_longest(*by_age) for rows in turn if rows is not None]
 
 
 def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:

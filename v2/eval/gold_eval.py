@@ -35,6 +35,7 @@ from v2.data.atari_dataset import (
     split_of_game,
     window_starts,
 )
+from v2.data.policies import SCRIPTED, STICKY
 from v2.dream import DreamEngine
 from v2.eval import report, results, truth
 from v2.eval.clips import (
@@ -331,20 +332,27 @@ def _rollouts(engine, clips: Clips, dreams) -> dict:
 
 
 def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, progress):
-    """Start long dreams where the ball is in play, and show real episodes beside them."""
-    flying = np.flatnonzero(np.isin(clips.strata, ("flight", "wall", "brick", "any")))
-    chosen = clips.history[flying], clips.past_actions[flying]
+    """Start long dreams where the ball is in play, and show its player's real games beside them."""
+    strata = strata_of(data.meta["game"])
+    flying = np.flatnonzero(~np.isin(clips.strata, ("serve", strata[-1])) | (len(strata) == 1))
+    chosen = clips.history[flying], clips.past_actions[flying], clips.episodes[flying]
     missing = tier.long_dreams - len(flying)
     if missing > 0:
         starts = random_starts(data, missing, 1, np.random.default_rng(1))
         more = cut_clips(data, starts, 1)
-        chosen = tuple(np.concatenate(pair) for pair in
-                       zip(chosen, (more.history, more.past_actions), strict=True))  # fmt: skip
-    history, past = (_spread(part, tier.long_dreams) for part in chosen)
-    episodes = [data.frames[data.episode_ids == k] for k in np.unique(data.episode_ids)]
+        chosen = tuple(
+            np.concatenate(pair)
+            for pair in zip(chosen, (more.history, more.past_actions, more.episodes), strict=True)
+        )
+    history, past, episodes = (_spread(part, tier.long_dreams) for part in chosen)
+    player = (SCRIPTED if truth.has_truth(data.meta["game"]) else STICKY).name
+    ids = np.unique(data.episode_ids)
+    played = [episode["id"] for episode in data.meta["episodes"] if episode["policy"] == player]
+    ids = ids[np.isin(ids, played)] if np.isin(ids, played).any() else ids
+    games = [data.frames[data.episode_ids == k] for k in ids]
     return long_dream_scores(
-        engine, data.meta["game"], data.meta["action_meanings"], history, past,
-        tier.long_dream_steps, episodes, num_codes, progress,
+        engine, data.meta["game"], data.meta["action_meanings"], history, past, episodes,
+        tier.long_dream_steps, games, num_codes, progress,
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
-FROZEN_STEPS = 100  # of each recorded game that are looked at
+REAL_RESIDUAL_EVERY = 10  # of recorded games, half of which say what is strange
+FROZEN_STEPS = 100  # the last ones of each recorded game are looked at
 Scores = dict[str, Metric]
 
 
@@ -29,6 +30,7 @@ def long_dream_scores(
     action_meanings: list[str],
     history: np.ndarray,
     past_actions: np.ndarray,
+    episodes: np.ndarray,
     steps: int,
     real_clips: list[np.ndarray],
     num_codes: int = 32,
@@ -38,7 +40,8 @@ def long_dream_scores(
 
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
-        real_clips: recorded episodes, uint8 (M, 84, 64, 3), for the figures of the real game.
+        episodes: (B,), the game that each begins in, over which intervals are resampled.
+        real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
     """
     looks, tokens, sampled, pictures = [], [], [], []
     for chunk in chunks(len(history)):
@@ -47,39 +50,40 @@ def long_dream_scores(
         for whole, part in zip((looks, tokens, sampled, pictures), parts, strict=True):
             whole.append(part)
     tokens = np.concatenate(tokens)  # (B, steps, N)
-    dreams = np.arange(len(tokens))
     still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
-    scores = {"long/frozen_frames": mean_metric(still, dreams)}
+    scores = {"long/frozen_frames": mean_metric(still, episodes)}
     real_still = [_frozen_share(engine, clip) for clip in real_clips]
     scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
     if truth.has_truth(game):
         dreamed = [look for batch in looks for look in zip(*batch, strict=True)]
         real = [truth.read_frames(game, clip) for clip in real_clips]
         real = [(objects.num_balls, objects.ball) for objects in real]
-        scores["long/one_ball"] = _one_ball(game, dreamed, starts_in_play=True)
-        scores["long/one_ball"].baselines["real"] = _one_ball(game, real, starts_in_play=False)
-        scores["long/ball_seen"] = _ball_seen(dreamed)
-        scores["long/ball_seen"].baselines["real"] = _ball_seen(real)
-    scores |= _strangeness(engine, tokens, np.concatenate(sampled), real_clips, num_codes)
+        games = np.arange(len(real))
+        scores["long/one_ball"] = _one_ball(game, dreamed, episodes, is_dream=True)
+        scores["long/one_ball"].baselines["real"] = _one_ball(game, real, games, is_dream=False)
+        scores["long/ball_seen"] = _ball_seen(dreamed, episodes)
+        scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
+    sampled = np.concatenate(sampled)
+    scores |= _strangeness(engine, tokens, sampled, episodes, real_clips, num_codes)
     return scores, np.concatenate(pictures)
 
 
 def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
     """Return the share of steps of a recorded game in whose frames no token changes."""
-    part = clip[:FROZEN_STEPS]
+    part = clip[-FROZEN_STEPS:]
     tokens = encode(engine, part)
     return float((tokens[1:] == tokens[:-1]).all(-1).mean())
 
 
-def _strangeness(engine, tokens, sampled, real_clips, num_codes: int) -> Scores:
+def _strangeness(engine, tokens, sampled, episodes, real_clips, num_codes: int) -> Scores:
     """Compare round trips and code usage with those of real frames."""
-    real_frames = np.concatenate([clip[::RESIDUAL_EVERY] for clip in real_clips])
+    real_frames = np.concatenate([clip[::REAL_RESIDUAL_EVERY] for clip in real_clips])
     kept, real_tokens = round_trip(engine, real_frames)
-    limit = np.percentile(_residual(kept, real_frames), 99)
-    dreams = np.arange(len(tokens))
+    residual = _residual(kept, real_frames)
+    limit = np.percentile(residual[::2], 99)
     off = _off_distribution(engine, sampled, limit)
-    scores = {"long/strange_frames": mean_metric(off.mean(1), dreams)}
-    scores["long/strange_frames"].baselines["real"] = Metric(0.01)
+    scores = {"long/strange_frames": mean_metric(off.mean(1), episodes)}
+    scores["long/strange_frames"].baselines["real"] = Metric(float((residual[1::2] > limit).mean()))
     real_usage = metrics.code_histogram(real_tokens, num_codes)
     middles = [clip[len(clip) // 2 :][:USAGE_WINDOW] for clip in real_clips]
     windows = [encode(engine, middle) for middle in middles]
@@ -88,7 +92,7 @@ def _strangeness(engine, tokens, sampled, real_clips, num_codes: int) -> Scores:
     for step in (s for s in USAGE_STEPS if s <= tokens.shape[1]):
         late = tokens[:, max(0, step - USAGE_WINDOW) : step]
         kl = [metrics.histogram_kl(metrics.code_histogram(t, num_codes), real_usage) for t in late]
-        scores[f"long/code_kl@{step}"] = mean_metric(kl, dreams)
+        scores[f"long/code_kl@{step}"] = mean_metric(kl, episodes)
         scores[f"long/code_kl@{step}"].baselines["real"] = mean_metric(real_kl, range(len(real_kl)))
     return scores
 
@@ -125,7 +129,7 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
 
 
 def _one_ball(
-    game: str, games: list[tuple[np.ndarray, np.ndarray]], starts_in_play: bool
+    game: str, games: list[tuple[np.ndarray, np.ndarray]], episodes: np.ndarray, is_dream: bool
 ) -> Metric:
     """Return the share of steps with exactly one ball, of those while one is in play.
 
@@ -135,21 +139,22 @@ def _one_ball(
 
     Args:
         games: number of balls and place of the strongest at each step, of each game.
+        is_dream: it begins with the ball in play, and its player serves.
     """
     reader, right, counts = truth.reader(game), [], []
     for num_balls, places in games:
         steps = np.arange(len(num_balls))
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
-        stays = np.where(sights < 0, starts_in_play, ~reader.may_leave(places[sights]))
-        in_play = (num_balls > 0) | stays | starts_in_play & (steps - sights > reader.SERVE_STEPS)
+        stays = np.where(sights < 0, is_dream, ~reader.may_leave(places[sights]))
+        in_play = (num_balls > 0) | stays | is_dream & (steps - sights > reader.SERVE_STEPS)
         right.append((in_play & (num_balls == 1)).sum())
         counts.append(in_play.sum())
-    return mean_metric(right, range(len(right)), counts)
+    return mean_metric(right, episodes, counts)
 
 
-def _ball_seen(games: list[tuple[np.ndarray, np.ndarray]]) -> Metric:
+def _ball_seen(games: list[tuple[np.ndarray, np.ndarray]], episodes: np.ndarray) -> Metric:
     seen = [(num_balls > 0).sum() for num_balls, _ in games]
-    return mean_metric(seen, range(len(seen)), [len(num_balls) for num_balls, _ in games])
+    return mean_metric(seen, episodes, [len(num_balls) for num_balls, _ in games])
 
 
 def _residual(kept: np.ndarray, frames: np.ndarray) -> np.ndarray:

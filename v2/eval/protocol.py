@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from v2.eval import metrics, truth
-from v2.eval.bootstrap import Metric, mean_metric, quantile_metric
+from v2.eval.bootstrap import Metric, episode_draws, interval, mean_metric, quantile_metric
 from v2.eval.clips import HISTORY, Clips
 from v2.eval.dreaming import Dreams, Engine, chunks, dream, encode, flat, round_trip
+from v2.eval.rollout_scores import paddle_error
 
-VERSION = 4  # raise it when a number may change
+VERSION = 5  # raise it when a number may change
 Scores = dict[str, Metric]
 Progress = Callable[[int], object] | None
 MIN_TERMINATION_PROB = 0.5
@@ -43,16 +44,34 @@ def tokenizer_scores(engine: Engine, clips: Clips, num_codes: int = 32) -> Score
         seen = truth.read_frames(clips.game, kept)
         real = truth.read_frames(clips.game, here)
         scores |= _ball_rows("tokenizer", "", true, seen, episodes, {"real": real})
-        scores["tokenizer/paddle_error_px"] = _paddle_error(true, seen, episodes)
+        for name in ("paddle", "opponent"):
+            places = getattr(true, name)
+            if np.isfinite(places).any():
+                error = paddle_error(getattr(seen, name), places, episodes)
+                scores[f"tokenizer/{name}_error_px"] = error
         if true.bricks.size:
             scores["tokenizer/brick_f1"] = _brick_f1(true.bricks, seen.bricks, episodes)
     spurious = metrics.spurious_changes(here, there, tokens, next_tokens)
-    scores["tokenizer/spurious_changes"] = mean_metric(spurious, episodes)
+    scores["tokenizer/spurious_changes"] = mean_metric(spurious, episodes, is_share=False)
     changed = (tokens != next_tokens).mean(1)
     scores["tokenizer/changed_tokens"] = mean_metric(changed, episodes)
-    histogram = metrics.code_histogram(tokens, num_codes)
-    scores["tokenizer/codes_used"] = Metric(float((histogram > 0).sum()), num_samples=len(tokens))
-    scores["tokenizer/perplexity"] = Metric(metrics.perplexity(histogram), num_samples=len(tokens))
+    return scores | _code_rows(tokens, num_codes, episodes)
+
+
+def _code_rows(tokens: np.ndarray, num_codes: int, episodes: np.ndarray) -> Scores:
+    names = np.unique(episodes)
+    used = np.stack([np.bincount(tokens[episodes == name].ravel(), minlength=num_codes)
+                     for name in names])  # (E, K)  # fmt: skip
+    histograms = [used.sum(0), *(episode_draws(len(names)) @ used)]
+    measures = {
+        "codes_used": lambda counts: (counts > 0).sum(),
+        "perplexity": lambda counts: metrics.perplexity(counts / counts.sum()),
+    }
+    scores = {}
+    for name, measure in measures.items():
+        value, *resampled = (float(measure(counts)) for counts in histograms)
+        low, high = interval(np.array(resampled), len(names))
+        scores[f"tokenizer/{name}"] = Metric(value, low, high, len(tokens))
     return scores
 
 
@@ -161,12 +180,6 @@ def _ball_rows(stage, suffix, true, seen, episodes, others: dict) -> Scores:
     return rows
 
 
-def _paddle_error(true, seen, episodes) -> Metric:
-    """Return the paddle's mean error; a paddle that is not there is off by half the field."""
-    errors = np.abs(seen.paddle - true.paddle)
-    return mean_metric(np.where(np.isnan(errors), 32.0, errors), episodes)
-
-
 def _brick_f1(true: np.ndarray, seen: np.ndarray, episodes) -> Metric:
     counts = metrics.brick_counts(true, seen)
     return mean_metric(2.0 * counts["both"], episodes, counts["there"] + counts["seen"])
@@ -219,7 +232,7 @@ def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
         visible.append(counts["visible"].sum())
         found.append(counts["found"].sum())
         ghosts.append((counts["balls"] > 1).mean())
-        paddle.append(_paddle_error(true, seen, clips.episodes).value)
+        paddle.append(paddle_error(seen.paddle, true.paddle, clips.episodes).value)
     hits, visible = np.array(hits), np.array(visible)
     scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
     scores["ball_doubled"] = float(np.mean(ghosts))

@@ -21,7 +21,7 @@ REPORT_NAME = "index.html"
 CURVES = (
     ("rollout/token_accuracy", "token accuracy"), ("rollout/psnr", "PSNR, dB"),
     ("rollout/ssim", "SSIM"), ("rollout/ball_hit_2px", "ball within 2 px"),
-    ("rollout/ball_recall", "a ball is dreamed"), ("rollout/paddle_error_px", "paddle error, px"),
+    ("rollout/ball_seen", "a ball is dreamed"), ("rollout/paddle_error_px", "paddle error, px"),
     ("rollout/brick_f1", "brick map F1"), ("forks/right_branch", "right branch in forks"),
 )  # fmt: skip
 COLOURS = {
@@ -230,7 +230,7 @@ def model_card(document: dict) -> str:
     """Return the model card in Markdown."""
     lines = [
         f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
-        f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card` from "
+        f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card FILE` from "
         f"{_provenance(document)}.", "",
         *(line for note in document["notes"] for line in (f"> {note}", "")),
         "| | this model | copy-last |", "|---|---|---|",

@@ -17,6 +17,7 @@ HORIZONS = (1, 5, 10, 20, 50, 100, 200)
 STRATUM_HORIZONS = (1, 5, 10, 20)
 HIT_RADII_PX = (1, 2)
 LOST_PADDLE_ERROR_PX = 32.0  # half the field
+PICTURE_PX = (64, 84)  # width and height
 Scores = dict[str, Metric]
 
 
@@ -72,7 +73,9 @@ class Reader:
             h: truth.read_frames(clips.game, dreams.at(h)[0]) for h in dreams.horizons
         }
         before = truth.read_ram(clips.game, clips.ram[:, HISTORY - 2])
-        self.velocity = self.true[0].ball - before.ball  # NaN unless in play at both
+        is_seen = self.true[0].num_balls > 0
+        self.last = np.where(is_seen[:, None], self.true[0].ball, np.nan)
+        self.velocity = self.last - before.ball  # NaN unless in play at both
         seen = {h: objects.bricks for h, objects in self.seen.items()}
         self.absent = absent_before(self.true[0].bricks, seen)
 
@@ -83,9 +86,10 @@ class Reader:
         return self.true[h].num_balls > 0
 
     def guesses(self, h: int) -> dict[str, np.ndarray]:
-        """Return where the baselines put the ball, (B, 2)."""
-        here = self.true[0].ball
-        return {"copy_last": here, "constant_velocity": here + h * self.velocity}
+        """Return where the baselines put the ball, (B, 2); NaN: nowhere in the picture."""
+        flown = self.last + h * self.velocity
+        is_inside = ((flown >= 0) & (flown <= PICTURE_PX)).all(1, keepdims=True)
+        return {"copy_last": self.last, "constant_velocity": np.where(is_inside, flown, np.nan)}
 
     def guess_hits(self, h: int, radius: float) -> dict[str, np.ndarray]:
         return {
@@ -109,7 +113,11 @@ def _hits(counts: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
-    """Score presence (recall, precision, duplicates) and place (hits, error) apart."""
+    """Score the ball: its place (recall, precision, hits, error) apart from its presence.
+
+    Seen is a ball anywhere where there is a real one; possible are as many balls as there are real
+    ones. Recall and precision are of balls within 2 px, as those of the tokenizer.
+    """
     true, seen, episodes = reader.true[h], reader.seen[h], reader.episodes
     ceiling = truth.read_frames(reader.clips.game, kept)
     scores = {}
@@ -118,8 +126,12 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
         possible = np.minimum(counts["balls"], ~np.isnan(true.ball[:, 0]))
         errors = np.where(counts["visible"], metrics.ball_errors(true, objects), np.nan)
         rows = {
-            "ball_recall": mean_metric(counts["found"], episodes, counts["visible"]),
-            "ball_precision": mean_metric(possible, episodes, counts["balls"]),
+            "ball_seen": mean_metric(counts["found"], episodes, counts["visible"]),
+            "ball_possible": mean_metric(possible, episodes, counts["balls"]),
+            "ball_recall": mean_metric(counts["hits"], episodes, counts["visible"]),
+            "ball_precision": mean_metric(
+                counts["balls"] - counts["ghosts"], episodes, counts["balls"]
+            ),
             "ball_duplicates": mean_metric(counts["duplicates"], episodes),
             "ball_error_px": quantile_metric(errors, episodes, 0.5),
             "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
@@ -134,9 +146,12 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
                 scores[f"rollout/{row}@{h}"] = metric
     guess, visible = reader.guesses(h)["constant_velocity"], reader.visible(h)
     is_guess = ~np.isnan(guess[:, 0])
+    is_near = np.hypot(*(guess - true.ball).T) <= metrics.MAX_BALL_ERROR_PX
     for row, metric in {
-        "ball_recall": mean_metric(is_guess & visible, episodes, visible),
-        "ball_precision": mean_metric(is_guess & ~np.isnan(true.ball[:, 0]), episodes, is_guess),
+        "ball_seen": mean_metric(is_guess & visible, episodes, visible),
+        "ball_possible": mean_metric(is_guess & ~np.isnan(true.ball[:, 0]), episodes, is_guess),
+        "ball_recall": mean_metric(is_near & visible, episodes, visible),
+        "ball_precision": mean_metric(is_near, episodes, is_guess),
         "ball_duplicates": mean_metric(np.zeros(len(guess)), episodes),
     }.items():
         scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = metric
@@ -156,9 +171,9 @@ def _other_rows(reader: Reader, h: int) -> Scores:
     true, seen, start, episodes = reader.true[h], reader.seen[h], reader.true[0], reader.episodes
     scores = {}
     for name, objects in (("", seen), ("copy_last", start)):
-        rows = {"paddle_error_px": _paddle_error(objects.paddle, true.paddle, episodes)}
+        rows = {"paddle_error_px": paddle_error(objects.paddle, true.paddle, episodes)}
         if np.isfinite(true.opponent).any():
-            error = _paddle_error(objects.opponent, true.opponent, episodes)
+            error = paddle_error(objects.opponent, true.opponent, episodes)
             rows["opponent_error_px"] = error
         if true.bricks.size:
             absent = ~start.bricks if name else reader.absent[h]
@@ -176,7 +191,7 @@ def _other_rows(reader: Reader, h: int) -> Scores:
     return scores
 
 
-def _paddle_error(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
+def paddle_error(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
     """Return the mean error where there is a paddle; one not seen is off by half the field."""
     error = np.abs(seen - true)
     error = np.where(np.isnan(error), LOST_PADDLE_ERROR_PX, error)
@@ -192,7 +207,7 @@ def _brick_rows(seen, true, start, absent, episodes) -> Scores:
         "brick_removal_f1": mean_metric(
             2.0 * removals["both"], episodes, removals["there"] + removals["seen"]
         ),
-        "bricks_reappeared": mean_metric(illegal, episodes),
+        "bricks_reappeared": mean_metric(illegal, episodes, is_share=False),
     }
 
 
