@@ -22,9 +22,10 @@ from v2.data.atari_dataset import (
 )
 from v2.data.importance import event_chances, event_steps
 from v2.data.npz import read_rows
-from v2.data.policies import SCRIPTED, STICKY, UNIFORM, policy_mix
+from v2.data.policies import REWIND, SCRIPTED, STICKY, UNIFORM, policy_mix
 from v2.data.recorder import GameJob, join_segments, record, record_game
 from v2.data.tokens import tokenize
+from v2.eval import truth
 
 
 def _hashes(segments):
@@ -145,6 +146,17 @@ def test_a_rewind_begins_an_episode_of_the_same_game_without_a_lost_life_inside(
     for parts in games.values():
         lives = np.concatenate([part.ram[:-1, 57] for part in parts])
         assert len(set(lives.tolist())) == 1  # the life lost stands only in a last frame
+
+
+def test_rewinding_leads_to_few_bricks_and_a_second_wall_and_repeats_nothing():
+    """A ball beyond reach is rewound ever further; a board where nothing happens costs a life."""
+    segments = record_game(GameJob(EmulatorConfig(), REWIND, 2_000_003, 6000))
+    hashes = _hashes(segments)
+    assert len(set(hashes)) == len(hashes)
+    walls = [truth.read_ram("breakout", s.ram).bricks.sum((1, 2)).astype(int) for s in segments]
+    assert min(wall.min() for wall in walls) == 0
+    assert any((np.diff(wall) > 100).any() for wall in walls)
+    assert np.median([len(segment) for segment in segments]) > 30
 
 
 def test_scripted_beats_random():

@@ -29,6 +29,7 @@ GAMES_PER_POLICY = 6  # at least so many games share a policy's frames, so that 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live, while one waits for them
 SNAPSHOT_STEPS, MAX_SNAPSHOTS = 8, 64
 MAX_BACK = 6  # snapshots: rewinding goes back up to 48 steps, 3.2 seconds
+STUCK_STEPS = 300  # without a reward; then a life is spent, for another ball
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def record_game(job: GameJob) -> list[Segment]:
     segments = [Segment(job.seed, job.policy.name, [frame], [env.ram], [], [])]
     snapshots: deque = deque(maxlen=MAX_SNAPSHOTS)
     lives, num_vain = ale.lives(), 0  # rewinds in a row that soon lost the life again
+    last_reward = 0  # the step of it
     for step in range(job.max_steps):
         now = segments[-1]
         if job.policy.rewind and step % SNAPSHOT_STEPS == 0:
@@ -214,7 +216,9 @@ def record_game(job: GameJob) -> list[Segment]:
         now.rewards.append(reward)
         lost_life, lives = ale.lives() < lives, ale.lives()
         now.terminated = bool(terminated)
-        if job.policy.rewind and lost_life:
+        last_reward = step if reward else last_reward
+        is_stuck = step - last_reward > STUCK_STEPS and lives > 1
+        if job.policy.rewind and lost_life and not is_stuck:
             num_vain = num_vain + 1 if len(now.actions) < SNAPSHOT_STEPS * MAX_BACK else 0
             back = int(rng.integers(MAX_BACK)) + num_vain  # ever further from a ball beyond reach
             for _ in range(min(back, len(snapshots) - 1)):

@@ -43,7 +43,7 @@ NUM_FORKS = 208
 FORK_SPACING = 15  # steps between two forks of a game, one second
 GAMES = {  # policy, games, steps a game
     "breakout": (
-        (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 5, 2500), (STICKY, 8, 400),
+        (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 10, 6000), (STICKY, 8, 400),
         (UNIFORM, 6, 400),
     ),
     "pong": ((SCRIPTED, 12, 600), (CLUMSY, 8, 500), (STICKY, 5, 1500), (UNIFORM, 3, 1500)),

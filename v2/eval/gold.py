@@ -18,8 +18,8 @@ from v2.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SHA256 = {
-    "breakout": "7c42f777d302e9997f9f72718840f6e88b5bd49c7489a78a2139dd20e8d4b334",
-    "pong": "991468fb000724501595fa949e113a70a1fa3e48947b54e9f1b72c0f1ddbac1b",
+    "breakout": "b9b1dc159be11b9a2a86640f5ced9fbbbcb4cb882e4048b71f65beac87c95c70",
+    "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",
 }
 START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
 FRAME = (84, 64, 3)
