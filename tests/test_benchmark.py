@@ -1,10 +1,25 @@
 import functools
 import json
 
+import pytest
+import torch
+from torch.nn import functional
+
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2.eval import benchmark
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
+from v2.train.work import count_flops
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_counted_forward_and_backward(dtype):
+    q, k, v = torch.randn(3, 2, 8, 336, 32, dtype=dtype, requires_grad=True).unbind()
+    forward = 4 * 2 * 8 * 336**2 * 32
+    assert count_flops(lambda: functional.scaled_dot_product_attention(q, k, v)) == forward
+    bias = torch.zeros(2, 1, 1, 336, dtype=dtype)
+    attend = functional.scaled_dot_product_attention
+    assert count_flops(lambda: attend(q, k, v, bias).sum().backward()) == 3.5 * forward
 
 
 def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, tmp_path, capsys):

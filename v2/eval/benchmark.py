@@ -213,7 +213,7 @@ def _precision(name: str):
 def _forget_peak_memory(device: torch.device) -> None:
     """Let the next peak be that of what follows, where the system can (Linux, CUDA)."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -221,7 +221,7 @@ def _forget_peak_memory(device: torch.device) -> None:
 
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

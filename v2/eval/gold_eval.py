@@ -181,6 +181,7 @@ def _changes(args) -> dict[str, int]:
 def _flags(args) -> str:
     """Return the flags that decide the numbers, for who repeats them."""
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
+    flags |= {"checkpoint": "shipped"} if args.checkpoint == "shipped" else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
     flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}

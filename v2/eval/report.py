@@ -221,7 +221,9 @@ def _training_lines(training: dict[str, list[dict]]) -> list[str]:
             )
             start = " --init-from the run above" if k else ""
             time = f", {run['minutes']:.0f} minutes" if run["minutes"] else ""
-            lines += [f"Trained for {run['steps']} steps{time}:", "",
+            planned = run["flags"].get("steps") or 0
+            stopped = f" of {planned} (stopped there)" if planned > (run["steps"] or 0) else ""
+            lines += [f"Trained for {run['steps']} steps{stopped}{time}:", "",
                       f"    python v2/train/{script}.py {flags}{start}", ""]  # fmt: skip
     return lines
 

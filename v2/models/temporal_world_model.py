@@ -184,8 +184,9 @@ class Block(nn.Module):
     def _attend(self, x: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor:
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if key_bias is None:
-            mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
+        if key_bias is None or x.is_cuda:
+            bias = key_bias if key_bias is None else key_bias.to(q.dtype)
+            mixed = F.scaled_dot_product_attention(q, k, v, bias)  # (B, heads, N, D / heads)
         else:  # few positions: in float32, whose backward is four times as fast on the CPU
             with torch.autocast(x.device.type, enabled=False):
                 mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), key_bias)

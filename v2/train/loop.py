@@ -15,7 +15,9 @@ from v2.command_line import StopRequest
 from v2.run_dir import RunDir
 from v2.train.steps import check_weights, failures_explained
 
-LOG_STEPS = 20
+LOG_STEPS, SHORT_RUN_LOG_STEPS = 20, 5
+SHORT_RUN_STEPS = 200
+LOSSES = ("reconstruction_loss", "one_step_loss", "rollout_loss")
 
 
 def run_trainer(trainer, run: RunDir | None) -> int:
@@ -45,9 +47,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                     run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
         with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
             with workers.loss_explained():
-                judging = _steps(trainer, run, stop)
+                judging, losses = _steps(trainer, run, stop)
         if is_writer:
-            _finish(trainer, run, judging)
+            _finish(trainer, run, judging, losses)
         workers.wait()  # one that leaves early aborts the others
         return stop.exit_code
     finally:
@@ -56,11 +58,14 @@ def run_trainer(trainer, run: RunDir | None) -> int:
         workers.leave()
 
 
-def _steps(trainer, run: RunDir | None, stop: StopRequest) -> float:
-    """Train; return the share of the time that evaluation took."""
+def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[str, list]]:
+    """Train; return the share of the time that evaluation took, and the losses that were logged."""
     args, is_writer = trainer.args, trainer.workers.is_writer
     began = saved = time.monotonic()
     num_samples, judging, is_ending = 0, 0.0, False
+    losses: dict[str, list] = {name: [] for name in LOSSES}
+    is_short = trainer.num_steps < SHORT_RUN_STEPS
+    log_steps = SHORT_RUN_LOG_STEPS if is_short else LOG_STEPS
     with tqdm(total=trainer.num_steps, initial=trainer.step, unit="step",
               disable=None if is_writer else True) as bar:  # fmt: skip
         while trainer.step < trainer.num_steps and not is_ending:
@@ -74,10 +79,12 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> float:
                 continue
             bar.update()
             is_last = trainer.step == trainer.num_steps
-            if trainer.step % LOG_STEPS == 0 or is_last:
+            if trainer.step % log_steps == 0 or is_last:
                 rate = num_samples / (now - began)
                 run.log(trainer.step, **metrics, samples_per_second=rate)
                 bar.set_postfix({k: f"{float(metrics[k]):.4f}" for k in metrics if "loss" in k})
+                for name in metrics.keys() & losses.keys():
+                    losses[name].append(float(metrics[name]))
             if trainer.step % args.eval_steps == 0 or is_last:
                 trainer.evaluate(run)
                 judging += time.monotonic() - now
@@ -85,11 +92,14 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> float:
                 check_weights(trainer.model)
                 trainer.save(run)
                 saved = now
-    return judging / max(time.monotonic() - began, 1e-9)
+    return judging / max(time.monotonic() - began, 1e-9), losses
 
 
-def _finish(trainer, run: RunDir, judging: float) -> None:
+def _finish(trainer, run: RunDir, judging: float, losses: dict[str, list]) -> None:
     is_finished = trainer.step >= trainer.num_steps
+    for name, values in losses.items():
+        if len(values) > 1:
+            print(f"{name} {values[0]:.4f} -> {values[-1]:.4f}")
     run.set_status(is_finished=is_finished, step=trainer.step, minutes=trainer.minutes)
     print(f"{trainer.step} of {trainer.num_steps} steps, {judging:.1%} of the time for evaluation: "
           f"{run.path}")  # fmt: skip

@@ -8,13 +8,18 @@ import time
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from v2.data.tokens import TokenData
 from v2.device import has_fast_bfloat16
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
+
+ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+UNKNOWN_TO_TORCH = {ON_CPU: sdpa_flop, ON_CPU_BACKWARD: sdpa_backward_flop}
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # long enough to hide a launch
 
 
 def timed(work, seconds: float, device: torch.device) -> list[float]:
@@ -24,7 +29,7 @@ def timed(work, seconds: float, device: torch.device) -> list[float]:
         start = time.perf_counter()
         work()
         if device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
     once()
@@ -35,17 +40,19 @@ def timed(work, seconds: float, device: torch.device) -> list[float]:
 
 
 def matrix_products(device: torch.device, seconds: float) -> dict[str, float]:
-    """Return the GFLOP/s of a 2048 x 2048 matrix product in each precision."""
-    peaks = {}
+    """Return the GFLOP/s of a large matrix product in each precision."""
+    peaks, side = {}, MATRIX_SIDE.get(device.type, 2048)
     for dtype in [torch.float32, *([torch.bfloat16] if has_fast_bfloat16(device) else [])]:
-        a = torch.randn(2048, 2048, device=device, dtype=dtype)
+        a = torch.randn(side, side, device=device, dtype=dtype)
         fastest = min(timed(lambda a=a: a @ a, seconds, device))
-        peaks[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / fastest / 1e9
+        peaks[str(dtype).removeprefix("torch.")] = 2 * side**3 / fastest / 1e9
     return peaks
 
 
 def count_flops(work) -> float:
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry |= UNKNOWN_TO_TORCH
+    with counter:
         work()
     return float(counter.get_total_flops())
 
