@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import synthetic_frame, synthetic_step
-from v2.data import recorder
+from v2.data import collect_atari, recorder
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     GOLD_SEED_START,
@@ -22,7 +22,7 @@ from v2.data.atari_dataset import (
 )
 from v2.data.importance import event_chances, event_steps
 from v2.data.npz import read_rows
-from v2.data.policies import REWIND, SCRIPTED, STICKY, UNIFORM, policy_mix
+from v2.data.policies import REWIND, SCRIPTED, STICKY, policy_mix
 from v2.data.recorder import GameJob, join_segments, record, record_game
 from v2.data.tokens import tokenize
 from v2.eval import truth
@@ -61,7 +61,7 @@ def test_max_pooling_takes_the_brighter_of_the_last_two_screens():
     assert (a >= b).all() and (a > b).any()
 
 
-def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch):
+def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch, tmp_path):
     class Ale:
         def lives(self):
             return 1
@@ -91,17 +91,18 @@ def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch):
             return synthetic_frame(self.position, self.last)
 
     monkeypatch.setattr(recorder, "_env", lambda emulator: Synthetic())
-    segments = record_game(GameJob(EmulatorConfig(), UNIFORM, 3, 100))
-    arrays, episodes = join_segments(segments, 0)
-    assert len(arrays["frames"]) == 41
-    assert arrays["terminated"].tolist() == 39 * [False] + [True, False]
-    for t in range(40):
-        action, position = arrays["actions"][t], arrays["ram"][t, 0]
+    flags = ["--frames", "123", "--policy", "random", "--workers", "1", "--out", str(tmp_path)]
+    assert collect_atari.main(flags) == 0
+    data = load_game_data(tmp_path / "atari_game_data.npz")
+    assert np.bincount(data.episode_ids).tolist() == [41, 41, 41]
+    assert data.terminated.tolist() == 3 * (39 * [False] + [True, False])
+    assert data.has_action.tolist() == 3 * (40 * [True] + [False])
+    assert len(set(data.actions[:40])) == 4 and not data.rewards[~data.has_action].any()
+    for t in np.flatnonzero(data.has_action):
+        action, position = data.actions[t], data.ram[t, 0]
         following = synthetic_frame(synthetic_step(position, action), action)
-        assert arrays["has_action"][t]
-        assert (arrays["frames"][t + 1] == following).all()
-        assert arrays["rewards"][t] == (action == 2)
-    assert not arrays["has_action"][40] and arrays["rewards"][40] == 0
+        assert (data.frames[t + 1] == following).all()
+        assert data.rewards[t] == (action == 2)
 
 
 def test_windows_never_cross_an_episode(game_data):
