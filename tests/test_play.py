@@ -16,7 +16,7 @@ from PIL import Image
 from tests.fake_engine import FakeEngine
 from v2 import play_atari_hires, play_game
 from v2.clips import BackgroundClips
-from v2.controls import ActionMap, HeldInputs
+from v2.controls import ALIASES, ActionMap, HeldInputs
 from v2.data.atari_dataset import (
     EmulatorConfig,
     load_game_data,
@@ -47,6 +47,7 @@ from v2.train import train_vqvae_hires
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAKOUT = ["NOOP", "FIRE", "RIGHT", "LEFT"]
+PONG = [*BREAKOUT, "RIGHTFIRE", "LEFTFIRE"]
 NOOP, FIRE, RIGHT, LEFT = range(4)
 SETTINGS = PlaySettings(steps_per_second=60.0, clips=Path("recordings"), scale=1)
 
@@ -75,6 +76,25 @@ def test_a_combination_that_the_game_lacks_keeps_its_newest_keys():
     assert actions.action(["RIGHT", "FIRE"]) == FIRE
     assert actions.action(["FIRE", "RIGHT"]) == RIGHT
     assert actions.action(["UP"]) == NOOP
+
+
+def test_a_key_that_the_game_lacks_does_not_cancel_the_others():
+    actions = ActionMap(BREAKOUT)
+    assert actions.action(["RIGHT", "UP"]) == actions.action(["UP", "RIGHT"]) == RIGHT
+    pong = ActionMap(PONG)
+    assert pong.meanings[pong.action(["LEFT", "UP", "FIRE"])] == "LEFTFIRE"
+
+
+@pytest.mark.parametrize("key, sign", [("UP", -1), ("DOWN", 1)])
+def test_up_and_down_move_the_paddle_of_pong_as_they_say(key, sign):
+    env = make_atari_env("pong")
+    actions = ActionMap(env.action_meanings, ALIASES["pong"])
+    env.reset(seed=0)
+    rows = []
+    for _ in range(12):
+        env.step(actions.action([key]))
+        rows.append(int(env.ram[51]))
+    assert (rows[-1] - rows[2]) * sign > 10
 
 
 def test_of_two_opposite_keys_the_newer_one_counts():
@@ -109,6 +129,14 @@ def test_a_script_of_keys_is_read():
 )
 def test_a_wrong_script_of_keys_is_refused_with_the_known_names(text):
     with pytest.raises(ValueError, match="NOOP, FIRE, RIGHT, LEFT"):
+        ActionMap(BREAKOUT).script(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["RIGHT*9999999999", "LEFT*" + "9" * 5000, "RIGHT*600000,LEFT*600000"]
+)
+def test_a_script_of_more_than_a_million_steps_is_refused(text):
+    with pytest.raises(ValueError, match=r"more than 1,000,000 steps in all"):
         ActionMap(BREAKOUT).script(text)
 
 
@@ -545,6 +573,16 @@ def test_a_script_of_keys_drives_headless_play_to_its_end(fake_weights, capsys):
 def test_after_the_script_of_keys_nothing_is_pressed(fake_weights, capsys):
     run_main(capsys, "--headless", "--keys", "FIRE", "--steps", 4)
     assert fake_weights.actions == [FIRE, NOOP, NOOP, NOOP]
+
+
+def test_play_knows_what_up_and_down_mean_in_pong(monkeypatch, capsys):
+    engine, made = FakeEngine(num_actions=6), []
+    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(
+        play_atari_hires, "Players", lambda *args: made.append(args[1]) or Players(*args)
+    )
+    run_main(capsys, "--game", "pong", "--headless", "--steps", 1)
+    assert made[0].meanings[made[0].action(["UP"])] == "RIGHT"
 
 
 def test_dream_only_measures_no_agreement(fake_weights, capsys):

@@ -94,9 +94,9 @@ def window(monkeypatch):
         yield window
 
 
-def press(key, *kinds):
+def press(key, *kinds, mod=pygame.KMOD_NONE):
     for kind in kinds or (pygame.KEYDOWN, pygame.KEYUP):
-        pygame.event.post(pygame.event.Event(kind, key=key))
+        pygame.event.post(pygame.event.Event(kind, key=key, mod=mod))
 
 
 def test_a_window_that_nobody_sees_is_refused(monkeypatch):
@@ -121,6 +121,15 @@ def test_every_command_key_gives_its_command_once(window, key, command):
     press(key)
     assert window.poll() == [command]
     assert window.poll() == []
+
+
+@pytest.mark.parametrize("mod", [pygame.KMOD_LALT, pygame.KMOD_RCTRL, pygame.KMOD_LMETA])
+def test_a_key_with_alt_ctrl_or_meta_is_the_desktops(window, mod):
+    press(pygame.K_TAB, mod=mod)
+    press(pygame.K_RIGHT, pygame.KEYDOWN, mod=mod)
+    assert window.poll() == [] and window.held.take() == [] and not window.has_seen_key
+    press(pygame.K_TAB, mod=pygame.KMOD_NUM | pygame.KMOD_LSHIFT)
+    assert window.poll() == ["mode"]
 
 
 def test_held_keys_are_released_when_the_focus_is_lost(window):
@@ -210,7 +219,7 @@ def test_the_hint_says_to_click_the_window_until_the_first_key(window, tmp_path)
     window.show = lambda view: hints.append((game.num_steps, view.hint))
     run(game, window, (after(5), keys(pygame.K_RIGHT)), (after(10), keys()))
     assert {hint for step, hint in hints if step < 5} == {FOCUS_HINT}
-    assert "click this window" in FOCUS_HINT and hints[-1][1] == HINT
+    assert "click this window" in FOCUS_HINT and "serves" not in FOCUS_HINT and hints[-1][1] == HINT
 
 
 def test_pause_stops_and_the_period_key_takes_one_step(window, tmp_path):

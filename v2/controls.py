@@ -5,14 +5,16 @@ by index, so every ALE game has its keys. Knows nothing of pygame, emulators or 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 INPUTS = ("UP", "DOWN", "LEFT", "RIGHT", "FIRE")
 OPPOSITES = {"UP": "DOWN", "DOWN": "UP", "LEFT": "RIGHT", "RIGHT": "LEFT"}
+ALIASES = {"pong": {"UP": "RIGHT", "DOWN": "LEFT"}}  # its paddle goes up with RIGHT
+MAX_SCRIPT_STEPS = 1_000_000
 
 PLAY_KEYS = (
     ("arrows, A D W S", "move"),
-    ("SPACE", "fire (serves the ball)"),
+    ("SPACE", "fire (serves in Breakout)"),
     ("P", "pause"),
     (".", "one step while paused"),
     ("R", "sync the dream to the real game"),
@@ -40,12 +42,14 @@ REPLAY_KEYS = (
 class ActionMap:
     """Turn the keys that are down into one of a game's actions."""
 
-    def __init__(self, meanings: Sequence[str]):
+    def __init__(self, meanings: Sequence[str], aliases: Mapping[str, str] | None = None):
         """Args:
         meanings: the game's action names, such as NOOP, FIRE, RIGHT, LEFT, UPRIGHTFIRE.
+        aliases: input -> the input that it stands for in this game; see `ALIASES`.
         """
-        self.meanings = list(meanings)
+        self.meanings, self._aliases = list(meanings), aliases or {}
         self._actions = {_inputs_of(name): index for index, name in enumerate(self.meanings)}
+        self._known_inputs = frozenset().union(*self._actions)
         if frozenset() not in self._actions:
             raise ValueError(f"a game without NOOP cannot be played: actions are {self.meanings}")
 
@@ -53,11 +57,12 @@ class ActionMap:
         """Return the action of the inputs that are down, oldest first.
 
         Of two opposite keys the newer one counts. A combination that the game lacks loses its
-        oldest key until it has it: SPACE while RIGHT is held serves in Breakout. No known key is
-        NOOP.
+        oldest key until it has it: SPACE while RIGHT is held serves in Breakout. Keys that no
+        action uses count for nothing; no known key is NOOP.
         """
         chosen: list[str] = []
-        for name in inputs:
+        meant = [self._aliases.get(name, name) for name in inputs]
+        for name in [name for name in meant if name in self._known_inputs]:
             chosen = [other for other in chosen if other not in (name, OPPOSITES.get(name))]
             chosen.append(name)
         while chosen and frozenset(chosen) not in self._actions:
@@ -72,21 +77,24 @@ class ActionMap:
         """Read a script of actions such as `RIGHT*10,NOOP*5,FIRE`.
 
         Raises:
-            ValueError: at once, for a name that the game lacks or a count below 1.
+            ValueError: at once, for a name that the game lacks, a count below 1, or too many steps.
         """
-        return iter([action for part in text.split(",") for action in self._script_part(part)])
+        parts = [self._script_part(part) for part in text.split(",")]
+        if sum(count for _, count in parts) > MAX_SCRIPT_STEPS:
+            raise ValueError(f"--keys: more than {MAX_SCRIPT_STEPS:,} steps in all")
+        return iter([action for action, count in parts for _ in range(count)])
 
-    def _script_part(self, part: str) -> list[int]:
+    def _script_part(self, part: str) -> tuple[int, int]:
         match = re.fullmatch(r"\s*([A-Za-z+]+)\s*(?:\*\s*(\d+))?\s*", part)
         name = match[1].upper().replace("+", "").replace("SPACE", "FIRE") if match else None
-        count = int(match[2] or 1) if match else 0
+        count = int(min(float(match[2] or 1), MAX_SCRIPT_STEPS + 1)) if match else 0
         known = {_inputs_of(meaning): index for index, meaning in enumerate(self.meanings)}
         if count < 1 or not _is_combination(name) or _inputs_of(name) not in known:
             raise ValueError(
                 f"--keys: {part.strip()!r} is not NAME or NAME*COUNT with a name of "
                 f"{', '.join(self.meanings)}"
             )
-        return [known[_inputs_of(name)]] * count
+        return known[_inputs_of(name)], count
 
 
 def _is_combination(name: str) -> bool:

@@ -21,7 +21,7 @@ import os
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2 import recording
-from v2.controls import ActionMap
+from v2.controls import ALIASES, ActionMap
 from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.dream import DreamEngine
 from v2.files import check_output
@@ -136,7 +136,7 @@ def emulator_of(engine, game: str) -> EmulatorConfig:
 def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
     """Play until the end, then say what was saved and print the figures as the last line."""
     env = make_atari_env(config=emulator)
-    actions = ActionMap(env.action_meanings)
+    actions = ActionMap(env.action_meanings, ALIASES.get(emulator.game))
     script = list(actions.script(args.keys)) if args.keys else []
     players = Players(emulator.game, actions, args.policy or _first_player(args), args.seed)
     tape, seed = None, args.seed

@@ -14,7 +14,7 @@ import numpy as np
 
 IDLE_SECONDS = 0.004
 QUIET_SECONDS = 0.5  # a picture is drawn at least so often, for notices that end
-FOCUS_HINT = "click this window, then press a key: SPACE serves, arrows move, H shows all keys"
+FOCUS_HINT = "click this window, then press a key: arrows move, SPACE fires, H shows all keys"
 SPEED_STEPS = 30  # the measured speed is a mean over these
 
 

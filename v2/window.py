@@ -1,7 +1,8 @@
 """The window: opens a display, turns events into held inputs and commands, shows views.
 
-Contract: every key works by its KEYDOWN and KEYUP events alone; keys that are held when the window
-loses focus are released. A display that nobody can see is refused. Knows no torch and no games.
+Contract: every key works by its KEYDOWN and KEYUP events alone; with Alt, Ctrl or Meta it is not
+ours; keys that are held when the window loses focus are released. A display that nobody can see is
+refused. Knows no torch and no games.
 """
 
 import pygame
@@ -10,6 +11,7 @@ from v2.controls import HeldInputs
 from v2.render import WIDEST, View, draw, largest_scale, picture_size
 
 UNSEEN_DRIVERS = ("dummy", "offscreen")
+FOREIGN_MODIFIERS = pygame.KMOD_ALT | pygame.KMOD_CTRL | pygame.KMOD_META
 SCREEN_SHARE = 0.88  # of the desktop that a new window may take
 
 INPUT_KEYS = {
@@ -82,7 +84,7 @@ class Window:
                 found.append("redraw")
             elif event.type == pygame.KEYUP:
                 self.held.release(event.key)
-            elif event.type == pygame.KEYDOWN:
+            elif event.type == pygame.KEYDOWN and not getattr(event, "mod", 0) & FOREIGN_MODIFIERS:
                 found += self._key_down(event.key)
         return found
 
