@@ -1,5 +1,6 @@
 """What play promises about its two sides, its time and its files, on the real emulator."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -7,14 +8,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
+import pygame
 import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from v2 import play_atari_hires, play_game
+from v2 import play_atari_hires, play_game, recording
 from v2.clips import BackgroundClips
 from v2.controls import ALIASES, ActionMap, HeldInputs
 from v2.data.atari_dataset import (
@@ -44,6 +47,7 @@ from v2.recording import (
 from v2.render import CURVE_STEPS
 from v2.replay import Replay
 from v2.train import train_vqvae_hires
+from v2.window import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAKOUT = ["NOOP", "FIRE", "RIGHT", "LEFT"]
@@ -301,6 +305,38 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_value(session):
         assert len(shown) >= min(length, CURVE_STEPS // 2)
 
 
+def forked(session, mode):
+    """Return a game that shows forks of one step."""
+    play(session, [FIRE, RIGHT])
+    session.set_mode(mode)
+    play(session, [LEFT] * 3)
+    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    game.command("fork")
+    for _ in range(2):
+        job, *args = game.urgent_job()
+        job(*args)
+        game.job_done(0, 0)
+    return game
+
+
+@pytest.mark.parametrize("mode, sides", [("dream", ["dream"]), ("both", ["real", "dream"])])
+def test_a_fork_shows_the_real_game_only_where_it_stands_at_the_same_moment(session, mode, sides):
+    panes = forked(session, mode).view().panes
+    assert [pane.color for pane in panes] == [side for side in sides for _ in BREAKOUT]
+
+
+def test_forks_that_end_while_a_picture_is_made_break_nothing(session):
+    game = forked(session, "both")
+    seen = [game.forks]  # then None, as when the worker has ended them
+
+    class Ending(PlayGame):
+        forks = property(lambda self: seen.pop() if seen else None)
+
+    game.__class__ = Ending
+    assert game.view().title.endswith("fork")
+    assert game.view().title == "Breakout"
+
+
 class FakeWindow:
     """A window that nobody looks at."""
 
@@ -316,10 +352,24 @@ class FakeWindow:
 def test_the_last_step_in_a_window_is_recorded_too(tmp_path):
     session = PlaySession(make_atari_env("breakout"), FakeEngine(seconds=0.02))
     players = Players("breakout", ActionMap(BREAKOUT), "random", 0)
-    with open_recording(tmp_path / "a.gif", 60) as recording:
-        game = PlayGame(session, players, SETTINGS, recording=recording)
+    with open_recording(tmp_path / "a.gif", 60) as gif:
+        game = PlayGame(session, players, SETTINGS, recording=gif)
         run_window(game, FakeWindow(), False, max_steps=5)
-    assert recording.num_frames == session.num_steps == 5
+    assert gif.num_frames == session.num_steps == 5
+
+
+def test_what_is_recorded_has_no_badge_of_recording_and_no_help_line(session, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(play_game, "render", lambda view, scale: drawn.append(view))
+    players = Players("breakout", ActionMap(BREAKOUT), "human", 0)
+    video = SimpleNamespace(write=lambda picture: None)
+    game = PlayGame(session, players, SETTINGS, recording=video)
+    job, *args = game.step_job([])
+    job(*args)
+    game.job_done(0, 0)
+    (recorded,) = drawn
+    assert ("REC", "alarm") not in recorded.badges and recorded.hint == ""
+    assert ("REC", "alarm") in game.view().badges and game.view().hint == play_game.HINT
 
 
 def test_a_clip_that_cannot_be_saved_is_said_and_play_goes_on(tmp_path):
@@ -329,13 +379,30 @@ def test_a_clip_that_cannot_be_saved_is_said_and_play_goes_on(tmp_path):
     view, clips = game.view(), BackgroundClips()
     (tmp_path / "file").write_text("x")
     clips.save(tmp_path / "file" / "a.mp4", [view], 1, 15, {})
+    wait_for_clip(clips)
+    told = clips.save(tmp_path / "b.mp4", [view], 1, 15, {})
+    assert "saving b.mp4" in told and "the last clip was not saved" in told
+    clips.close()
+    assert count_frames(tmp_path / "b.mp4") == 1
+
+
+def wait_for_clip(clips):
     deadline = time.monotonic() + 20
     while clips.notice and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert "was not saved" in clips.save(tmp_path / "b.mp4", [view], 1, 15, {})
-    assert "saving" in clips.save(tmp_path / "b.mp4", [view], 1, 15, {})
-    clips.close()
-    assert count_frames(tmp_path / "b.mp4") == 1
+
+
+def test_a_clip_that_failed_unseen_is_told_at_the_end(tmp_path):
+    session = PlaySession(make_atari_env("breakout"), FakeEngine())
+    (tmp_path / "file").write_text("x")
+    settings = PlaySettings(60.0, clips=tmp_path / "file", scale=1)
+    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "random", 0), settings)
+    job, *args = game.step_job([])
+    job(*args)
+    game.job_done(0, 0)
+    game.command("clip")
+    with pytest.raises(OSError, match=r"breakout_.*\.mp4 was not saved"):
+        game.close()
 
 
 def test_a_rewind_with_nothing_to_rewind_says_so(session):
@@ -440,6 +507,17 @@ def test_a_recording_holds_every_frame_that_was_written(tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_gif_keeps_its_first_pictures_and_says_once_that_it_is_full(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(recording, "MAX_GIF_PICTURES", 3)
+    with open_recording(tmp_path / "a.gif", 15) as gif:
+        for level in range(5):
+            gif.write(np.full((8, 8, 3), 40 * level, np.uint8))
+    assert count_frames(tmp_path / "a.gif") == gif.num_frames == 3
+    assert capsys.readouterr().out.count("a GIF holds two minutes") == 1
+
+
 def test_an_unknown_kind_of_recording_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
         open_recording(tmp_path / "a.avi", 15)
@@ -513,7 +591,7 @@ def test_what_is_played_can_be_trained_on(tmp_path):
     session.rewind(2)
     play(session, [RIGHT] * 5)
     path = tmp_path / "human.npz"
-    assert tape.save(path) == (10 + 6, 2)
+    assert tape.save(path) == (10 + 6, 2, 0)
     data = load_game_data(path)
     assert np.array_equal(data.frames[4:10], np.stack(frames))
     assert data.actions[:9].tolist() == [NOOP] * 3 + [FIRE, RIGHT, RIGHT, LEFT, NOOP, LEFT]
@@ -524,6 +602,22 @@ def test_what_is_played_can_be_trained_on(tmp_path):
     episode = data.meta["episodes"][0]
     assert episode["policy"] == "human" and episode["seed"] >= HUMAN_SEED_START
     assert split_of_game(episode["seed"]) in ("train", "val")
+
+
+def test_a_game_played_again_is_left_out_and_the_rest_can_be_trained_on(tmp_path):
+    env = make_atari_env("breakout")
+    tape = EpisodeTape(env.config, env.action_meanings, seed=0)
+    first = tape.first_game_seed(0)
+    for seed, action in [(first, FIRE), (first + 1, FIRE), (first + 2, FIRE), (first + 11, RIGHT)]:
+        frame, _ = env.reset()
+        tape.begin(seed, frame, env.ram)
+        for _ in range(20):
+            frame, reward, terminated, _, _ = env.step(action)
+            tape.step(action, reward, frame, env.ram, terminated)
+    assert tape.save(tmp_path / "data.npz") == (3 * 21, 3, 1)
+    data = load_game_data(tmp_path / "data.npz")
+    assert [episode["seed"] for episode in data.meta["episodes"]] == [first, first + 2, first + 11]
+    assert data.frames.any((1, 2, 3)).all() and tape.has_held_out_game
 
 
 # The script
@@ -603,13 +697,48 @@ def test_training_holds_out_the_second_game_and_a_single_one_is_said(
 ):
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
     _, lines = run_main(capsys, "--headless", "--keys", "FIRE*9", "--save-data", one)
-    assert "play two" in lines[-2]
+    assert "play two that differ" in lines[-2]
     with pytest.raises(ValueError, match="no val game.*play two games"):
         train_vqvae_hires.main(["--data", str(one), "--out", str(tmp_path)])
     _, lines = run_main(capsys, "--headless", "--keys", "RIGHT*9,FIRE*400", "--save-data", two)
     assert "two.npz" in lines[-2]
     data = load_game_data(two)
     assert len(data.rows_of("train")) and len(data.rows_of("val"))
+
+
+@pytest.fixture
+def open_window(monkeypatch):
+    """Let main open a window on SDL's dummy driver; press Q there as soon as it plays."""
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    monkeypatch.setattr(play_atari_hires, "Window", functools.partial(Window, must_be_seen=False))
+
+    def press_q():
+        while not pygame.display.get_init():
+            time.sleep(0.01)
+        time.sleep(1)
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_q, mod=0))
+
+    thread = threading.Thread(target=press_q, daemon=True)
+    thread.start()
+    yield
+    thread.join(10)
+
+
+def test_the_window_is_closed_before_anything_is_saved(
+    fake_weights, open_window, tmp_path, capsys, monkeypatch
+):
+    was_open = []
+
+    def noted(end):
+        return lambda *args: (was_open.append(pygame.display.get_init()), end(*args))[1]
+
+    monkeypatch.setattr(EpisodeTape, "save", noted(EpisodeTape.save))
+    monkeypatch.setattr(BackgroundRecording, "close", noted(BackgroundRecording.close))
+    _, lines = run_main(
+        capsys, "--record", tmp_path / "a.mp4", "--save-data", tmp_path / "a.npz"
+    )
+    assert was_open == [False, False] and "saving ..." in lines
+    assert json.loads(lines[-1])["steps"] > 0
 
 
 def test_a_display_that_nobody_sees_is_refused_in_one_line(monkeypatch):
@@ -751,6 +880,18 @@ def test_a_replayed_picture_stays_until_the_next_is_whole(episodes):
         assert all(pane.frame is not None for pane in before.panes)
         settle(replay)
         assert replay.view().panes[0].detail == f"frame {replay.time}" != before.panes[0].detail
+
+
+def test_replay_shows_what_saving_a_clip_tells(episodes, tmp_path):
+    (tmp_path / "file").write_text("x")
+    replay = Replay(episodes, FakeEngine(), "breakout", clips=tmp_path / "file")
+    replay.command("clip")
+    wait_for_clip(replay._writer)
+    replay.clips = tmp_path
+    replay.command("clip")
+    assert "the last clip was not saved" in replay.view().notice
+    replay.close()
+    assert count_frames(tmp_path / "breakout_episode0_000003.mp4") == 1
 
 
 def test_replay_refuses_data_of_another_game(episodes):

@@ -66,6 +66,15 @@ def test_a_resized_window_keeps_the_aspect(frame):
     assert find_block(picture, frame.repeat(scale, 0).repeat(scale, 1))
 
 
+def test_the_forks_of_six_actions_are_doubled_on_a_small_laptop(frame):
+    """1366x768 less the desktop's bars."""
+    panes = tuple(Pane("RIGHTFIRE", frame) for _ in range(12))
+    surface = pygame.Surface((838, 667))
+    draw(surface, View("Pong: fork", panes, columns=6, has_footer=False))
+    picture = pygame.surfarray.array3d(surface).swapaxes(0, 1)
+    assert find_block(picture, frame.repeat(2, 0).repeat(2, 1))
+
+
 def test_a_window_that_is_too_small_still_shows_something(frame):
     draw(pygame.Surface((120, 90)), view_of(frame, frame))
 
@@ -288,6 +297,22 @@ def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
     )  # fmt: skip
     names = ["NOOP", "FIRE", "RIGHT", "LEFT"]
     assert seen["titles"] == ["real: NOOP", *names[1:], "dream: NOOP", *names[1:]]
+
+
+def test_keys_of_the_game_that_are_pressed_during_a_fork_do_nothing(window, tmp_path):
+    game = make_game(tmp_path, FakeEngine(seconds=0.02))
+    seen = []
+    run(
+        game, window,
+        (after(4), keys(pygame.K_f)),
+        (lambda game: game.forks is not None, keys(pygame.K_SPACE, pygame.K_p, pygame.K_PERIOD)),
+        (lambda game: len(game.forks.dream) > 3, lambda: seen.append(game.forks.is_done)),
+        (lambda game: True, keys(pygame.K_f)),
+        (lambda game: game.forks is None, lambda: seen.append(game.num_steps)),
+        (lambda game: game.num_steps > seen[-1] + 2, keys()),
+    )  # fmt: skip
+    assert seen[0] is False and not game.is_paused
+    assert {line["action"] for _, line in game._clip} == {NOOP}
 
 
 def test_a_clip_is_saved_with_its_actions(window, tmp_path):

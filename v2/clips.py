@@ -1,7 +1,7 @@
 """Short videos saved in the background, with the actions beside them.
 
-Contract: play goes on while a clip is drawn and encoded, and when that fails; one clip at a time;
-`close` waits for it and raises what it raised.
+Contract: play goes on while a clip is drawn and encoded, and when that fails, which the next clip
+or `close` tells; one clip at a time.
 """
 
 import json
@@ -37,13 +37,12 @@ class BackgroundClips:
             return "nothing to save yet"
         if self._future is not None and not self._future.done():
             return "still saving the last clip"
-        if self._future is not None and self._future.exception():
-            failure, self._future = self._future.exception(), None
-            return f"the last clip was not saved: {failure}"
+        failure = self._future.exception() if self._future is not None else None
         self._path = path
         self._future = self._executor.submit(save_clip, path, views, scale, fps, details)
         print(f"clip: {path} and {path.with_suffix('.json').name}", flush=True)
-        return f"saving {path.name}"
+        told = f"; the last clip was not saved: {failure}" if failure else ""
+        return f"saving {path.name}{told}"
 
     @property
     def notice(self) -> str:
@@ -52,7 +51,8 @@ class BackgroundClips:
         return f"saving {self._path.name}" if is_saving else ""
 
     def close(self) -> None:
-        """Wait for the last clip."""
+        """Wait for the last clip; an OSError where it was not saved."""
         self._executor.shutdown(wait=True)
-        if self._future is not None:
-            self._future.result()
+        failure = self._future.exception() if self._future is not None else None
+        if failure:
+            raise OSError(f"the clip {self._path} was not saved: {failure}") from failure

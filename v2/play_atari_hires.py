@@ -106,7 +106,8 @@ def main(argv=None) -> int:
         stop = stack.enter_context(command_line.StopRequest())
         if args.replay:
             browser = Replay(args.replay, engine, game, args.episode, args.fps, args.clips)
-            run_window(browser, window, stop)
+            with window:  # closed before a clip is waited for
+                run_window(browser, window, stop)
             browser.close()
             return stop.exit_code
         return play(args, emulator_of(engine, game), engine, window, stop)
@@ -159,9 +160,12 @@ def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
         with video:
             game = PlayGame(session, players, settings, script, video if args.record else None)
             if window:
-                run_window(game, window, stop, steps)
+                with window:  # closed before anything is saved
+                    run_window(game, window, stop, steps)
             else:
                 run_headless(game, stop, steps)
+            if args.record or args.save_data:
+                print("saving ...", flush=True)
     finally:  # whatever ended it: what was played is kept
         if game:
             code = _report(args, game, tape, stop)
@@ -178,11 +182,13 @@ def _first_player(args) -> str:
 def _report(args, game: PlayGame, tape, stop) -> int:
     figures = game.figures()
     if args.save_data and tape:
-        num_frames, num_episodes = tape.save(args.save_data)
+        num_frames, num_episodes, num_left_out = tape.save(args.save_data)
         figures["data"] = str(args.save_data)
         print(f"data: {args.save_data} ({num_frames} frames, {num_episodes} episodes)")
+        if num_left_out:
+            print(f"note: {num_left_out} left out: equal to an episode of the other split")
         if not tape.has_held_out_game:
-            print("note: this is one game, and training holds out the second: play two to train")
+            print("note: training holds out the second game: play two that differ")
     if args.record and game.recording.num_frames:
         figures["record"] = str(args.record)
         print(f"recording: {args.record} ({game.recording.num_frames} frames)")

@@ -16,7 +16,7 @@ import numpy as np
 from v2.clips import BackgroundClips
 from v2.controls import PLAY_KEYS, ActionMap
 from v2.forks import Forks
-from v2.play_loop import Speed
+from v2.play_loop import NOTICE_SECONDS, Speed
 from v2.play_session import REWIND_STEPS, Moment, PlaySession
 from v2.players import Players
 from v2.render import CURVE_STEPS, Curve, Pane, View, render
@@ -90,6 +90,8 @@ class PlayGame:
             self.is_over = True
         elif name == "help":
             self.shows_help = not self.shows_help
+        elif name in ("pause", "one step") and self.forks is not None:
+            return  # the game stands still already
         elif name == "pause":
             self.is_paused = not self.is_paused
             self.speed.interrupted()
@@ -169,7 +171,7 @@ class PlayGame:
         )[: 3 if self.session.has_truth else 1]
 
     def _say(self, notice: str) -> None:
-        self._notice, self._notice_until = notice, time.perf_counter() + 3
+        self._notice, self._notice_until = notice, time.perf_counter() + NOTICE_SECONDS
 
     def _clip_line(self) -> dict:
         agreement = self.session.divergence.agreement
@@ -193,16 +195,20 @@ class PlayGame:
 
     def view(self, hint: str = "") -> View:
         """Return the picture of this moment."""
-        if self.forks is not None:
-            view = self._fork_view(self.forks)
+        forks = self.forks  # read once: the worker may end them meanwhile
+        if forks is not None:
+            view = self._fork_view(forks)
         else:
             shown = {"both": ["real", "dream"], "dream": ["dream"], "real": ["real"]}
             view = self._play_view(shown[self.moment.mode])
+            badges = (("REC", "alarm"),) if self.recording else ()
+            view = replace(view, badges=badges + view.badges, hint=HINT)
         if hint:
             view = replace(view, hint=hint)
         return replace(view, help=PLAY_KEYS if self.shows_help else ())
 
     def _play_view(self, sides: list[str]) -> View:
+        """Return what the window, recordings and clips show alike."""
         moment = self.moment
         lives = f"   lives {moment.lives}" if moment.lives else ""
         waits = "waits" if moment.mode == "dream" else f"score {moment.score:.0f}{lives}"
@@ -217,7 +223,7 @@ class PlayGame:
             panes=tuple(panes[side] for side in sides), badges=self._badges(),
             inputs=self.actions.inputs(moment.action), action=action, stats=self._stats(),
             chart_title="divergence since the last sync", curves=self._curves,
-            notice=self._shown_notice(), hint=HINT,
+            notice=self._shown_notice(),
         )  # fmt: skip
 
     def _fork_view(self, forks: Forks) -> View:
@@ -225,10 +231,11 @@ class PlayGame:
         elapsed = int((time.perf_counter() - self._fork_began) * self.steps_per_second)
         step = min(elapsed % (count + 6), count - 1)  # rest on the last frame before it repeats
         columns = forks.num_actions if forks.num_actions <= 9 else math.ceil(forks.num_actions / 2)
+        sides = (("real", forks.real), ("dream", forks.dream))
         panes = []
         for first in range(0, forks.num_actions, columns):
             group = range(first, min(first + columns, forks.num_actions))
-            for side, frames in (("real", forks.real), ("dream", forks.dream)):
+            for side, frames in sides[1:] if self.moment.mode == "dream" else sides:
                 names = [self.actions.meanings[action] for action in group]
                 names[0] = f"{side}: {names[0]}"
                 row = [Pane(n, frames[step][a], side) for n, a in zip(names, group, strict=True)]
@@ -238,7 +245,7 @@ class PlayGame:
             subtitle=f"each action held from step {self.moment.step} on: "
             f"{step} of {forks.num_steps} steps",
             hint="F goes back to the game  ·  H keys  ·  Q quit",
-            notice="" if forks.is_done else "dreaming ...",
+            notice=self._said() or ("" if forks.is_done else "dreaming ..."),
         )  # fmt: skip
 
     def _title(self) -> str:
@@ -254,8 +261,6 @@ class PlayGame:
 
     def _badges(self) -> tuple[tuple[str, str], ...]:
         badges = []
-        if self.recording:
-            badges.append(("REC", "alarm"))
         if 0 < self.real_time_factor < SLOW_FACTOR:
             badges.append(("slower than real time", "ball"))
         if self.is_paused:
@@ -279,10 +284,12 @@ class PlayGame:
             ("dreamed end", f"{moment.dream_end_prob:.2f}" if is_dreaming else "–"),
         )
 
+    def _said(self) -> str:
+        return self._notice if time.perf_counter() < self._notice_until else ""
+
     def _shown_notice(self) -> str:
-        if time.perf_counter() < self._notice_until:
-            return self._notice
-        return "the dream has lost the ball: R syncs" if self.moment.has_lost_ball else ""
+        has_lost_ball = self.moment.has_lost_ball
+        return self._said() or ("the dream has lost the ball: R syncs" if has_lost_ball else "")
 
     def figures(self) -> dict:
         """Return the numbers of the session, for the last line of the program."""

@@ -14,6 +14,7 @@ import numpy as np
 
 IDLE_SECONDS = 0.004
 QUIET_SECONDS = 0.5  # a picture is drawn at least so often, for notices that end
+NOTICE_SECONDS = 3
 FOCUS_HINT = "click this window, then press a key: arrows move, SPACE fires, H shows all keys"
 SPEED_STEPS = 30  # the measured speed is a mean over these
 
@@ -137,6 +138,8 @@ def run_window(game, window, stop, max_steps: int = 0) -> None:
 
 
 def _start_job(game, window, worker: Worker, clock: Clock) -> None:
+    if game.is_animated:  # forks, or a replay: no game sees these keys, and none shall later
+        window.held.take()
     job = game.urgent_job()
     if job is None and clock.is_due():
         clock.began()

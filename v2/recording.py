@@ -23,6 +23,7 @@ from v2.data.atari_dataset import (
     save_game_data,
     split_of_game,
 )
+from v2.data.checks import MIN_EQUAL_FRAMES
 from v2.data.recorder import Segment, join_segments
 from v2.files import atomic_path
 
@@ -31,6 +32,7 @@ HUMAN_SEED_START = 990_000_000
 MAX_PLAY_SEED = 9_999
 MP4_OPTIONS = {"crf": "18", "preset": "veryfast"}
 MAX_WAITING = 16  # pictures that may wait to be encoded, about a second
+MAX_GIF_PICTURES = 1800  # they wait in memory; two minutes at 15 steps a second
 GIF_TICK_SECONDS = 0.01  # GIF counts time in hundredths of a second
 
 
@@ -99,16 +101,24 @@ class Mp4Recording(_Recording):
 
 
 class GifRecording(_Recording):
-    """An animated GIF; frames wait in memory, one byte a pixel, until it is closed."""
+    """An animated GIF; frames wait in memory, one byte a pixel, until it is closed.
+
+    It holds the first `MAX_GIF_PICTURES` and says once that it is full.
+    """
 
     def __init__(self, path: Path, fps: float):
         super().__init__(path, fps)
-        self._pictures = []
+        self._pictures, self._is_full = [], False
 
     def write(self, picture: np.ndarray) -> None:
         """Add one uint8 (H, W, 3) picture."""
         from PIL import Image
 
+        if self.num_frames == MAX_GIF_PICTURES:
+            if not self._is_full:
+                print(f"{self.path}: a GIF holds two minutes: use .mp4", flush=True)
+            self._is_full = True
+            return
         image = Image.fromarray(picture)
         self._pictures.append(image.quantize(128, dither=Image.Dither.NONE))
         self.num_frames += 1
@@ -226,20 +236,27 @@ class EpisodeTape:
 
     @property
     def has_held_out_game(self) -> bool:
-        """Whether training finds a game to validate on, which the second one is."""
+        """Whether training finds a game to validate on, as the second one is."""
         return any(split_of_game(segment.seed) == "val" for segment in self._segments)
 
-    def save(self, path: Path) -> tuple[int, int]:
-        """Write the data file; return how many frames and episodes it holds."""
-        kept = [_as_arrays(segment) for segment in self._segments if len(segment) > 1]
+    def save(self, path: Path) -> tuple[int, int, int]:
+        """Write the data file and forget its frames.
+
+        An episode that equals an earlier one of the other split is left out: training refuses both.
+
+        Returns:
+            how many frames and episodes the file holds, and how many episodes were left out.
+        """
+        played = [_as_arrays(segment) for segment in self._segments if len(segment) > 1]
+        kept = self._segments = _without_twins(played)
         if not kept:
-            return 0, 0
-        arrays, episodes = join_segments(kept, 0)
+            return 0, 0, 0
         shares: dict[str, float] = {}
         for segment in kept:
             shares[segment.policy] = shares.get(segment.policy, 0.0) + len(segment)
         total = sum(shares.values())
         shares = {policy: round(count / total, 4) for policy, count in shares.items()}
+        arrays, episodes = join_segments(kept, 0, is_last_use=True)
         meta = {
             "format": 1, "game": self.config.game, "emulator": emulator_dict(self.config),
             "action_meanings": self.action_meanings,
@@ -247,12 +264,24 @@ class EpisodeTape:
             "mix": shares, "seed": self.seed, "episodes": episodes,
         }  # fmt: skip
         save_game_data(path, GameData(**arrays, meta=meta))
-        return len(arrays["frames"]), len(episodes)
+        return len(arrays["frames"]), len(episodes), len(played) - len(kept)
 
 
 def _as_arrays(segment: Segment) -> Segment:
-    return Segment(
-        segment.seed, segment.policy, np.stack(segment.frames), np.stack(segment.ram),
-        np.array(segment.actions, np.uint8), np.array(segment.rewards, np.float32),
-        segment.terminated,
-    )  # fmt: skip
+    """Turn its lists into arrays in place, so that memory holds one segment twice and not all."""
+    segment.frames, segment.ram = np.stack(segment.frames), np.stack(segment.ram)
+    segment.actions = np.array(segment.actions, np.uint8)
+    segment.rewards = np.array(segment.rewards, np.float32)
+    return segment
+
+
+def _without_twins(segments: list[Segment]) -> list[Segment]:
+    """Leave out what `v2.data.checks.check_splits` would refuse."""
+    kept: list[Segment] = []
+    splits: dict[bytes, str] = {}  # content -> the split in which it stood first
+    for segment in segments:
+        split = split_of_game(segment.seed)
+        content = segment.ram.tobytes() + segment.actions.tobytes()
+        if len(segment) < MIN_EQUAL_FRAMES or splits.setdefault(content, split) == split:
+            kept.append(segment)
+    return kept

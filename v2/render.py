@@ -85,7 +85,7 @@ def largest_scale(columns: int, rows: int, size: tuple[int, int], has_footer: bo
 
 
 def _gap(columns: int) -> int:
-    return GAP if columns <= 2 else GAP // 3
+    return GAP if columns <= 2 else GAP // 3 if columns <= 4 else GAP // 5
 
 
 def _unit(columns: int, scale: int) -> float:
@@ -257,7 +257,8 @@ def _draw_curve(pen: Pen, plot: pygame.Rect, values, top: float, color) -> None:
 
 def _draw_hint(pen: Pen, area: pygame.Rect, view: View) -> None:
     middle = area.y + pen.px(15)
-    notice = pen.text(view.notice, (area.right, middle), 16, "ball", "right")
+    notice = pen.fitted(view.notice, area.w, 16)
+    notice = pen.text(notice, (area.right, middle), 16, "ball", "right")
     space = notice.x - area.x - pen.px(16) if view.notice else area.w
     pen.text(pen.fitted(view.hint, space), (area.x, middle), 16, "dim")
 

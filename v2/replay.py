@@ -8,6 +8,7 @@ actions; frame t is the result of actions[t - 1]. Knows no torch and no events.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from v2.data.atari_dataset import (
     load_game_data,
 )
 from v2.data.npz import read_meta
+from v2.play_loop import NOTICE_SECONDS
 from v2.play_session import HISTORY_FRAMES
 from v2.render import CURVE_STEPS, Curve, Pane, View
 
@@ -177,6 +179,7 @@ class Replay:
         self._loaded: tuple[int, Predictions] | None = None  # an episode that a job has read
         self._drawn = self.time  # the last time whose panes were whole
         self._writer = BackgroundClips()
+        self._notice, self._notice_until = "", 0.0
 
     @property
     def is_animated(self) -> bool:
@@ -244,15 +247,21 @@ class Replay:
         }  # fmt: skip
         views = [self._view_at(time) for time in range(first, self.time + 1)]
         name = f"{self.game}_episode{episode.id}_{self.time:06d}.mp4"
-        self._writer.save(self.clips / name, views, CLIP_SCALE, self.steps_per_second, details)
+        fps = self.steps_per_second
+        self._notice = self._writer.save(self.clips / name, views, CLIP_SCALE, fps, details)
+        self._notice_until = perf_counter() + NOTICE_SECONDS
+
+    def _shown_notice(self) -> str:
+        return self._notice if perf_counter() < self._notice_until else self._writer.notice
 
     def view(self, hint: str = "") -> View:
         """Return the picture of this time."""
         rows = REPLAY_KEYS if self.shows_help else ()
         if self.is_paused or self._shown.missing_job(self.time) is None:
             self._drawn = self.time  # while playing, a picture stays until the next is whole
-        view = replace(self._view_at(self._drawn), notice=self._writer.notice, help=rows)
-        return replace(view, hint=f"click this window first  ·  {HINT}") if hint else view
+        hint = f"click this window first  ·  {HINT}" if hint else HINT
+        view = self._view_at(self._drawn)
+        return replace(view, notice=self._shown_notice(), hint=hint, help=rows)
 
     def _view_at(self, time: int) -> View:
         shown = self._shown
@@ -274,7 +283,6 @@ class Replay:
             badges=(("stopped" if self.is_paused else "playing", "ball"),),
             action=self.actions.meanings[action], stats=self._stats(time, where),
             chart_title="tokens that differ from the real frame", curves=self._curves(time),
-            hint=HINT,
         )  # fmt: skip
 
     def _stats(self, time: int, where: str) -> tuple[tuple[str, str], ...]:
