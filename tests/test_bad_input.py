@@ -95,6 +95,12 @@ def test_absurd_playing_is_refused(flags, ends):
     ends(play_atari_hires.main, [*flags, "--headless"], 2, *flags)
 
 
+def test_data_of_a_dream_alone_is_refused_before_any_work(ends, tmp_path):
+    flags = ["--headless", "--dream-only", "--save-data", tmp_path / "new" / "data.npz"]
+    ends(play_atari_hires.main, flags, 2, "--save-data", "--dream-only")
+    assert not (tmp_path / "new").exists()
+
+
 def test_an_unexpected_error_is_one_line_that_asks_for_a_report(capsys):
     def main():
         {}["nothing"]
@@ -186,6 +192,7 @@ def test_a_misspelt_display_driver_is_refused(ends, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "x12")
     pygame.display.quit()
     ends(play_atari_hires.main, [], 2, "x12", "--headless")
+    assert "--headless" not in ends(play_atari_hires.main, ["--replay", "a.npz"], 2, "x12")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):  # noqa: F811

@@ -27,6 +27,7 @@ from v2.data.atari_dataset import (
     split_of_game,
     window_starts,
 )
+from v2.data.npz import write_npz
 from v2.data.policies import MIXES, STICKY
 from v2.data.recorder import GameJob, record_game
 from v2.dream import DreamEngine
@@ -707,25 +708,22 @@ def test_training_holds_out_the_second_game_and_a_single_one_is_said(
 
 
 @pytest.fixture
-def open_window(monkeypatch):
-    """Let main open a window on SDL's dummy driver; press Q there as soon as it plays."""
+def dummy_window(monkeypatch):
+    """Let main open a window on SDL's dummy driver."""
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setattr(play_atari_hires, "Window", functools.partial(Window, must_be_seen=False))
 
-    def press_q():
-        while not pygame.display.get_init():
-            time.sleep(0.01)
-        time.sleep(1)
-        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_q, mod=0))
 
-    thread = threading.Thread(target=press_q, daemon=True)
-    thread.start()
-    yield
-    thread.join(10)
+def press_q(engine):
+    """Post the key once the game plays."""
+    deadline = time.monotonic() + 20
+    while len(engine.actions) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_q, mod=pygame.KMOD_NONE))
 
 
 def test_the_window_is_closed_before_anything_is_saved(
-    fake_weights, open_window, tmp_path, capsys, monkeypatch
+    fake_weights, dummy_window, tmp_path, capsys, monkeypatch
 ):
     was_open = []
 
@@ -734,9 +732,8 @@ def test_the_window_is_closed_before_anything_is_saved(
 
     monkeypatch.setattr(EpisodeTape, "save", noted(EpisodeTape.save))
     monkeypatch.setattr(BackgroundRecording, "close", noted(BackgroundRecording.close))
-    _, lines = run_main(
-        capsys, "--record", tmp_path / "a.mp4", "--save-data", tmp_path / "a.npz"
-    )
+    threading.Thread(target=press_q, args=[fake_weights]).start()
+    _, lines = run_main(capsys, "--record", tmp_path / "a.mp4", "--save-data", tmp_path / "a.npz")
     assert was_open == [False, False] and "saving ..." in lines
     assert json.loads(lines[-1])["steps"] > 0
 
@@ -826,7 +823,7 @@ def settle(replay):
 
 def test_replay_predicts_a_frame_from_the_four_before_it(episodes):
     engine = FakeEngine()
-    replay = Replay(episodes, engine, "breakout")
+    replay = Replay(episodes, engine, EmulatorConfig())
     replay.command("on")
     replay.command("on")
     settle(replay)
@@ -842,7 +839,7 @@ def test_replay_predicts_a_frame_from_the_four_before_it(episodes):
 
 def test_replay_runs_the_open_loop_along_the_recorded_actions(episodes):
     engine = FakeEngine()
-    replay = Replay(episodes, engine, "breakout")
+    replay = Replay(episodes, engine, EmulatorConfig())
     replay.command("far on")
     settle(replay)
     data = load_game_data(episodes)
@@ -851,7 +848,7 @@ def test_replay_runs_the_open_loop_along_the_recorded_actions(episodes):
 
 
 def test_replay_seeks_restarts_and_changes_the_episode(episodes):
-    replay = Replay(episodes, FakeEngine(), "breakout", episode_id=1)
+    replay = Replay(episodes, FakeEngine(), EmulatorConfig(), episode_id=1)
     assert replay.view().title.endswith("episode 1")
     replay.command("last")
     replay.command("back")
@@ -865,11 +862,11 @@ def test_replay_seeks_restarts_and_changes_the_episode(episodes):
     replay.step_job([])
     assert replay.time == 4 and replay.is_animated
     with pytest.raises(ValueError, match="no episode 7"):
-        Replay(episodes, FakeEngine(), "breakout", episode_id=7)
+        Replay(episodes, FakeEngine(), EmulatorConfig(), episode_id=7)
 
 
 def test_a_replayed_picture_stays_until_the_next_is_whole(episodes):
-    replay = Replay(episodes, FakeEngine(), "breakout")
+    replay = Replay(episodes, FakeEngine(), EmulatorConfig())
     replay.command("on")
     settle(replay)
     replay.view()
@@ -884,7 +881,7 @@ def test_a_replayed_picture_stays_until_the_next_is_whole(episodes):
 
 def test_replay_shows_what_saving_a_clip_tells(episodes, tmp_path):
     (tmp_path / "file").write_text("x")
-    replay = Replay(episodes, FakeEngine(), "breakout", clips=tmp_path / "file")
+    replay = Replay(episodes, FakeEngine(), EmulatorConfig(), clips=tmp_path / "file")
     replay.command("clip")
     wait_for_clip(replay._writer)
     replay.clips = tmp_path
@@ -896,4 +893,27 @@ def test_replay_shows_what_saving_a_clip_tells(episodes, tmp_path):
 
 def test_replay_refuses_data_of_another_game(episodes):
     with pytest.raises(ValueError, match="--game breakout"):
-        Replay(episodes, FakeEngine(), "pong")
+        Replay(episodes, FakeEngine(), EmulatorConfig("pong"))
+
+
+def test_replay_refuses_data_of_another_emulator(episodes, monkeypatch, dummy_window):
+    engine = FakeEngine()
+    engine.info = {"emulator": {"game": "breakout", "frameskip": 2}}
+    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    with pytest.raises(ValueError, match="with frameskip 4, and the model knows frameskip 2"):
+        play_atari_hires.main(["--replay", str(episodes)])
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"episodes": [4]}, "list of episodes is damaged"),
+    ({"episodes": [{"id": 7, "seed": 0, "frames": 9}]}, "list of episodes is damaged"),
+    ({"episodes": [{"id": 0, "seed": 0, "frames": 999}]}, "list of episodes is damaged"),
+    ({"emulator": {"game": "breakout", "colour": 1}}, "emulator settings of another version"),
+    ({"emulator": {"game": 4}}, "emulator settings of another version"),
+    ({"action_meanings": [0, 1, 2, 3]}, "other actions than the model knows"),
+])  # fmt: skip
+def test_replay_refuses_a_foreign_file(episodes, change, text):
+    data = load_game_data(episodes)
+    write_npz(episodes, data.arrays(), data.meta | change)
+    with pytest.raises(ValueError, match=f"data.npz.*{text}"):
+        Replay(episodes, FakeEngine(), EmulatorConfig())

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fake_engine import FakeEngine
 from v2.controls import PLAY_KEYS, REPLAY_KEYS, ActionMap
-from v2.data.atari_dataset import make_atari_env
+from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.play_game import HINT, PlayGame, PlaySettings
 from v2.play_loop import FOCUS_HINT, Clock, run_window
 from v2.play_session import PlaySession
@@ -386,7 +386,8 @@ def test_replay_plays_and_seeks_in_the_window(window, tmp_path):
         session.step(action)
     tape.save(tmp_path / "data.npz")
     window.commands, window.inputs = REPLAY_COMMANDS, {}
-    replay = Replay(tmp_path / "data.npz", FakeEngine(), "breakout", None, 100, tmp_path / "clips")
+    data, clips = tmp_path / "data.npz", tmp_path / "clips"
+    replay = Replay(data, FakeEngine(), EmulatorConfig(), None, 100, clips)
     seen = []
     run(
         replay, window,

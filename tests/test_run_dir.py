@@ -40,6 +40,11 @@ def test_latest_falls_back_to_the_shipped_weights(tmp_path):
     assert find_weights("latest", "vqvae", "breakout", tmp_path) == shipped
 
 
+def test_a_game_without_weights_names_the_command_that_trains_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run make train GAME=pong$"):
+        find_weights("latest", "world_model", "Pong", tmp_path)
+
+
 def test_an_unknown_run_is_refused_with_those_there_are(tmp_path):
     run = _finished(tmp_path / "atari")
     with pytest.raises(FileNotFoundError, match=f"'20990101_000000'.*{run.path.name}"):

@@ -31,7 +31,14 @@ from v2.play_session import PlaySession
 from v2.players import Players, player_names
 from v2.render import MAX_SCALE, Pane, View
 from v2.replay import Replay
-from v2.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
+from v2.window import (
+    INPUT_KEYS,
+    PLAY_ADVICE,
+    PLAY_COMMANDS,
+    REPLAY_ADVICE,
+    REPLAY_COMMANDS,
+    Window,
+)
 
 RECORDING_SCALE, GIF_SCALE = 5, 3
 
@@ -83,19 +90,20 @@ def _add_play_options(group) -> None:
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    _check_flags(args)
     if args.save_data:
         if args.save_data.exists():
             raise FileExistsError(f"{args.save_data} is there already: name another file")
         check_output(args.save_data)
     if args.record:
         check_output(args.record)
-    _check_replay(args)
     game, columns = EmulatorConfig(game=args.game).game, 4 if args.replay else 2
     with contextlib.ExitStack() as stack:
         window = None
         if not args.headless:  # first of all: a missing display is said before weights are loaded
             commands, inputs = (REPLAY_COMMANDS, {}) if args.replay else (PLAY_COMMANDS, INPUT_KEYS)
-            window = Window(f"dream of {game}", commands, inputs, args.scale, columns)
+            advice = REPLAY_ADVICE if args.replay else PLAY_ADVICE
+            window = Window(f"dream of {game}", commands, inputs, args.scale, columns, advice)
             stack.enter_context(window)
             panes = (Pane("", None, "panel"),) * columns
             title = game.replace("_", " ").title()
@@ -103,17 +111,22 @@ def main(argv=None) -> int:
         name = args.run or args.checkpoint or "latest"
         engine = DreamEngine.load(name, game, args.device, args.temperature, seed=args.seed)
         print(f"weights: {engine.source}", flush=True)
+        emulator = emulator_of(engine, game)
         stop = stack.enter_context(command_line.StopRequest())
         if args.replay:
-            browser = Replay(args.replay, engine, game, args.episode, args.fps, args.clips)
+            browser = Replay(args.replay, engine, emulator, args.episode, args.fps, args.clips)
             with window:  # closed before a clip is waited for
                 run_window(browser, window, stop)
             browser.close()
             return stop.exit_code
-        return play(args, emulator_of(engine, game), engine, window, stop)
+        return play(args, emulator, engine, window, stop)
 
 
-def _check_replay(args) -> None:
+def _check_flags(args) -> None:
+    if args.dream_only and args.save_data:
+        raise ValueError(
+            "--save-data keeps the real game, which waits in --dream-only: leave one of them out"
+        )
     if not args.replay and args.episode is not None:
         raise ValueError("--episode needs --replay: of which recording?")
     names = ("headless", "record", "save_data", "steps", "keys", "policy", "dream_only")

@@ -6,7 +6,7 @@ actions; frame t is the result of actions[t - 1]. Knows no torch and no events.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -21,6 +21,7 @@ from v2.data.atari_dataset import (
     data_paths,
     load_game_data,
 )
+from v2.data.checks import check_episodes
 from v2.data.npz import read_meta
 from v2.play_loop import NOTICE_SECONDS
 from v2.play_session import HISTORY_FRAMES
@@ -49,10 +50,11 @@ class EpisodeFile:
 
     def __init__(self, path: Path):
         self.parts = data_paths(path)
-        metas = [read_meta(part, META_FIELDS) for part in self.parts]
-        self.meta = metas[0]
+        self.metas = [read_meta(part, META_FIELDS) for part in self.parts]
+        for part, meta in zip(self.parts, self.metas, strict=True):
+            check_episodes(part, meta)
         self._places = [
-            (part, entry) for part, meta in zip(self.parts, metas, strict=True)
+            (part, entry) for part, meta in zip(self.parts, self.metas, strict=True)
             for entry in meta["episodes"] if entry["frames"] > HISTORY_FRAMES
         ]  # fmt: skip
         if not self._places:
@@ -74,11 +76,34 @@ class EpisodeFile:
         if part != self._part:
             self._data, self._part = load_game_data(part), part
         rows = np.flatnonzero(self._data.episode_ids == entry["id"])
+        if len(rows) != entry["frames"]:
+            raise ValueError(f"{part}: its list of episodes is damaged; make the file again")
         first, last = rows[0], rows[-1] + 1
+        rewards = self._data.rewards[first:last]
         return Episode(
-            entry["id"], entry["policy"], entry["score"], self._data.frames[first:last],
-            self._data.actions[first:last], self._data.rewards[first:last],
+            entry["id"], str(entry.get("policy", "?")), float(rewards.sum()),
+            self._data.frames[first:last], self._data.actions[first:last], rewards,
         )  # fmt: skip
+
+
+def _check_fits(path: Path, meta: dict, emulator: EmulatorConfig, num_actions: int) -> None:
+    """Check that a model knows the game of a recording; a ValueError with the path."""
+    try:
+        recorded = EmulatorConfig(**meta["emulator"])
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: emulator settings of another version ({error})") from error
+    if recorded.game != emulator.game:
+        raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")
+    known = asdict(emulator).items()
+    for (name, value), (_, expected) in zip(asdict(recorded).items(), known, strict=True):
+        if value != expected:
+            raise ValueError(
+                f"{path} was recorded with {name} {value}, and the model knows {name} {expected}: "
+                "load other weights"
+            )
+    names = meta["action_meanings"]
+    if len(names) != num_actions or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has other actions than the model knows: load other weights")
 
 
 class Predictions:
@@ -155,19 +180,18 @@ class Replay:
     """The browser as `v2.play_loop.run_window` sees it.
 
     Args:
+        emulator: what the model was trained on.
         episode_id: the episode to begin with; None: the first.
         clips: directory of the videos that V saves.
     """
 
-    def __init__(self, path: Path, engine, game: str, episode_id: int | None = None,
+    def __init__(self, path: Path, engine, emulator: EmulatorConfig, episode_id: int | None = None,
                  fps: float | None = None, clips: Path = Path("recordings")):  # fmt: skip
         self.file, self.engine, self.clips = EpisodeFile(path), engine, clips
-        emulator = EmulatorConfig(**self.file.meta["emulator"])
-        if emulator.game != game:
-            raise ValueError(f"{path} holds {emulator.game}: add --game {emulator.game}")
-        if len(self.file.meta["action_meanings"]) != engine.num_actions:
-            raise ValueError(f"{path} has other actions than the model knows: load other weights")
-        self.game, self.actions = game, ActionMap(self.file.meta["action_meanings"])
+        for part, meta in zip(self.file.parts, self.file.metas, strict=True):
+            _check_fits(part, meta, emulator, engine.num_actions)
+        self.game = emulator.game
+        self.actions = ActionMap(self.file.metas[0]["action_meanings"])
         self.steps_per_second = fps or emulator.steps_per_second
         self.is_over = self.shows_help = False
         self.is_paused = True

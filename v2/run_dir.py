@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from v2.data.atari_dataset import game_directory
+from v2.data.atari_dataset import game_directory, game_id
 from v2.files import sweep_temporaries, sync_directory, write_text
 
 try:
@@ -162,7 +162,9 @@ def find_weights(name: str, kind: str, game: str, root: Path | None = None) -> P
         name = str(runs[-1]) if runs else "shipped"
     if name == "shipped":
         if not shipped.exists():
-            raise FileNotFoundError(f"no shipped weights {shipped}: run make train")
+            raise FileNotFoundError(
+                f"no shipped weights {shipped}: run make train GAME={game_id(game)}"
+            )
         return shipped
     for place in (directory / "runs" / name, Path(name).expanduser()):
         if place.is_file():

@@ -31,6 +31,8 @@ REPLAY_COMMANDS = QUIT_KEYS | {
     pygame.K_END: "last", pygame.K_r: "sync", pygame.K_n: "next", pygame.K_b: "previous",
     pygame.K_v: "clip", pygame.K_h: "help",
 }  # fmt: skip
+PLAY_ADVICE = "add --headless --record play.mp4 to watch a video instead, or run it on a desktop"
+REPLAY_ADVICE = "--replay browses in a window: run it on a desktop"
 
 
 class Window:
@@ -40,19 +42,21 @@ class Window:
         commands: pygame key -> command.
         inputs: pygame key -> game input; held keys stand in `held`.
         scale: whole-number scale of the frames; 0 takes what fits the desktop.
+        advice: what to do without a display.
         must_be_seen: refuse SDL's invisible displays.
     """
 
     def __init__(self, title: str, commands: dict, inputs: dict | None = None, scale: int = 0,
-                 columns: int = 2, must_be_seen: bool = True):  # fmt: skip
+                 columns: int = 2, advice: str = PLAY_ADVICE,
+                 must_be_seen: bool = True):  # fmt: skip
         try:
             pygame.display.init()
         except pygame.error as error:
-            raise ValueError(_no_display(str(error))) from error
+            raise ValueError(f"no display ({error}): {advice}") from error
         if must_be_seen and pygame.display.get_driver() in UNSEEN_DRIVERS:
             driver = pygame.display.get_driver()
             pygame.display.quit()
-            raise ValueError(_no_display(f"SDL would draw to {driver!r}"))
+            raise ValueError(f"no display (SDL would draw to {driver!r}): {advice}")
         self.commands, self.inputs = commands, inputs or {}
         self.held = HeldInputs()
         self.has_seen_key = False
@@ -98,10 +102,3 @@ class Window:
         self.surface = pygame.display.get_surface()
         draw(self.surface, view)
         pygame.display.flip()
-
-
-def _no_display(reason: str) -> str:
-    return (
-        f"no display ({reason}): add --headless --record play.mp4 to watch a video instead, "
-        "or run it on a desktop"
-    )
