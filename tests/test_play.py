@@ -738,6 +738,14 @@ def test_the_window_is_closed_before_anything_is_saved(
     assert json.loads(lines[-1])["steps"] > 0
 
 
+def test_two_equal_games_give_a_file_that_can_be_read(fake_weights, tmp_path, capsys):
+    path = tmp_path / "data.npz"
+    _, lines = run_main(capsys, "--headless", "--keys", "FIRE*400", "--save-data", path)
+    assert any(line.startswith("left out: 1,") for line in lines)
+    assert "play two that differ" in lines[-2]
+    assert not any(split_of_game(e["seed"]) == "val" for e in load_game_data(path).meta["episodes"])
+
+
 def test_a_display_that_nobody_sees_is_refused_in_one_line(monkeypatch):
     result = subprocess.run(
         [sys.executable, str(ROOT / "v2/play_atari_hires.py")], capture_output=True, text=True,

@@ -199,7 +199,7 @@ def _report(args, game: PlayGame, tape, stop) -> int:
         figures["data"] = str(args.save_data)
         print(f"data: {args.save_data} ({num_frames} frames, {num_episodes} episodes)")
         if num_left_out:
-            print(f"note: {num_left_out} left out: equal to an episode of the other split")
+            print(f"left out: {num_left_out}, the same was played before in the other split")
         if not tape.has_held_out_game:
             print("note: training holds out the second game: play two that differ")
     if args.record and game.recording.num_frames:
