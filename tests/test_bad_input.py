@@ -384,6 +384,55 @@ def test_data_that_cannot_be_trained_on_is_refused_before_any_work(
     assert not out.exists()
 
 
+def _saved(game_data, vqvae, folder: Path) -> tuple[Path, Path]:
+    """Save the data and weights that were trained on its emulator settings."""
+    path, weights = folder / "data.npz", folder / "v.pt"
+    save_game_data(path, game_data)
+    checkpoint.save_checkpoint(weights, "vqvae", vqvae, emulator=game_data.meta["emulator"])
+    return path, weights
+
+
+def _scripts_with(path: Path, weights: Path, out: Path):
+    yield tokenize_atari.main, ["--data", path, "--vqvae", weights, "--out", out / "t.npz"]
+    yield train_wm_hires.main, _wm_flags(out, path, weights)
+    for more in ([], ["--decoder-only"]):
+        yield train_vqvae_hires.main, ["--data", path, "--out", out, "--init-from", weights, *more]
+
+
+def test_data_of_another_game_is_refused_with_the_flag(game_data, vqvae, ends, tmp_path):
+    game_data.meta["emulator"]["game"] = "pong"
+    path, weights = _saved(game_data, vqvae, tmp_path)
+    text = f"{path} holds pong, not breakout: add --game pong"
+    for main, flags in _scripts_with(path, weights, tmp_path / "out"):
+        ends(main, flags, 2, text)
+    ends(train_vqvae_hires.main, ["--data", path, "--out", tmp_path / "out"], 2, text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_other_emulator_settings_are_refused(
+    small_models, game_data, vqvae, ends, tmp_path  # noqa: F811
+):  # fmt: skip
+    game_data.meta["emulator"]["frameskip"] = 2
+    path, weights = _saved(game_data, vqvae, tmp_path)
+    game_data.meta["emulator"]["frameskip"] = 4
+    save_game_data(path, game_data)
+    text = f"{weights} was trained with frameskip 2, not 4 as in {path}"
+    for main, flags in _scripts_with(path, weights, tmp_path / "out"):
+        ends(main, flags, 2, text)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_world_model_of_other_emulator_settings_is_refused(world_run, data_path, ends):  # noqa: F811
+    model, info = checkpoint.load_world_model(world_run / "last.pt")
+    emulator = info["emulator"] | {"repeat_action_probability": 0.25}
+    weights = world_run / "other.pt"
+    checkpoint.save_checkpoint(weights, "world_model", model, emulator=emulator,
+                               vqvae_sha256=info["vqvae_sha256"])  # fmt: skip
+    flags = _wm_flags(world_run.parent.parent, data_path, world_run / "vqvae.pt")
+    text = "was trained with repeat_action_probability 0.25, not 0.0"
+    ends(train_wm_hires.main, [*flags, "--steps", "1", "--init-from", weights], 2, text)
+
+
 def test_shards_of_different_recordings_are_refused(game_data, tmp_path):
     for index in range(2):
         game_data.meta["seed"] = index
@@ -463,6 +512,22 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
     save_game_data(data_path, game_data)
     ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of data")
     assert (tokens.read_bytes(), _content(world_run)) == before
+
+
+def test_resume_refuses_other_rewards_under_the_same_tokens(
+    world_run, game_data, data_path, ends, tmp_path  # noqa: F811
+):  # fmt: skip
+    game_data.rewards[:] = 0
+    save_game_data(data_path, game_data)
+    flags = ["--resume", world_run, "--tokens", tmp_path / "new.npz"]
+    ends(train_wm_hires.main, flags, 2, "was trained on other data")
+    path = world_run / "last.pt"
+    state = checkpoint.load_checkpoint(path, "world_model")
+    model = checkpoint.build_model(state, path)
+    of_a_file = ("format", "kind", "config", "model", "data_sha256")  # the last not in older ones
+    kept = {key: value for key, value in state.items() if key not in of_a_file}
+    checkpoint.save_checkpoint(path, "world_model", model, **kept)
+    assert train_wm_hires.main([*map(str, flags), "--steps", "3"]) == 0
 
 
 def test_resume_logs_changed_flags_and_keeps_them(world_run, capsys):

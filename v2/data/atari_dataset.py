@@ -359,6 +359,35 @@ def check_training_games(path: Path, episodes: list[dict]) -> None:
             )
 
 
+def check_game(path: Path, game: str) -> None:
+    """Check that a recording is of this game; a ValueError with both."""
+    held = read_meta(data_paths(path)[0], META_FIELDS)["emulator"].get("game")
+    if held != game_id(game):
+        raise ValueError(f"{path} holds {held}, not {game_id(game)}: add --game {held}")
+
+
+def check_emulator(path: Path, weights: Path, info: dict) -> None:
+    """Check that a recording has the emulator settings of weights that say them.
+
+    Args:
+        info: of the weights' checkpoint.
+    Raises:
+        ValueError: with each setting that differs.
+    """
+    held = read_meta(data_paths(path)[0], META_FIELDS)["emulator"]
+    known = info.get("emulator") or held
+    differing = [
+        f"{key} {known.get(key)}, not {held.get(key)}"
+        for key in sorted(known.keys() | held.keys())
+        if known.get(key) != held.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{weights} was trained with {'; '.join(differing)} as in {path}: give weights and "
+            "data of the same settings"
+        )
+
+
 def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> np.ndarray:
     """Return the rows whose episode belongs to a split.
 

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 from v2 import checkpoint
-from v2.data.atari_dataset import DATA_NAME, game_directory
+from v2.data.atari_dataset import DATA_NAME, check_emulator, check_game, game_directory
 from v2.data.tokens import TOKENS_NAME, check_target, tokenize
 from v2.device import choose_device
 from v2.files import check_writable
@@ -41,13 +41,14 @@ def main(argv=None) -> int:
     out = args.out or directory / f"{TOKENS_NAME}.npz"
     check_target(out)
     check_writable(out.parent)
+    data = args.data or directory / f"{DATA_NAME}.npz"
+    check_game(data, args.game)
     path = find_weights(args.vqvae, "vqvae", args.game)
-    vqvae, _ = checkpoint.load_vqvae(path)
+    vqvae, info = checkpoint.load_vqvae(path)
+    check_emulator(data, path, info)
     print(f"VQ-VAE: {path}")
     with command_line.StopRequest() as stop:
-        tokens = tokenize(
-            args.data or directory / f"{DATA_NAME}.npz", vqvae, device, args.batch_size, stop
-        )
+        tokens = tokenize(data, vqvae, device, args.batch_size, stop)
         if tokens is None:
             return stop.exit_code
         tokens.save(out)

@@ -25,6 +25,8 @@ from v2 import checkpoint
 from v2.data.atari_dataset import (
     DATA_NAME,
     GameData,
+    check_emulator,
+    check_game,
     check_training_games,
     data_sha256,
     game_directory,
@@ -115,6 +117,7 @@ def main(argv=None) -> int:
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
     data_path = args.data or directory / f"{DATA_NAME}.npz"
+    check_game(data_path, args.game)
     check_training_games(data_path, read_episodes(data_path))
     data = load_game_data(data_path)
     train_rows, held_out_rows = data.rows_of("train"), data.rows_of("val")
@@ -124,6 +127,7 @@ def main(argv=None) -> int:
     earlier = []
     if args.init_from:
         began, info = checkpoint.load_vqvae(args.init_from)
+        check_emulator(data_path, args.init_from, info)
         checkpoint.check_architecture(model, info["config"], args.init_from)
         model.load_state_dict(began.state_dict())
         if not args.decoder_only:  # float16 holds no count above 65,504: sums must fit to it

@@ -22,7 +22,13 @@ import torch
 from tqdm import tqdm
 
 from v2 import checkpoint
-from v2.data.atari_dataset import DATA_NAME, game_directory, window_starts
+from v2.data.atari_dataset import (
+    DATA_NAME,
+    check_emulator,
+    check_game,
+    game_directory,
+    window_starts,
+)
 from v2.data.checks import array_sha256
 from v2.data.importance import ImportanceConfig, event_chances, event_steps
 from v2.data.tokens import (
@@ -165,19 +171,21 @@ def main(argv=None) -> int:
     if args.tokens:
         check_target(args.tokens)
         check_writable(args.tokens.parent)
+    data = args.data or directory / f"{DATA_NAME}.npz"
+    check_game(data, args.game)
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
     else:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
     vqvae, vqvae_state = checkpoint.load_vqvae(vqvae_path)
+    check_emulator(data, vqvae_path, vqvae_state)
     print(f"VQ-VAE: {vqvae_path}")
-    data = args.data or directory / f"{DATA_NAME}.npz"
     tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
     tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers)
     model = TemporalWorldModel(_model_config(args, vqvae, tokens)).to(device)
     trainer = Trainer(args, model, vqvae, tokens, data, device, workers)
     if args.init_from:
-        trainer.start_from(args.init_from)
+        trainer.start_from(args.init_from, data)
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
         config = {"args": plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
@@ -258,6 +266,8 @@ class Trainer:
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
         self.vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
+        self.tokens_sha256 = array_sha256(tokens.tokens)
+        self.data_sha256 = tokens.meta["data_sha256"]
         if workers.is_writer:
             self.evaluation = Evaluation(vqvae, tokens, data, device)
 
@@ -336,8 +346,8 @@ class Trainer:
             train_args=plain_args(self.args), num_steps=self.num_steps,
             emulator=self.tokens.meta["emulator"],
             action_meanings=self.tokens.meta["action_meanings"],
-            vqvae_sha256=self.vqvae_sha256, tokens_sha256=array_sha256(self.tokens.tokens),
-            skipped=self.guard.num_skipped,
+            vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
+            data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -345,8 +355,10 @@ class Trainer:
         state = checkpoint.load_last(run.path, "world_model")
         if state["vqvae_sha256"] != self.vqvae_sha256:
             raise ValueError(f"{run.path} was trained with another VQ-VAE than its {VQVAE_NAME}")
-        if state["tokens_sha256"] != array_sha256(self.tokens.tokens):
+        if state["tokens_sha256"] != self.tokens_sha256:
             raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
+        if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # not in older ones
+            raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
         average = state["ema"]
@@ -356,10 +368,11 @@ class Trainer:
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
 
-    def start_from(self, path: Path) -> None:
+    def start_from(self, path: Path, data: Path) -> None:
         """Take the weights of another world model and nothing else."""
         expected = None if self.args.other_vqvae else self.vqvae_sha256
         model, info = checkpoint.load_world_model(path, expected)
+        check_emulator(data, path, info)
         self.earlier = checkpoint.lineage(info)
         if model.config.past_actions != self.model.config.past_actions:
             raise ValueError(
