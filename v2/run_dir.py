@@ -136,9 +136,14 @@ def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> 
     args = parser.parse_args(argv)
     if args.resume is None:
         return args
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))  # else None
+    if given.smoke:
+        raise ValueError("--smoke is decided when a run begins: leave it out with --resume")
     stored = {k: v for k, v in read_config(args.resume)["args"].items() if k not in NOT_RESUMED}
     parser.set_defaults(**stored)
     resumed = parser.parse_args(argv)
+    if given.epochs and not given.steps:
+        resumed.steps = None
     now = plain_args(resumed)
     resumed.changed = {k: now[k] for k in stored if k in now and now[k] != stored[k]}
     return resumed

@@ -14,6 +14,7 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
+import argparse
 import shlex
 import time
 
@@ -61,6 +62,7 @@ from v2.train.wm_loss import LossConfig, WorldModelLoss, read_windows
 
 ADAM_BETAS = (0.9, 0.95)
 MATRICES = ("qkv.weight", "attended.weight", "expand.weight", "contract.weight")
+MAX_PAST_ACTIONS = WorldModelConfig.history - 1
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 
 
@@ -93,7 +95,7 @@ def build_parser():
                         help="--init-from learnt the tokens of another one: go on with these")
     length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
     length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
-    length.add_argument("--compile", action="store_true",
+    length.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
                         help="compile the model first: a minute of waiting for faster steps")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
@@ -122,7 +124,8 @@ def build_parser():
                         default=COPY_BIAS,
                         help="first logit of the last frame's token")  # fmt: skip
     recipe.add_argument("--past-actions", type=command_line.non_negative_int, default=3,
-                        help="how many it reads before the one taken now, at most 3")  # fmt: skip
+                        help="how many it reads before the one taken now, at most "
+                        f"{MAX_PAST_ACTIONS}")  # fmt: skip
     rollouts = parser.add_argument_group("rollouts")
     rollouts.add_argument("--rollout-steps", type=command_line.positive_int, metavar="K",
                           default=5)  # fmt: skip
@@ -150,22 +153,18 @@ def build_parser():
     weights.add_argument("--ghost-scale", type=command_line.non_negative_float,
                          default=importance.ghost_scale,
                          help="of tokens that stay but were thought to change")  # fmt: skip
-    weights.add_argument("--no-importance", action="store_true", help="equal weights")
+    weights.add_argument("--no-importance", action="store_true",
+                         help="equal weights; a run that began so stays so")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
     args = parse_resumable(build_parser(), argv)
+    _check_flags(args)
     workers, device = join(args.device)
     workers.check_batch("--batch-size", args.batch_size)
     workers.check_batch("--rollout-batch-size", args.rollout_batch_size)
     torch.manual_seed(args.seed)
-    if 0 < args.positions < 4:
-        raise ValueError(f"--positions must be 0 or at least 4, got {args.positions}")
-    if args.resume and args.init_from:
-        raise ValueError("--resume and --init-from exclude each other")
-    if args.other_vqvae and not (args.init_from or args.resume):
-        raise ValueError("--other-vqvae needs --init-from: whose weights go on?")
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
     if args.tokens:
@@ -194,6 +193,22 @@ def main(argv=None) -> int:
         extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
     return run_trainer(trainer, run)
+
+
+def _check_flags(args) -> None:
+    """Refuse what would fail only after the data are read."""
+    if 0 < args.positions < 4:
+        raise ValueError(f"--positions must be 0 or at least 4, got {args.positions}")
+    if args.past_actions > MAX_PAST_ACTIONS:
+        raise ValueError(
+            f"--past-actions must be at most {MAX_PAST_ACTIONS}, got {args.past_actions}"
+        )
+    if args.importance_cap < 1:
+        raise ValueError(f"--importance-cap must be at least 1, got {args.importance_cap}")
+    if args.resume and args.init_from:
+        raise ValueError("--resume and --init-from exclude each other")
+    if args.other_vqvae and not (args.init_from or args.resume):
+        raise ValueError("--other-vqvae needs --init-from: whose weights go on?")
 
 
 def _load_or_make_tokens(
