@@ -38,7 +38,7 @@ from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.device import choose_device, compiled
 from v2.run_dir import parse_resumable, read_config
-from v2.train import train_vqvae_hires, train_wm_hires
+from v2.train import distributed, train_vqvae_hires, train_wm_hires
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = (collect_atari, tokenize_atari, train_vqvae_hires, train_wm_hires)
@@ -190,11 +190,17 @@ def test_a_recording_that_cannot_be_written_is_said_before_anything_is_played(
 
 
 def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch, capsys):
-    model = torch.nn.Linear(1, 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = "no C++ compiler found: going on without --compile\n"
     monkeypatch.setenv("CXX", "/nonexistent/c++")
-    assert compiled(model) is model
-    assert capsys.readouterr().out == "no C++ compiler found: going on without --compile\n"
+    model = torch.nn.Linear(1, 1)
+    assert compiled(model) is model and capsys.readouterr().out == text
+
+    def failing(function):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC")
+
+    monkeypatch.setattr(torch, "compile", failing)
+    model = torch.nn.Linear(1, 1, device="meta")  # in place of an accelerator
+    assert compiled(model) is model and capsys.readouterr().out == text
 
 
 def test_variables_of_torchrun_that_are_left_over_are_named(ends, monkeypatch):
@@ -202,6 +208,37 @@ def test_variables_of_torchrun_that_are_left_over_are_named(ends, monkeypatch):
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     ends(train_wm_hires.main, [], 2, "RANK is set to '0'", "WORLD_SIZE", "unset RANK")
+
+
+@pytest.fixture
+def cuda_under_torchrun(monkeypatch):
+    """Say that there is one CUDA device; return what the group of processes is begun with."""
+    begun = {}
+    monkeypatch.setattr(distributed, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    group = torch.distributed
+    monkeypatch.setattr(group, "init_process_group", lambda *a, **k: begun.update(k, backend=a[0]))
+    monkeypatch.setattr(group, "get_rank", lambda: 0)
+    monkeypatch.setattr(group, "get_world_size", lambda: 1)
+    monkeypatch.setattr(os, "environ", os.environ | {"RANK": "0", "LOCAL_RANK": "0"})
+    return begun
+
+
+def test_more_processes_than_cuda_devices_are_refused(cuda_under_torchrun, ends):
+    os.environ["LOCAL_RANK"] = "1"
+    for script in (train_vqvae_hires, train_wm_hires):
+        ends(script.main, [], 2, "process 2", "there are 1", "--nproc_per_node=1")
+    del os.environ["LOCAL_RANK"]
+    ends(train_wm_hires.main, [], 2, "RANK is set to '0'", "LOCAL_RANK", "unset RANK")
+    assert not cuda_under_torchrun
+
+
+def test_processes_on_cuda_name_their_device_and_raise_when_others_hang(cuda_under_torchrun):
+    assert distributed.join("auto")[1] == torch.device("cuda", 0)
+    assert cuda_under_torchrun["backend"] == "nccl"
+    assert cuda_under_torchrun["device_id"] == torch.device("cuda", 0)
+    assert os.environ["TORCH_NCCL_BLOCKING_WAIT"] == "1"
 
 
 def test_a_misspelt_display_driver_is_refused(ends, monkeypatch):

@@ -87,6 +87,22 @@ def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path)
     assert [line["step"] for line in _metrics(run) if "lr" in line] == [20, 40]
 
 
+WITHOUT_A_COMPILER = """
+import torch
+from v2.device import compiled
+model = torch.nn.Linear(1, 1, device="cuda")
+assert compiled(model) is model
+"""
+
+
+@needs_cuda
+def test_without_a_compiler_a_model_on_cuda_stays_as_it_is(tmp_path):
+    caches = {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = os.environ | caches | {"PATH": str(tmp_path), "CC": "/nonexistent/cc"}
+    command = [sys.executable, "-c", WITHOUT_A_COMPILER]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True, timeout=300)
+
+
 @needs_cuda
 def test_a_batch_is_pinned_on_its_way(monkeypatch):
     pinned = []

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 
 import torch
 
@@ -68,13 +69,22 @@ def compiled(model: torch.nn.Module, mode: str | None = None):
     Args:
         mode: of torch.compile; "reduce-overhead" replays CUDA graphs.
     """
-    named = os.environ.get("CXX")
-    compilers = [named] if named else ["c++", "g++"]
-    if torch.cuda.is_available() or any(map(shutil.which, compilers)):
+    if _can_compile(next(model.parameters()).device):
         print("compiling at the first step: up to a minute without progress", flush=True)
         return torch.compile(model, mode=mode)
     print("no C++ compiler found: going on without --compile", flush=True)
     return model
+
+
+def _can_compile(device: torch.device) -> bool:
+    if device.type == "cpu":
+        named = os.environ.get("CXX")
+        return any(map(shutil.which, [named] if named else ["c++", "g++"]))
+    try:  # Triton looks for a compiler of C of its own, at the first kernel
+        torch.compile(lambda numbers: numbers + 1)(torch.ones(1, device=device))
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError):
+        return False
+    return True
 
 
 def _devices() -> list[str]:

@@ -84,15 +84,36 @@ def join(device_name: str) -> tuple[Workers, torch.device]:
     if "RANK" not in os.environ:
         return Workers(), choose_device(device_name)
     device = choose_device(device_name)
+    if device.type == "cuda":
+        device = _own_device()
+        torch.cuda.set_device(device)
+        # Else NCCL aborts a process whose others hang, before it can say so.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    with _variables_explained():
+        backend, of_one = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        distributed.init_process_group(backend, timeout=TIMEOUT, device_id=of_one)
+    return Workers(distributed.get_rank(), distributed.get_world_size()), device
+
+
+def _own_device() -> torch.device:
+    """Return the CUDA device of this process, one for each on this machine."""
+    with _variables_explained():
+        local_rank = int(os.environ["LOCAL_RANK"])
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f"process {local_rank + 1} on this machine needs a CUDA device of its own, and there "
+            f"are {count}: torchrun --nproc_per_node={count}"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextlib.contextmanager
+def _variables_explained():
     try:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=TIMEOUT)
+        yield
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"RANK is set to {os.environ['RANK']!r}, but what else torchrun sets is not "
             f"({error}): unset RANK, or start it with torchrun"
         ) from error
-    return Workers(distributed.get_rank(), distributed.get_world_size()), device
