@@ -37,6 +37,7 @@ from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.device import choose_device, compiled
+from v2.eval import gold_eval
 from v2.run_dir import parse_resumable, read_config
 from v2.train import distributed, train_vqvae_hires, train_wm_hires
 
@@ -379,6 +380,34 @@ def test_a_damaged_meta_is_refused_by_name(change, text, game_data, tmp_path):
     npz.write_npz(tmp_path / "data.npz", game_data.arrays(), meta)
     with pytest.raises(ValueError, match=text):
         load_game_data(tmp_path / "data.npz")
+
+
+def test_data_whose_meta_lacks_a_hash_is_refused_by_name(game_data, vqvae, ends, tmp_path):
+    path, weights = _saved(game_data, vqvae, tmp_path)
+    arrays, meta = read_npz(path, ARRAY_FIELDS)
+    tokenize(path, vqvae, torch.device("cpu")).save(path.with_name("tokens.npz"))
+    text = f"{path}: its meta has no sha256 of 'frames'; make the file again"
+    for digest in (None, 3):
+        write_npz(path, arrays, meta | {"sha256": meta["sha256"] | {"frames": digest}})
+        ends(train_wm_hires.main, _wm_flags(tmp_path / "out", path, weights), 2, text)
+
+
+RESULT = {"format": 1, "data_sha256": "a", "evaluator": 5, "settings": {}, "metrics": {}}
+
+
+@pytest.mark.parametrize("change, text", [
+    ({"metrics": None}, "its 'metrics' is no dict"), ({"settings": 1}, "its 'settings' is no dict"),
+    ({"data_sha256": None}, "its 'data_sha256' is no str"),
+    ({"metrics": {"x/y": {}}}, "its metric 'x/y' has no value"),
+])  # fmt: skip
+def test_a_result_without_what_is_compared_is_refused_by_name(change, text, ends, tmp_path):
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, document in zip(paths, (RESULT, RESULT | change), strict=True):
+        path.write_text(json.dumps(document))
+    ends(gold_eval.main, ["--compare", *paths], 2, str(paths[1]), "damaged result", text)
+    paths[1].write_text('{"format": 1}')
+    ends(gold_eval.main, ["--compare", *paths], 2, "its 'data_sha256' is no str")
+    assert gold_eval.main(["--compare", str(paths[0]), str(paths[0])]) == 0
 
 
 @pytest.mark.parametrize("content, text", [

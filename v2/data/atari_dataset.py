@@ -34,6 +34,7 @@ from v2.data.checks import (
 )
 from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
+from v2.files import DISK_FULL
 
 DATA_NAME = "atari_game_data"
 GOLD_SEED_START = 1_000_000_000
@@ -238,15 +239,21 @@ def load_game_data(path: Path) -> GameData:
     """
     paths = data_paths(path)
     folder = paths[0].parent if os.access(paths[0].parent, os.W_OK) else tempfile.gettempdir()
-    _check_room(path, folder, sum(episode["frames"] for episode in read_episodes(path)))
+    if _unpacked_bytes(path) > shutil.disk_usage(folder).free:
+        raise _no_room(path, folder)
     files = {name: tempfile.TemporaryFile(dir=folder) for name in LARGE_FIELDS}
     parts, metas = [], []
     for shard in tqdm(paths, unit="file", desc="unpack", disable=None):
         arrays, meta = read_steps(shard)
-        for name, file in files.items():
-            for block in read_large(shard, name, len(arrays["actions"]), meta):
-                file.write(block)
-            file.flush()
+        try:
+            for name, file in files.items():
+                for block in read_large(shard, name, len(arrays["actions"]), meta):
+                    file.write(block)
+                file.flush()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise _no_room(path, folder) from error
         parts.append(arrays)
         metas.append(meta)
     for key in ("emulator", "action_meanings", "policy", "seed"):
@@ -266,15 +273,23 @@ def load_game_data(path: Path) -> GameData:
     return GameData(**joined, meta=meta)
 
 
-def _check_room(path: Path, folder: Path | str, num_frames: int) -> None:
+def _unpacked_bytes(path: Path) -> int:
+    """Return what all processes of this machine unpack: under torchrun each does it for itself."""
     large = [ARRAY_FIELDS[name] for name in LARGE_FIELDS]
-    needed = num_frames * sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
+    each = sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
+    return each * _num_frames(path) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _num_frames(path: Path) -> int:
+    return sum(episode["frames"] for episode in read_episodes(path))
+
+
+def _no_room(path: Path, folder: Path | str) -> OSError:
     free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            f"unpacking {num_frames} frames of {path} takes {needed / 1e9:.1f} GB, and {folder} "
-            f"has {free / 1e9:.1f} GB left: make room there"
-        )
+    return OSError(
+        f"unpacking {_num_frames(path)} frames of {path} takes {_unpacked_bytes(path) / 1e9:.1f} "
+        f"GB, and {folder} has {free / 1e9:.1f} GB left: make room there"
+    )
 
 
 def read_episodes(path: Path) -> list[dict]:

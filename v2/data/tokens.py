@@ -183,6 +183,10 @@ def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.
 
 def _data_sha256(paths: list[Path]) -> str:
     metas = [read_meta(path, META_FIELDS) for path in paths]
+    for path, meta in zip(paths, metas, strict=True):
+        for name in ARRAY_FIELDS:
+            if not isinstance(meta["sha256"].get(name), str):
+                raise ValueError(f"{path}: its meta has no sha256 of {name!r}; make the file again")
     if len(metas) == 1:
         return data_sha256(metas[0])
     return data_sha256({"shards": [meta["sha256"] for meta in metas]})

@@ -27,6 +27,7 @@ SECTIONS = {
     "long": "long dreams under a player that sees only the dream",
     "speed": "speed of one dream on this device",
 }
+REQUIRED = {"data_sha256": str, "evaluator": int, "settings": dict, "metrics": dict}
 PAIR_KEYS = ("episodes", "sums", "counts")
 
 
@@ -65,6 +66,12 @@ def read_document(path: Path) -> dict:
         raise ValueError(f"{path} is no JSON document ({error})") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"{path} is no result of gold_eval.py of format {FORMAT}")
+    for key, kind in REQUIRED.items():
+        if not isinstance(document.get(key), kind):
+            raise ValueError(f"{path} is a damaged result: its {key!r} is no {kind.__name__}")
+    for name, metric in document["metrics"].items():
+        if not isinstance(metric, dict) or not {"value", "low", "high"} <= metric.keys():
+            raise ValueError(f"{path} is a damaged result: its metric {name!r} has no value")
     return document
 
 
