@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 GAME ?= breakout
 PRESET ?= default
 FRAMES ?=
+LOWEST_PYTHON ?= python3
 
 $(READY): requirements.txt
 	@test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -28,7 +29,7 @@ test-slow: $(READY)
 	$(PYTHON) -m pytest -q -m slow
 
 test-lowest:
-	python3 -m venv .venv-lowest
+	$(LOWEST_PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet -r requirements.txt -c requirements-lowest.txt
 	.venv-lowest/bin/python -m pytest -q
 

@@ -111,6 +111,34 @@ def test_a_stopped_recording_is_made_again_and_one_of_yours_is_kept(tmp_path, mo
     assert runs == [False, True]
 
 
+def test_a_recording_made_by_hand_after_a_stop_is_kept(tmp_path, monkeypatch):
+    data = tmp_path / "atari_game_data.npz"
+
+    def run(self, script, *flags):
+        if parts.pop():
+            data.write_bytes(b"a part")
+        sys.exit(130)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    parts = [True, False]
+    while parts:
+        with pytest.raises(SystemExit):
+            Pipeline(tmp_path, "breakout", False).collect(data, 100)
+        data.write_bytes(b"by hand")
+        Pipeline(tmp_path, "breakout", False).collect(data, 100)
+        assert data.read_bytes() == b"by hand" and list(tmp_path.iterdir()) == [data]
+        data.unlink()
+
+
+def test_the_gold_set_is_found_however_the_game_is_spelt(tmp_path, monkeypatch):
+    scripts = []
+    monkeypatch.setattr(Pipeline, "run", lambda self, script, *flags: scripts.append(script))
+    monkeypatch.setattr(Pipeline, "train", lambda self, *flags: tmp_path)
+    monkeypatch.setattr(pipeline, "matrix_products", lambda device, seconds: {"float32": 1.0})
+    assert pipeline.main(["--game", "ALE/Breakout-v5", "--out", str(tmp_path)]) == 0
+    assert scripts[-1] == "eval/gold_eval.py"
+
+
 def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
     monkeypatch.setattr(pipeline, "window_flops", lambda model, steps, positions: steps * 1e9)

@@ -18,10 +18,11 @@ import argparse
 import time
 from dataclasses import dataclass
 
-from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory
+from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory, game_id
 from v2.data.tokens import TOKENS_NAME
 from v2.device import choose_device
 from v2.eval.gold import GOLD_SHA256
+from v2.files import file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import CHECKPOINTS, is_finished, read_config, read_status
@@ -82,7 +83,7 @@ def main(argv=None) -> int:
         "world_model", "train/train_wm_hires.py",
         "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
     )  # fmt: skip
-    if args.game in GOLD_SHA256:
+    if game_id(args.game) in GOLD_SHA256:
         best = world_model / "best.pt"
         pipeline.run("eval/gold_eval.py", "--checkpoint", best, *preset.evaluation)
     else:
@@ -130,13 +131,23 @@ class Pipeline:
         self.seconds[script] = time.perf_counter() - began
 
     def collect(self, data: Path, frames: int) -> None:
-        """Record, or take the recording that is there; one that was stopped is made again."""
-        mark = self.directory / "collecting.tmp"  # there while our own recording is unfinished
-        if _exists(data) and not mark.exists():
+        """Record, or take the recording that is there; one that was stopped is made again.
+
+        A mark is there while our own recording is unfinished: empty at first, then, once it was
+        stopped, with the hashes of what it left, so that what is put there later is kept.
+        """
+        mark = self.directory / "collecting.tmp"
+        is_ours = mark.exists() and mark.read_text("utf-8") in ("", _hashes(data))
+        if _exists(data) and not is_ours:
+            mark.unlink(missing_ok=True)
             return
-        mark.touch()
+        write_text(mark, "")
         again = ["--overwrite"] if _exists(data) else []
-        self.run("data/collect_atari.py", "--frames", frames, "--out", self.directory, *again)
+        try:
+            self.run("data/collect_atari.py", "--frames", frames, "--out", self.directory, *again)
+        except SystemExit:
+            write_text(mark, _hashes(data))
+            raise
         mark.unlink()
 
     def train(self, kind: str, script: str, *flags) -> Path:
@@ -156,6 +167,11 @@ class Pipeline:
         fitting = [run for run in runs if configs[run]["kind"] == kind
                    and bool(configs[run].get("is_smoke")) == self.is_smoke]  # fmt: skip
         return fitting[-1] if fitting else None
+
+
+def _hashes(data: Path) -> str:
+    paths = data_paths(data) if _exists(data) else []
+    return " ".join(map(file_sha256, paths)) or "nothing"
 
 
 def _exists(data: Path) -> bool:
