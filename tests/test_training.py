@@ -24,7 +24,7 @@ from v2.device import has_fast_bfloat16
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.run_dir import RunDir
+from v2.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
 from v2.train.steps import GradientGuard, Optimizers, Rows, step_rng
@@ -145,6 +145,41 @@ def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
     assert f"from {run.name}" in capsys.readouterr().out
     kept, shipped = (DreamEngine.load(str(name), device="cpu") for name in (run, "shipped"))
     assert kept.info["sha256"] == shipped.info["sha256"]
+
+
+def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
+    small_models, data_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
+    smoke = _train_vqvae(tmp_path / "atari", data_path, "--steps", "1", "--smoke")
+    flags = _wm_flags(tmp_path / "atari", data_path, smoke, "--steps", "1")
+    assert train_wm_hires.main(flags) == 0
+    run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
+    assert run != smoke and not finished_runs(tmp_path / "atari", "world_model")
+    with pytest.raises(ValueError, match="is a smoke run, which is never shipped"):
+        ship.main(["--run", str(run)])
+    config = read_config(run) | {"is_smoke": False}  # as runs before
+    (run / "config.json").write_text(json.dumps(config))
+    for more in ([], ["--vqvae", str(smoke)]):
+        with pytest.raises(ValueError, match="is of a smoke run, which is never shipped"):
+            ship.main(["--run", str(run), *more])
+    assert not list((tmp_path / "atari").glob("*.pt"))
+
+
+def test_nothing_shipped_is_replaced_by_what_the_shipped_dtype_cannot_hold(
+    vqvae, world_model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"kind": "world_model", "args": {}}))
+    checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae, train_args={})
+    extra = {"vqvae_sha256": checkpoint.tokenizer_sha256(vqvae), "train_args": {}}
+    with torch.no_grad():
+        world_model.position[0, 0] = 1e6
+    checkpoint.save_checkpoint(tmp_path / "w.pt", "world_model", world_model, **extra)
+    with pytest.raises(ValueError, match="weight position is not finite"):
+        ship.main(["--run", str(tmp_path / "w.pt")])
+    assert not (tmp_path / "atari").exists()
 
 
 def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_path):

@@ -202,6 +202,11 @@ def finished_runs(directory: Path, kind: str) -> list[Path]:
     return found
 
 
+def is_of_smoke(info: dict) -> bool:
+    """Tell from a checkpoint, without its weights, whether a smoke run trained it."""
+    return bool(info.get("train_args", {}).get("smoke"))
+
+
 def is_finished(run: Path) -> bool:
     """Tell whether a run reached its last step."""
     try:

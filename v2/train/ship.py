@@ -16,7 +16,14 @@ if __name__ == "__main__":
 
 from v2 import checkpoint
 from v2.data.atari_dataset import game_directory
-from v2.run_dir import CHECKPOINTS, OF_A_MACHINE, SHIPPED, find_weights, read_config
+from v2.run_dir import (
+    CHECKPOINTS,
+    OF_A_MACHINE,
+    SHIPPED,
+    find_weights,
+    is_of_smoke,
+    read_config,
+)
 
 KEPT = ("step", "minutes", "metrics", "train_args", "earlier", "emulator", "action_meanings",
         "vqvae_sha256")  # fmt: skip
@@ -40,8 +47,13 @@ def main(argv=None) -> int:
     if args.vqvae:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
     vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
+    if is_of_smoke(vqvae_info):
+        raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
+    for model, source in ((vqvae, vqvae_path), (world_model, path)):
+        checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
+    assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
     directory = game_directory(CHECKPOINTS, args.game)
     for kind, model, state, source in (
         ("vqvae", vqvae, vqvae_info, vqvae_path),
@@ -52,10 +64,8 @@ def main(argv=None) -> int:
         for run in (kept, *kept.get("earlier", [])):
             flags = run["train_args"].items()
             run["train_args"] = {k: v for k, v in flags if k not in OF_A_MACHINE}
-        checkpoint.save_checkpoint(target, kind, model.to(checkpoint.SHIPPED_DTYPE), **kept)
+        checkpoint.save_checkpoint(target, kind, model, **kept)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
-    shipped, _ = checkpoint.load_vqvae(directory / SHIPPED["vqvae"])
-    assert checkpoint.model_sha256(shipped) == vqvae_sha256  # shipping changes nothing
     print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint shipped")
     return 0
 

@@ -44,7 +44,14 @@ from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_writable
 from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
-from v2.run_dir import CHECKPOINTS, RunDir, find_weights, parse_resumable, plain_args
+from v2.run_dir import (
+    CHECKPOINTS,
+    RunDir,
+    find_weights,
+    is_of_smoke,
+    parse_resumable,
+    plain_args,
+)
 from v2.train.distributed import Workers, join
 from v2.train.history_noise import KINDS, NUM_DRAWS, add_noise
 from v2.train.loop import run_trainer
@@ -187,7 +194,8 @@ def main(argv=None) -> int:
         trainer.start_from(args.init_from, data)
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
-        config = {"args": plain_args(args), "is_smoke": args.smoke, "game": tokens.emulator.game}
+        is_smoke = args.smoke or is_of_smoke(vqvae_state)
+        config = {"args": plain_args(args), "is_smoke": is_smoke, "game": tokens.emulator.game}
         run = RunDir.create(args.out or directory, "world_model", config)
         kept = ("step", "minutes", "metrics", "train_args", "emulator", "earlier")
         extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
