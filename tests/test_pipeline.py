@@ -77,6 +77,18 @@ def test_make_play_without_a_display_says_so_and_records(display, is_headless, t
     assert any("no display here" in line for line in lines) == is_headless
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize("flags, python", [
+    ([], "python3"), (["LOWEST_PYTHON=python3.11"], "python3.11"),
+])  # fmt: skip
+def test_the_lowest_versions_are_tested_with_the_python_that_is_named(flags, python):
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "LOWEST_PYTHON")}
+    command = ["make", "--no-print-directory", "--dry-run", "test-lowest", *flags]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).resolve().parents[1],
+                          check=True, capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.splitlines()[0] == f"{python} -m venv .venv-lowest"
+
+
 def test_a_frame_is_the_same_in_collecting_evaluating_and_playing(tmp_path, vqvae, world_model):
     """The recorded actions, played again by the one emulator, give the recorded frames."""
     out = str(tmp_path)
