@@ -293,7 +293,8 @@ def _training(info: dict) -> list[dict]:
             name: value for name, value in run.get("train_args", {}).items()
             if name not in OF_A_MACHINE and value is not None and value is not False
         }  # fmt: skip
-        runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags})
+        runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags,
+                     "data": run.get("data_sha256", "")})  # fmt: skip
     return runs
 
 

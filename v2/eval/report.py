@@ -223,7 +223,8 @@ def _training_lines(training: dict[str, list[dict]]) -> list[str]:
             time = f", {run['minutes']:.0f} minutes" if run["minutes"] else ""
             planned = run["flags"].get("steps") or 0
             stopped = f" of {planned} (stopped there)" if planned > (run["steps"] or 0) else ""
-            lines += [f"Trained for {run['steps']} steps{stopped}{time}:", "",
+            data = f" on data {run['data'][:12]}" if run.get("data") else ""
+            lines += [f"Trained for {run['steps']} steps{stopped}{time}{data}:", "",
                       f"    python v2/train/{script}.py {flags}{start}", ""]  # fmt: skip
     return lines
 

@@ -197,7 +197,7 @@ def main(argv=None) -> int:
         is_smoke = args.smoke or is_of_smoke(vqvae_state)
         config = {"args": plain_args(args), "is_smoke": is_smoke, "game": tokens.emulator.game}
         run = RunDir.create(args.out or directory, "world_model", config)
-        kept = ("step", "minutes", "metrics", "train_args", "emulator", "earlier")
+        kept = ("step", "minutes", "metrics", "train_args", "emulator", "earlier", "data_sha256")
         extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
     return run_trainer(trainer, run)
