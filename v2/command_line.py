@@ -114,7 +114,7 @@ def run(main: Callable[[], int | None]) -> None:
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         code = main() or 0
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:  # the one place: every error becomes one line
         code = _report(error)
     sys.stdout.flush()
     sys.exit(code)

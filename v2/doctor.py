@@ -182,7 +182,7 @@ def _check_pair(game: str, directory: Path) -> Finding:
         text = f"{game}: {' and '.join(absent)} absent"
         try:
             text += f"; play takes {find_weights('latest', 'world_model', game)}"
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # no such game
             fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
             return Finding("weights", text, fix, "play, eval")
         return Finding("weights", text, f"make ship GAME={game}")

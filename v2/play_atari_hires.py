@@ -196,8 +196,10 @@ def _report(args, game: PlayGame, tape, stop) -> int:
     figures = game.figures()
     if args.save_data and tape:
         num_frames, num_episodes, num_left_out = tape.save(args.save_data)
-        figures["data"] = str(args.save_data)
-        print(f"data: {args.save_data} ({num_frames} frames, {num_episodes} episodes)")
+        if num_frames:
+            figures["data"] = str(args.save_data)
+        saved = args.save_data if num_frames else "nothing was played, no file was written"
+        print(f"data: {saved} ({num_frames} frames, {num_episodes} episodes)")
         if num_left_out:
             print(f"left out: {num_left_out}, the same was played before in the other split")
         if not tape.has_held_out_game:

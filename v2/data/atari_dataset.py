@@ -274,10 +274,9 @@ def load_game_data(path: Path) -> GameData:
 
 
 def _unpacked_bytes(path: Path) -> int:
-    """Return what all processes of this machine unpack: under torchrun each does it for itself."""
     large = [ARRAY_FIELDS[name] for name in LARGE_FIELDS]
     each = sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
-    return each * _num_frames(path) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return each * _num_frames(path)
 
 
 def _num_frames(path: Path) -> int:

@@ -95,7 +95,6 @@ class Benchmark:
         config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY)
         self.world_model = TemporalWorldModel(config).to(device)
 
-
     def row(self, name: str, work, count: int = 1, flops: float = 0.0) -> dict:
         """Time `work`, which does `count` things of `flops` each; print and return the figures."""
         _forget_peak_memory(self.device)
@@ -202,6 +201,7 @@ class Benchmark:
             if with_compiled:
                 work = functools.partial(learn_windows, model, windows, positions)
                 self.row(f"{name}, compiled", work, batch * steps, flops)
+
 
 def _precision(name: str):
     """Return a context in which `autocast` does nothing where a name says float32."""

@@ -22,7 +22,7 @@ EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
 MAX_JITTER = 1.0  # pixels by which steps of one velocity differ: memory holds whole native ones
 LOSS_STEPS = (5, 15)
-LATE_BRICKS = (20, 80)  # of 108; a board with fewer is a last, or a late one
+AGE_BRICKS = (20, 80)  # of 108; a board with fewer is a last, or a late one
 
 
 @dataclass
@@ -121,7 +121,7 @@ def stratified_starts(
         starts = random_starts(data, per_stratum, horizon, rng)
         return starts, [ANY] * len(starts)
     candidates = _candidates(data, horizon)
-    ages = np.digitize(truth.read_ram(game, data.ram).bricks.sum((1, 2)), LATE_BRICKS)
+    ages = np.digitize(truth.read_ram(game, data.ram).bricks.sum((1, 2)), AGE_BRICKS)
     seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     starts, strata = [], []
     for stratum, generator in zip(candidates, rng.spawn(len(candidates)), strict=True):

@@ -1,8 +1,8 @@
 """Action following: one saved state, every held action, the real outcome of each.
 
 Contract: a dream of a held action should end up nearest to the real branch of that action. Branches
-that coincide count as one; a fork with too few branches apart is left out and counted. Knows the
-engine only by v2.eval.dreaming.Engine.
+that coincide count as one; a fork with too few branches apart, or whose real paddle is hidden in
+one, is left out and counted. Knows the engine only by v2.eval.dreaming.Engine.
 """
 
 from dataclasses import dataclass

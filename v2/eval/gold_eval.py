@@ -349,7 +349,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     history, past, episodes = (_spread(part, tier.long_dreams) for part in chosen)
     player = (SCRIPTED if truth.has_truth(data.meta["game"]) else STICKY).name
     ids = np.unique(data.episode_ids)
-    played = [episode["id"] for episode in data.meta["episodes"] if episode["policy"] == player]
+    played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == player]
     ids = ids[np.isin(ids, played)] if np.isin(ids, played).any() else ids
     games = [data.frames[data.episode_ids == k] for k in ids]
     return long_dream_scores(

@@ -19,7 +19,7 @@ from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
-REAL_RESIDUAL_EVERY = 10  # of recorded games, half of which say what is strange
+REAL_RESIDUAL_EVERY = 10  # of recorded games; every second one sets the limit of what is strange
 FROZEN_STEPS = 100  # the last ones of each recorded game are looked at
 Scores = dict[str, Metric]
 
