@@ -4,37 +4,54 @@ Contract: uint8 (..., H, W, C) at rest and on the screen, float (..., C, H, W) i
 Knows nothing of emulators, files or models.
 """
 
+import functools
+import math
+
 import numpy as np
 import torch
 
-SCREEN_SHAPE = (210, 160, 3)
+SCREEN_WIDTH = 160
 FRAME_SHAPE = (84, 64, 3)
 
 
 def downsample_screen(screen: np.ndarray) -> np.ndarray:
-    """Shrink an emulator screen by the exact 2.5x area average.
+    """Shrink an emulator screen by the exact area average, in integers and rounded once.
 
-    Five pixels become two: (2a + 2b + c) / 5 and (c + 2d + 2e) / 5, along both axes, in integers
-    and rounded once. Keeps the mass of a ball that is smaller than a pixel.
+    Of a screen 210 high, as most are, five pixels become two along both axes, (2a + 2b + c) / 5 and
+    (c + 2d + 2e) / 5. Keeps the mass of a ball that is smaller than a pixel.
 
     Args:
-        screen: uint8 (210, 160, 3).
+        screen: uint8 (H, 160, 3).
     Returns:
         uint8 (84, 64, 3).
     """
-    if screen.shape != SCREEN_SHAPE or screen.dtype != np.uint8:
-        raise ValueError(f"screen must be uint8 {SCREEN_SHAPE}, got {screen.dtype} {screen.shape}")
-    groups = screen.reshape(42, 5, 160 * 3).astype(np.uint16)
-    a, b, c, d, e = (groups[:, k] for k in range(5))
-    rows = np.empty((42, 2, 160 * 3), np.float32)
-    rows[:, 0] = 2 * (a + b) + c
-    rows[:, 1] = c + 2 * (d + e)
+    if screen.shape[1:] != (SCREEN_WIDTH, 3) or screen.dtype != np.uint8:
+        raise ValueError(
+            f"screen must be uint8 (H, {SCREEN_WIDTH}, 3), got {screen.dtype} {screen.shape}"
+        )
+    shares = _shares(len(screen), FRAME_SHAPE[0])
+    group = shares.shape[1]
+    rows = shares @ screen.reshape(-1, group, SCREEN_WIDTH * 3).astype(np.float32)
     sums = rows.reshape(84 * 32, 5 * 3) @ _COLUMNS  # exact: integers below 2^24
-    return ((sums + 12) // 25).astype(np.uint8).reshape(FRAME_SHAPE)  # 25 is odd: no ties
+    area = 5 * group  # odd where H is 210: no ties
+    return ((sums + area // 2) // area).astype(np.uint8).reshape(FRAME_SHAPE)
+
+
+@functools.cache
+def _shares(native: int, pixels: int) -> np.ndarray:
+    """Return how much of each native pixel every pixel covers, in the smallest group that repeats.
+
+    Five native pixels become two: [[2, 2, 1, 0, 0], [0, 0, 1, 2, 2]].
+    """
+    common = math.gcd(native, pixels)
+    old, new = native // common, pixels // common
+    x, y = np.arange(old), np.arange(new)[:, None]
+    covered = np.minimum(new * (x + 1), old * (y + 1)) - np.maximum(new * x, old * y)
+    return covered.clip(0).astype(np.float32)  # (new, old), rows sum to `old`
 
 
 # (5 pixels x 3 colours) -> (2 pixels x 3 colours)
-_COLUMNS = np.kron(np.array([[2, 0], [2, 0], [1, 1], [0, 2], [0, 2]]), np.eye(3)).astype(np.float32)
+_COLUMNS = np.kron(_shares(SCREEN_WIDTH, FRAME_SHAPE[1]).T, np.eye(3, dtype=np.float32))
 
 
 def frames_to_float(frames: torch.Tensor) -> torch.Tensor:
