@@ -73,13 +73,13 @@ def game_id(name: str) -> str:
         ValueError: no such ROM; names the closest ones.
     """
     short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", short).replace("-", "_").replace(" ", "_").lower()
-    known = _known_games()
-    if snake not in known:
-        close = difflib.get_close_matches(snake, known, n=3)
+    letters, known = re.sub(r"[\W_]", "", short).lower(), sorted(known_games())
+    spelt = {game.replace("_", ""): game for game in known}  # separators are free
+    if letters not in spelt:
+        close = [spelt[match] for match in difflib.get_close_matches(letters, spelt, n=3)]
         hint = f"did you mean {' or '.join(close)}?" if close else f"e.g. {', '.join(known[:4])}"
         raise ValueError(f"no Atari game named {name!r}: {hint}")
-    return snake
+    return spelt[letters]
 
 
 def game_directory(root: Path, game: str) -> Path:
@@ -94,10 +94,11 @@ def emulator_version() -> str:
 
 
 @functools.cache
-def _known_games() -> list[str]:
+def known_games() -> dict[str, str]:
+    """Return every ALE game, as ROM name -> id in gymnasium's registry."""
     _register()
-    names = {spec.name for spec in gymnasium.registry.values() if spec.namespace == "ALE"}
-    return sorted(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in names)
+    specs = [spec for spec in gymnasium.registry.values() if spec.namespace == "ALE"]
+    return {spec.kwargs["game"]: spec.id for spec in specs}
 
 
 def _register():
@@ -149,12 +150,10 @@ def make_atari_env(game: str = "breakout", config: EmulatorConfig | None = None)
     Args:
         game: name in any common spelling; ignored when `config` is given.
     """
-    _register()
     config = config or EmulatorConfig(game=game)
-    name = "".join(part.capitalize() for part in config.game.split("_"))
     try:
         env = gymnasium.make(
-            f"ALE/{name}-v5",
+            known_games()[config.game],
             obs_type="rgb",
             frameskip=1 if config.max_pool else config.frameskip,
             repeat_action_probability=config.repeat_action_probability,
