@@ -1,7 +1,8 @@
 """From keys to actions: names of held keys, actions of a game, scripts of keys, the table of keys.
 
 Contract: a game's actions are found by their meanings (RIGHTFIRE is RIGHT and FIRE together), never
-by index, so every ALE game has its keys. Knows nothing of pygame, emulators or models.
+by index, so every ALE game has its keys. Where nothing is pressed a game without NOOP, such as
+Backgammon, takes its first action. Knows nothing of pygame, emulators or models.
 """
 
 import re
@@ -50,15 +51,14 @@ class ActionMap:
         self.meanings, self._aliases = list(meanings), aliases or {}
         self._actions = {_inputs_of(name): index for index, name in enumerate(self.meanings)}
         self._known_inputs = frozenset().union(*self._actions)
-        if frozenset() not in self._actions:
-            raise ValueError(f"a game without NOOP cannot be played: actions are {self.meanings}")
+        self._actions.setdefault(frozenset(), 0)  # a game without NOOP
 
     def action(self, inputs: Sequence[str]) -> int:
         """Return the action of the inputs that are down, oldest first.
 
         Of two opposite keys the newer one counts. A combination that the game lacks loses its
         oldest key until it has it: SPACE while RIGHT is held serves in Breakout. Keys that no
-        action uses count for nothing; no known key is NOOP.
+        action uses count for nothing; no known key is NOOP, or the first action.
         """
         chosen: list[str] = []
         meant = [self._aliases.get(name, name) for name in inputs]
@@ -88,13 +88,12 @@ class ActionMap:
         match = re.fullmatch(r"\s*([A-Za-z+]+)\s*(?:\*\s*(\d+))?\s*", part)
         name = match[1].upper().replace("+", "").replace("SPACE", "FIRE") if match else None
         count = int(min(float(match[2] or 1), MAX_SCRIPT_STEPS + 1)) if match else 0
-        known = {_inputs_of(meaning): index for index, meaning in enumerate(self.meanings)}
-        if count < 1 or not _is_combination(name) or _inputs_of(name) not in known:
+        if count < 1 or not _is_combination(name) or _inputs_of(name) not in self._actions:
             raise ValueError(
                 f"--keys: {part.strip()!r} is not NAME or NAME*COUNT with a name of "
                 f"{', '.join(self.meanings)}"
             )
-        return known[_inputs_of(name)], count
+        return self._actions[_inputs_of(name)], count
 
 
 def _is_combination(name: str) -> bool:
