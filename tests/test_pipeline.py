@@ -1,8 +1,11 @@
 """Collect, train, tokenize, train and play with the real emulator, for a few steps each."""
 
+import argparse
 import functools
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from v2 import play_atari_hires
+from v2 import checkpoint, play_atari_hires
 from v2.data import collect_atari, tokenize_atari
-from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env
+from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env, save_game_data
+from v2.data.tokens import recording_sha256
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
+from v2.run_dir import find_weights, plain_args
 from v2.train import ablations, pipeline, train_vqvae_hires, train_wm_hires
 from v2.train.pipeline import Pipeline
 
@@ -142,13 +148,104 @@ def test_a_recording_made_by_hand_after_a_stop_is_kept(tmp_path, monkeypatch):
         data.unlink()
 
 
-def test_the_gold_set_is_found_however_the_game_is_spelt(tmp_path, monkeypatch):
-    scripts = []
-    monkeypatch.setattr(Pipeline, "run", lambda self, script, *flags: scripts.append(script))
-    monkeypatch.setattr(Pipeline, "train", lambda self, *flags: tmp_path)
+@pytest.fixture
+def stages(game_data, vqvae, world_model, monkeypatch):
+    """Scripts that parse their flags and write what they should; the calls of each are noted."""
+    calls: list[tuple[str, argparse.Namespace]] = []
+    made = iter(range(1, 100))
+
+    def run(script, *flags):
+        module = importlib.import_module("v2." + script.removesuffix(".py").replace("/", "."))
+        args = module.build_parser().parse_args([str(flag) for flag in flags])
+        calls.append((script, args))
+        if script == pipeline.COLLECT:
+            save_game_data(args.out / "atari_game_data.npz", game_data)
+        if not script.startswith("train/"):
+            return
+        kind, model = "world_model", world_model
+        extra = {"data_sha256": recording_sha256(args.data)}
+        if script == pipeline.TRAIN_VQVAE:
+            kind, model = "vqvae", vqvae
+            with torch.no_grad():
+                vqvae.quantizer.codebook += 1  # each is another tokenizer
+        else:
+            extra["vqvae_sha256"] = checkpoint.tokenizer_sha256(
+                checkpoint.load_vqvae(find_weights(args.vqvae, "vqvae", args.game))[0]
+            )
+        folder = args.out / "runs" / f"20260101_0000{next(made):02}"
+        folder.mkdir(parents=True)
+        config = {"kind": kind, "args": plain_args(args), "is_smoke": args.smoke}
+        (folder / "config.json").write_text(json.dumps(config))
+        status = {"is_finished": True, "step": 10, "minutes": 7.0}
+        (folder / "status.json").write_text(json.dumps(status))
+        checkpoint.save_checkpoint(folder / "last.pt", kind, model, **extra)
+
+    monkeypatch.setattr(pipeline.command_line, "run_script", run)
+    monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
+    monkeypatch.setattr(pipeline, "window_flops", lambda model, steps, positions: 1e9)
     monkeypatch.setattr(pipeline, "matrix_products", lambda device, seconds: {"float32": 1.0})
+    return calls
+
+
+@pytest.mark.parametrize("preset", pipeline.PRESETS)
+def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_path):
+    assert pipeline.main(["--preset", preset, "--out", str(tmp_path)]) == 0
+    assert [script for script, _ in stages] == [
+        pipeline.COLLECT, pipeline.TRAIN_VQVAE, pipeline.TOKENIZE, pipeline.TRAIN_WM,
+        pipeline.EVALUATE,
+    ]  # fmt: skip
+    assert all(args.smoke == (preset == "smoke") for _, args in stages if "smoke" in args)
+    if preset == "default":  # what ends in two hours
+        args = stages[3][1]
+        assert args.epochs * args.samples_per_epoch == 3000 * args.batch_size
+
+
+def test_the_gold_set_is_found_however_the_game_is_spelt(stages, tmp_path):
     assert pipeline.main(["--game", "ALE/Breakout-v5", "--out", str(tmp_path)]) == 0
-    assert scripts[-1] == "eval/gold_eval.py"
+    assert stages[-1][0] == pipeline.EVALUATE
+
+
+def test_a_recording_of_another_size_than_asked_for_is_refused(stages, tmp_path, capsys):
+    asked = ["--out", str(tmp_path), "--frames"]
+    assert pipeline.main([*asked, "602"]) == 0  # 600 frames: a policy may lack one
+    assert pipeline.main(asked[:2]) == 0
+    assert f"600 frames: {tmp_path}" in capsys.readouterr().out
+    stages.clear()
+    for frames in ("1000000", "599"):
+        with pytest.raises(FileExistsError, match=f"600 frames in all, not {frames}: .*delete"):
+            pipeline.main([*asked, frames])
+    assert not stages
+
+
+def test_only_runs_of_todays_recording_and_tokens_are_gone_on_with(
+    stages, game_data, tmp_path, capsys
+):
+    def trained():
+        stages.clear()
+        assert pipeline.main(["--out", str(tmp_path)]) == 0
+        return [script for script, _ in stages if script.startswith("train/")]
+
+    both = [pipeline.TRAIN_VQVAE, pipeline.TRAIN_WM]
+    assert trained() == both and trained() == []
+    shutil.rmtree(min((tmp_path / "runs").iterdir()))  # the VQ-VAE's
+    capsys.readouterr()
+    assert trained() == both
+    assert "is left out, it learnt from another VQ-VAE's tokens" in capsys.readouterr().out
+    assert stages[-1][1].checkpoint == str(max((tmp_path / "runs").iterdir()) / "best.pt")
+    game_data.rewards[0] += 1
+    save_game_data(tmp_path / "atari_game_data.npz", game_data)
+    for status in (tmp_path / "runs").glob("*/status.json"):
+        status.unlink()  # unfinished ones cannot be resumed on it either
+    assert trained() == both and trained() == []
+
+
+def test_every_stage_that_is_done_shows_its_time_and_speed(stages, tmp_path, capsys):
+    for has_collected in (True, False):
+        assert pipeline.main(["--out", str(tmp_path)]) == 0
+        out = capsys.readouterr().out
+        assert len(re.findall(r"data/collect_atari.py .* frames a second", out)) == has_collected
+        assert len(re.findall(r"data/tokenize_atari.py .* frames a second", out)) == 1
+        assert len(re.findall(r"train/train_.*_hires.py +7.0 minutes, .* matrix product", out)) == 2
 
 
 def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatch):

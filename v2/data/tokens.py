@@ -95,7 +95,7 @@ def staleness(path: Path, vqvae: VQVAE, data: Path) -> str:
     check_target(path)
     meta = read_meta(path)
     wanted = {"vqvae_sha256": tokenizer_sha256(vqvae)}
-    wanted["data_sha256"] = _data_sha256(data_paths(data))
+    wanted["data_sha256"] = recording_sha256(data)
     for name, (key, digest) in zip(("VQ-VAE", "data"), wanted.items(), strict=True):
         if meta.get(key) != digest:
             return f"it is of {name} {str(meta.get(key))[:12]}, not {digest[:12]}"
@@ -149,7 +149,7 @@ def tokenize(
     meta = {key: meta.get(key) for key in KEPT_META} | {
         "format": 1,
         "episodes": episodes,
-        "data_sha256": _data_sha256(paths),
+        "data_sha256": recording_sha256(data),
         "vqvae_sha256": tokenizer_sha256(vqvae),
     }
     return TokenData(**joined, meta=meta)
@@ -181,7 +181,9 @@ def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.
     return tokens.gather(0, newest).flatten(1).cpu().numpy()
 
 
-def _data_sha256(paths: list[Path]) -> str:
+def recording_sha256(data: Path) -> str:
+    """Hash a data file or its shards from their metas alone, as `data_sha256` does once read."""
+    paths = data_paths(data)
     metas = [read_meta(path, META_FIELDS) for path in paths]
     for path, meta in zip(paths, metas, strict=True):
         for name in ARRAY_FIELDS:

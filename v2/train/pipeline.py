@@ -18,16 +18,29 @@ import argparse
 import time
 from dataclasses import dataclass
 
-from v2.data.atari_dataset import DATA_NAME, data_paths, game_directory, game_id
-from v2.data.tokens import TOKENS_NAME
+from v2 import checkpoint
+from v2.data.atari_dataset import (
+    DATA_NAME,
+    data_paths,
+    game_directory,
+    game_id,
+    read_episodes,
+)
+from v2.data.policies import policy_mix
+from v2.data.tokens import TOKENS_NAME, recording_sha256
 from v2.device import choose_device
 from v2.eval.gold import GOLD_SHA256
 from v2.files import file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.run_dir import CHECKPOINTS, is_finished, read_config, read_status
+from v2.run_dir import CHECKPOINTS, find_weights, is_finished, read_config, read_status
 from v2.train.steps import step_rng, unrolls
 from v2.train.work import image_flops, matrix_products, window_flops
+
+COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
+TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
+EVALUATE = "eval/gold_eval.py"
+SOURCES = {"data_sha256": "another recording", "vqvae_sha256": "another VQ-VAE's tokens"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Preset:
 PRESETS = {
     "default": Preset(
         200_000, ("--epochs", "50"),
-        ("--epochs", "100", "--rollout-steps", "5", "--rollout-ratio", "0.5"), ("--tier", "gold"),
+        ("--epochs", "75", "--rollout-steps", "5", "--rollout-ratio", "0.5"), ("--tier", "gold"),
     ),
     "smoke": Preset(
         4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),
@@ -75,27 +88,62 @@ def main(argv=None) -> int:
     pipeline = Pipeline((args.out or directory).resolve(), args.game, is_smoke)
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
-    frames = args.frames or preset.frames
-    pipeline.collect(data, frames)
-    vqvae = pipeline.train("vqvae", "train/train_vqvae_hires.py", "--data", data, *preset.vqvae)
-    pipeline.run("data/tokenize_atari.py", "--data", data, "--vqvae", vqvae, "--out", tokens)
+    pipeline.collect(data, args.frames or preset.frames)
+    num_frames = check_frames(data, args.frames, args.game)
+    print(f"{num_frames} frames: {data}")
+    wanted = {"data_sha256": recording_sha256(data)}
+    vqvae = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data, *preset.vqvae)
+    pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
+    model, _ = checkpoint.load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
+    wanted |= {"vqvae_sha256": checkpoint.tokenizer_sha256(model)}
     world_model = pipeline.train(
-        "world_model", "train/train_wm_hires.py",
+        "world_model", wanted, TRAIN_WM,
         "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
     )  # fmt: skip
     if game_id(args.game) in GOLD_SHA256:
-        best = world_model / "best.pt"
-        pipeline.run("eval/gold_eval.py", "--checkpoint", best, *preset.evaluation)
+        pipeline.run(EVALUATE, "--checkpoint", world_model / "best.pt", *preset.evaluation)
     else:
         print(f"no gold set for {args.game}: gold_eval.py --data FILE judges a recording")
-    shares = {"train/train_vqvae_hires.py": vqvae, "train/train_wm_hires.py": world_model}
     peak = max(matrix_products(choose_device("auto"), 1.0).values())
     print(f"a matrix product now: {peak:.0f} GFLOP/s")
-    for script, seconds in pipeline.seconds.items():
-        share = share_of_peak(shares[script], peak) if script in shares else ""
-        print(f"{script:32s} {seconds / 60:6.1f} minutes{share}")
+    runs = {TRAIN_VQVAE: vqvae, TRAIN_WM: world_model}
+    print("\n".join(stage_lines(pipeline.seconds, runs, num_frames, peak)))
     print(f"next: python v2/play_atari_hires.py --game {args.game} --checkpoint {world_model}")
     return 0
+
+
+def check_frames(data: Path, asked: int | None, game: str) -> int:
+    """Return how many frames a recording holds; it must be those that were asked for, if any.
+
+    Raises:
+        FileExistsError: with both numbers and what to do.
+    """
+    held = sum(episode["frames"] for episode in read_episodes(data))
+    num_policies = len(policy_mix("mix", game_id(game)))  # each may lack a frame
+    if asked and not 0 <= asked - held <= num_policies:
+        raise FileExistsError(
+            f"{data_paths(data)[0]} is there with {held} frames in all, not {asked}: leave "
+            "--frames (FRAMES) out to keep them, delete them to record anew, or give another --out"
+        )
+    return held
+
+
+def stage_lines(
+    seconds: dict[str, float], runs: dict[str, Path], num_frames: int, peak: float
+) -> list[str]:
+    """Say how long each stage took: training in all sittings, the others where run in this one."""
+    lines = []
+    for script in (COLLECT, TRAIN_VQVAE, TOKENIZE, TRAIN_WM, EVALUATE):
+        if script in runs:
+            minutes, speed = read_status(runs[script])["minutes"], share_of_peak(runs[script], peak)
+        elif script in seconds:
+            minutes, speed = seconds[script] / 60, ""
+            if script in (COLLECT, TOKENIZE):
+                speed = f", {num_frames / seconds[script]:.0f} frames a second"
+        else:
+            continue
+        lines.append(f"{script:32s} {minutes:6.1f} minutes{speed}")
+    return lines
 
 
 def share_of_peak(run: Path, peak: float) -> str:
@@ -144,29 +192,38 @@ class Pipeline:
         write_text(mark, "")
         again = ["--overwrite"] if _exists(data) else []
         try:
-            self.run("data/collect_atari.py", "--frames", frames, "--out", self.directory, *again)
+            self.run(COLLECT, "--frames", frames, "--out", self.directory, *again)
         except SystemExit:
             write_text(mark, _hashes(data))
             raise
         mark.unlink()
 
-    def train(self, kind: str, script: str, *flags) -> Path:
-        """Train, or go on with the newest run where that is unfinished, or take it as it is."""
-        run = self._newest_run(kind)
+    def train(self, kind: str, wanted: dict[str, str], script: str, *flags) -> Path:
+        """Train, or go on with the newest fitting run where that is unfinished, or take it.
+
+        Args:
+            wanted: hashes of the data and the tokenizer that the run must have learnt from.
+        """
+        run = self._newest_run(kind, wanted)
         if run is None:
             self.run(script, "--out", self.directory, *flags)
         elif not is_finished(run):
             self.run(script, "--resume", run)
         else:
             print(f"{kind}: {run} is finished")
-        return self._newest_run(kind)
+        return run or self._newest_run(kind, wanted)
 
-    def _newest_run(self, kind: str) -> Path | None:
-        runs = [p.parent for p in sorted((self.directory / "runs").glob("*/last.pt"))]
-        configs = {run: read_config(run) for run in runs}
-        fitting = [run for run in runs if configs[run]["kind"] == kind
-                   and bool(configs[run].get("is_smoke")) == self.is_smoke]  # fmt: skip
-        return fitting[-1] if fitting else None
+    def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
+        for path in sorted((self.directory / "runs").glob("*/last.pt"), reverse=True):
+            config = read_config(path.parent)
+            if config["kind"] != kind or bool(config.get("is_smoke")) != self.is_smoke:
+                continue
+            state = checkpoint.load_last(path.parent, kind)
+            differing = [key for key in wanted if state.get(key, wanted[key]) != wanted[key]]
+            if not differing:
+                return path.parent
+            print(f"{kind}: {path.parent} is left out, it learnt from {SOURCES[differing[0]]}")
+        return None
 
 
 def _hashes(data: Path) -> str:
