@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 
@@ -272,6 +273,19 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
     assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
 
 
+@pytest.mark.parametrize("asked", [
+    "--run 20260101_000000 --data /d/'two words.npz' --tier short --forks 9",
+    "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0", "--checkpoint shipped",
+])  # fmt: skip
+def test_the_card_names_a_command_that_makes_it_again(asked):
+    parser = gold_eval.build_parser()
+    args = parser.parse_args(shlex.split(asked))
+    again = gold_eval._flags(args, "/c/best.pt")
+    assert parser.parse_args(shlex.split(again)) == args
+    latest = parser.parse_args(shlex.split(gold_eval._flags(parser.parse_args([]), "/c/best.pt")))
+    assert latest.checkpoint == "/c/best.pt"
+
+
 def _judged_untrained(tmp_path, capsys, game, num_actions, *played, judged=()):
     """Record a game, judge untrained weights on it; return what was asked and the last line."""
     weights = _untrained(tmp_path, game, num_actions)
@@ -316,6 +330,22 @@ def test_results_of_other_data_refuse_to_be_compared():
     assert rows == [("x/y", "+0.5000 [+0.5000, +0.5000]", "*")]
     with pytest.raises(ValueError, match="cannot be compared"):
         results.compare(document("a"), document("b"))
+
+
+def test_a_comparison_shows_what_only_one_of_two_results_has():
+    """As a reward head that never fired and now does, or a part that was left out."""
+
+    def document(**values):
+        metrics = {name: Metric(value) for name, value in values.items()}
+        return results.make_document(metrics, data_sha256="a", evaluator=1, settings={})
+
+    never = float("nan")
+    before = document(fires=never, fired=0.25, both=never, gone=2.0)
+    after = document(fires=0.5, fired=never, both=never, new=1.0)
+    assert results.compare(before, after) == [
+        ("fires", "- -> 0.5000", ""), ("fired", "0.2500 -> -", ""), ("gone", "2 -> -", ""),
+        ("new", "- -> 1", ""),
+    ]  # fmt: skip
 
 
 def test_a_game_without_a_gold_set_says_what_to_do():

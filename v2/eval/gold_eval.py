@@ -19,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
+import shlex
 import time
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ from v2.eval.long_dreams import long_dream_scores
 from v2.eval.protocol import VERSION, one_step_scores, speed_scores, tokenizer_scores
 from v2.eval.rollout_scores import HORIZONS, rollout_scores
 from v2.files import check_output, check_writable, write_text
-from v2.run_dir import OF_A_MACHINE
+from v2.run_dir import OF_A_MACHINE, shown_path
 
 TARGET_MINUTES = 30
 
@@ -143,7 +144,7 @@ def main(argv=None) -> int:
         except Stopped:
             print("stopped, nothing is written: run the same command again")
             return stop.exit_code
-    document["flags"] = _flags(args)
+    document["flags"] = _flags(args, engine.source)
     document["engine"] = {"temperature": args.temperature, "second_look": args.second_look}
     if not args.second_look:
         document["notes"].append("every frame is predicted once (--no-second-look)")
@@ -178,14 +179,21 @@ def _changes(args) -> dict[str, int]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def _flags(args) -> str:
-    """Return the flags that decide the numbers, for who repeats them."""
+def _flags(args, source: str) -> str:
+    """Return the flags that decide the numbers, for who repeats them.
+
+    Args:
+        source: the weights, in case they were found as the latest.
+    """
+    weights = "shipped" if args.checkpoint == "shipped" else source
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
-    flags |= {"checkpoint": "shipped"} if args.checkpoint == "shipped" else {}
+    flags |= {"run": args.run} if args.run else {"checkpoint": weights}
+    flags |= {"data": shown_path(args.data)} if args.data else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
+    flags |= {"device": args.device} if args.device != "auto" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
     flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
-    text = "".join(f" --{name} {value}" for name, value in flags.items())
+    text = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
     return text + ("" if args.second_look else " --no-second-look")
 
 

@@ -29,6 +29,7 @@ SECTIONS = {
 }
 REQUIRED = {"data_sha256": str, "evaluator": int, "settings": dict, "metrics": dict}
 PAIR_KEYS = ("episodes", "sums", "counts")
+NO_VALUE = {"value": None}  # as of what was not measured, or never happened
 
 
 def make_document(metrics: dict[str, Metric], **facts) -> dict:
@@ -145,6 +146,8 @@ def print_table(document: dict) -> None:
 def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
     """Return name, difference with interval, and a mark where zero lies outside of it.
 
+    Where one of the two has no value there is no difference: both are shown, "-" for none.
+
     Raises:
         ValueError: results of other data or of another evaluator.
     """
@@ -157,13 +160,13 @@ def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
     rows = []
     if first.get("engine") != second.get("engine"):
         rows.append(("engine", f"{second.get('engine')} - {first.get('engine')}", ""))
-    for name, metric in first["metrics"].items():
-        if name not in second["metrics"]:
-            continue
-        found = paired_difference(metric, second["metrics"][name])
-        if found is None:
-            continue
-        difference, low, high = found
-        mark = "*" if low > 0 or high < 0 else ""
-        rows.append((name, f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]", mark))
+    for name in first["metrics"] | second["metrics"]:
+        before, after = (each["metrics"].get(name, NO_VALUE) for each in (first, second))
+        found = paired_difference(before, after)
+        if found is not None:
+            difference, low, high = found
+            mark = "*" if low > 0 or high < 0 else ""
+            rows.append((name, f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]", mark))
+        elif before["value"] is not None or after["value"] is not None:
+            rows.append((name, f"{describe(before)} -> {describe(after)}", ""))
     return rows
