@@ -286,6 +286,17 @@ def test_the_card_names_a_command_that_makes_it_again(asked):
     assert latest.checkpoint == "/c/best.pt"
 
 
+def test_the_card_says_which_flags_a_run_could_not_have():
+    first = {"steps": 9, "rarity": 20.0, "smoke": False}
+    last = {"steps": 5, "rarity": 60.0, "ema": 0.998, "rare_motion": 0.0, "data": "/d.npz"}
+    info = {"earlier": [{"train_args": first, "step": 9}], "train_args": last, "step": 5}
+    runs = gold_eval._training(info)
+    assert [run["unknown"] for run in runs] == [["ema", "rare_motion"], []]
+    lines = report._training_lines({"train_vqvae_hires": runs})
+    assert "Trained for 9 steps, before there was --ema, --rare-motion:" in lines
+    assert "Trained for 5 steps:" in lines and "did not exist then" in lines[0]
+
+
 def _judged_untrained(tmp_path, capsys, game, num_actions, *played, judged=()):
     """Record a game, judge untrained weights on it; return what was asked and the last line."""
     weights = _untrained(tmp_path, game, num_actions)

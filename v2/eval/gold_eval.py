@@ -294,16 +294,22 @@ def evaluate(
 
 
 def _training(info: dict) -> list[dict]:
-    """Return how weights were trained, run by run: steps, minutes, the flags that repeat it."""
-    runs = []
-    for run in checkpoint.lineage(info):
+    """Return how weights were trained, run by run: steps, minutes, the flags that repeat it.
+
+    Flags that a later run has and this one does not are `unknown`: they did not exist then.
+    """
+    runs, later = [], set()
+    for run in reversed(checkpoint.lineage(info)):
+        args = run.get("train_args", {})
         flags = {
-            name: value for name, value in run.get("train_args", {}).items()
+            name: value for name, value in args.items()
             if name not in OF_A_MACHINE and value is not None and value is not False
         }  # fmt: skip
+        later |= args.keys() - set(OF_A_MACHINE)
         runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags,
+                     "unknown": sorted(later - args.keys()),
                      "data": run.get("data_sha256", "")})  # fmt: skip
-    return runs
+    return runs[::-1]
 
 
 def _announce(engine, clips: Clips, num_steps: int) -> None:

@@ -212,7 +212,10 @@ def _base64(file: io.BytesIO) -> str:
 
 def _training_lines(training: dict[str, list[dict]]) -> list[str]:
     """Return the commands that repeat each training, run by run, with every flag they had."""
-    lines = []
+    lines = [
+        "The commands that repeat each training; a flag that a run does not list was off or did "
+        "not exist then: the package's commit of that time makes it again.", "",
+    ]  # fmt: skip
     for script, runs in training.items():
         for k, run in enumerate(runs):
             flags = " ".join(
@@ -224,7 +227,9 @@ def _training_lines(training: dict[str, list[dict]]) -> list[str]:
             planned = run["flags"].get("steps") or 0
             stopped = f" of {planned} (stopped there)" if planned > (run["steps"] or 0) else ""
             data = f" on data {run['data'][:12]}" if run.get("data") else ""
-            lines += [f"Trained for {run['steps']} steps{stopped}{time}{data}:", "",
+            unknown = ", ".join(f"--{name.replace('_', '-')}" for name in run.get("unknown", []))
+            before = f", before there was {unknown}" if unknown else ""
+            lines += [f"Trained for {run['steps']} steps{stopped}{time}{data}{before}:", "",
                       f"    python v2/train/{script}.py {flags}{start}", ""]  # fmt: skip
     return lines
 

@@ -71,7 +71,8 @@ def build_parser():
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=50)
     length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=768,
-                        help="random frames an epoch; 0: as many as there are")  # fmt: skip
+                        help="random draws of frames an epoch, some of them drawn twice; "
+                        "0: as many draws as there are frames")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
