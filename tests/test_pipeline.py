@@ -46,8 +46,8 @@ def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"token_accuracy@1", "copy_last@10", "changed_accuracy@1"} <= lines[-1].keys()
     assert {"token_accuracy@5", "copy_last@5", "token_accuracy@10"} <= lines[-1].keys()
-    assert {"one_step_accuracy", "rollout_accuracy"} & lines[-2].keys()
-    assert {"one_step_loss", "rollout_loss"} & lines[-2].keys()
+    assert {"one_step_accuracy", "scheduled_accuracy"} & lines[-2].keys()
+    assert {"one_step_loss", "scheduled_loss"} & lines[-2].keys()
     assert "samples_per_second" in lines[-2]
     assert list((run / "samples").glob("*.png"))
     logged = [json.loads(line) for line in (Path(vqvae) / "metrics.jsonl").read_text().splitlines()]

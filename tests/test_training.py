@@ -112,7 +112,7 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_pa
 
 
 def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_path):
-    """Epochs times samples over the batch; 0 samples: as many as there are; a time limit saves."""
+    """Epochs times samples over the batch; 0: as many draws as there are; a time limit saves."""
     rows, windows = 18 * 30, 18 * 26
     flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
     run = _train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--samples-per-epoch",
@@ -125,6 +125,32 @@ def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_pat
         trained = next((tmp_path / samples / "runs").iterdir())
         state = checkpoint.load_checkpoint(trained / "last.pt", "world_model")
         assert (state["step"], state["num_steps"]) == (1, num_steps)
+
+
+@pytest.mark.parametrize("module", [train_vqvae_hires, train_wm_hires])
+def test_an_epoch_is_described_as_what_it_is(module):
+    """It is drawn with repetition, by chances: no pass over the data, of whatever size."""
+    (length,) = [a for a in module.build_parser()._actions if a.dest == "samples_per_epoch"]
+    assert "drawn twice" in length.help and "0: as many draws as there are" in length.help
+    drawn = Rows(np.arange(1000)).draw(step_rng(0, 0), 1000)
+    assert 600 < len(np.unique(drawn)) < 660  # 1 - 1/e of them
+
+
+def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, tmp_path, capsys):
+    """The headline `rollout@5` is open loop. A run begun under the name before goes on."""
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "10", "--batch-size", "2",
+                      "--rollout-ratio", "1", "--rollout-start", "0")  # fmt: skip
+    assert train_wm_hires.main([*flags, "--rollout-steps", "2", "--rollout-batch-size", "2"]) == 0
+    assert "\nscheduled_loss " in capsys.readouterr().out
+    run = next((tmp_path / "w" / "runs").iterdir())
+    path, before = run / "metrics.jsonl", '{"step": 5, "rollout_loss": 1.0}\n'
+    logged = _metrics(run)
+    assert {"scheduled_loss", "scheduled_accuracy"} <= logged[0].keys()
+    assert not [name for line in logged for name in line if name.startswith("rollout")]
+    path.write_text(before)
+    assert train_wm_hires.main(["--resume", str(run), "--steps", "20"]) == 0
+    assert path.read_text().startswith(before) and _metrics(run)[-1]["step"] == 20
 
 
 def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(

@@ -190,6 +190,29 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
             assert torch.equal(engine.logits, prediction.logits)
 
 
+def test_what_the_loss_reads_in_a_rollout_is_what_the_dream_reads(vqvae, world_model, monkeypatch):
+    monkeypatch.setattr("v2.device.has_fast_bfloat16", lambda device: False)
+    windows, learnt = _windows(steps=3), []
+
+    def note(model, inputs):
+        if torch.is_grad_enabled():
+            learnt.append(inputs)
+
+    noting = world_model.register_forward_pre_hook(note)
+    never = torch.zeros(2, 3, dtype=torch.bool)
+    _loss(LossConfig(max_wrong=336, given_share=0.0))(world_model, windows, never)
+    noting.remove()
+    assert len(learnt) == 3
+    engine = DreamEngine(vqvae, world_model)
+    engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
+    for k, (history, actions, *_) in enumerate(learnt):
+        now = windows.actions[:, 3 + k]
+        assert torch.equal(history, engine.history.tokens)
+        assert torch.equal(actions, torch.cat([engine.history.actions, now[:, None]], 1))
+        engine.step_tokens(now.numpy())
+    assert not torch.equal(learnt[2][0][:, 2:], windows.tokens[:, 4:6])  # its own, not the truth
+
+
 def test_a_rollout_that_leaves_the_truth_goes_on_from_it(world_model):
     windows = _windows(steps=2)
     truth, never = windows.tokens[:, 4:], torch.zeros(2, 2, dtype=torch.bool)

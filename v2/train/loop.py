@@ -17,7 +17,7 @@ from v2.train.steps import check_weights, failures_explained
 
 LOG_STEPS, SHORT_RUN_LOG_STEPS = 20, 5
 SHORT_RUN_STEPS = 200
-LOSSES = ("reconstruction_loss", "one_step_loss", "rollout_loss")
+LOSSES = ("reconstruction_loss", "one_step_loss", "scheduled_loss")
 
 
 def run_trainer(trainer, run: RunDir | None) -> int:

@@ -90,7 +90,8 @@ def build_parser():
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=100)
     length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=1280,
-                        help="random windows an epoch; 0: as many as there are")  # fmt: skip
+                        help="random draws of windows an epoch, some of them drawn twice; "
+                        "0: as many draws as there are windows")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
     length.add_argument("--max-minutes", type=command_line.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
@@ -333,7 +334,7 @@ class Trainer:
         norm = self.guard.apply(loss, rate)
         if self.average:
             average_weights(self.average, self.model, args.ema, self.step)
-        prefix = "rollout" if is_rollout else "one_step"
+        prefix = "scheduled" if is_rollout else "one_step"  # open loop is what `evaluate` logs
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
