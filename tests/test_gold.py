@@ -16,7 +16,7 @@ from v2.data import collect_atari
 from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
 from v2.eval import build_gold, gold_eval, report, results, truth
 from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.clips import cut_clips, strata_of, stratified_starts
+from v2.eval.clips import EVENT_STEPS, HISTORY, strata_of, stratified_starts
 from v2.eval.fork_scores import _by_paddle
 from v2.eval.gold import GOLD_SHA256, gold_path, load_gold, read_gold
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -67,11 +67,25 @@ def test_the_real_branches_of_forks_are_told_apart_by_the_paddle(gold_set):
     assert right.all() and counts.mean() > 0.6 and (branches[counts].max(1) == 2).all()
 
 
-def test_gold_clips_cross_no_episode_and_no_life(gold):
-    clips = cut_clips(gold.data, gold.starts, build_gold.ROLLOUT_STEPS, gold.strata)
-    lives = clips.ram[:, :, 57].astype(int)
-    loses = (np.diff(lives[:, 4:], axis=1) < 0).any(1)
-    assert (loses == (clips.strata == "life_lost")).all()
+@BOTH
+def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_serves(gold_set):
+    """All of a clip is checked: four frames of history, the first step and those after it."""
+    data, starts, strata = gold_set.data, gold_set.starts, np.array(gold_set.strata)
+    game, first, last = gold_set.forks.game, starts + 1 - HISTORY, starts + build_gold.ROLLOUT_STEPS
+    assert (data.episode_ids[first] == data.episode_ids[last]).all()
+    reader, objects = truth.reader(game), truth.read_ram(game, data.ram)
+    lost, in_play = reader.losses(objects), ~np.isnan(objects.ball[:, 0])
+    kept = starts + (reader.KEPT_STEPS or build_gold.ROLLOUT_STEPS)
+    is_serve, is_loss = strata == "serve", strata == reader.STRATA[-1]
+    assert ((lost[kept] > lost[starts]) == is_loss).all()
+    assert (lost[starts + 5] == lost[starts])[is_loss].all()
+    assert (lost[starts + 15] > lost[starts])[is_loss].all()
+    loses_before = lost[starts] > lost[first]
+    assert not loses_before[~is_serve].any()
+    assert loses_before[is_serve].sum() == (7 if game == "breakout" else 0)  # as README says
+    history = in_play[first[:, None] + np.arange(HISTORY)]
+    assert history[~is_serve].all() and not in_play[starts[is_serve]].any()
+    assert in_play[starts[is_serve, None] + 1 + np.arange(EVENT_STEPS)].any(1).all()
 
 
 @BOTH
