@@ -47,7 +47,7 @@ SCRIPTS = (collect_atari, tokenize_atari, train_vqvae_hires, train_wm_hires)
 
 @pytest.fixture
 def ends(capsys):
-    """Run a script's main as the shell does; return its last line on stderr."""
+    """Run a script's main as the shell does; return its one line of an error on stderr."""
 
     def run(main, flags, code: int, *texts: str) -> str:
         capsys.readouterr()
@@ -55,7 +55,8 @@ def ends(capsys):
             command_line.run(lambda: main([str(flag) for flag in flags]))
         lines = capsys.readouterr().err.strip().splitlines() or [""]
         assert stopped.value.code == code, lines
-        assert not any("Traceback" in line for line in lines)
+        assert not any("Traceback" in line or "usage:" in line for line in lines)
+        assert [line.startswith("error:") for line in lines].count(True) == 1, lines
         for text in texts:
             assert text in lines[-1]
         return lines[-1]
@@ -750,6 +751,32 @@ def test_a_closed_pipe_ends_in_no_traceback_and_stops_no_work():
     process.stdout.close()
     error = process.stderr.read().decode()
     assert process.wait() == 5 and error.split() == ["still", "here"]
+
+
+CLOSED = """
+import os, sys
+from v2 import command_line
+command_line.explain_errors()
+def main():
+    command_line.parser("nothing", "none").parse_args()
+    print("out")
+    print("error", file=sys.stderr)
+    with open(os.devnull) as file:
+        assert file.fileno() > 2
+    return 5
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("flags, code", [("", 5), ("--help", 0), ("--nonsense", 2)])
+def test_closed_streams_change_no_exit_code(closed, flags, code):
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(CLOSED)} {flags} {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    expected = {"": "error\n", "--help": ""}.get(flags, "error: unrecognized arguments: --nonsense")
+    assert not done.stderr if "2>" in closed else done.stderr.startswith(expected)
+    assert len(done.stderr.splitlines()) <= 1
 
 
 def test_the_locale_c_and_a_reader_that_leaves_lose_nothing(tmp_path):

@@ -18,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -100,6 +101,7 @@ def explain_errors() -> None:
 
     A script calls this before it imports more than the standard library and this module.
     """
+    _open_closed_streams()
 
     def explain(kind, error, trace):
         if not isinstance(error, ImportError | KeyboardInterrupt):
@@ -111,6 +113,7 @@ def explain_errors() -> None:
 
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's main and exit with its code; errors become one line on stderr."""
+    _open_closed_streams()
     sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         code = main() or 0
@@ -127,6 +130,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
     )
+
+
+def _open_closed_streams() -> None:
+    """Put an empty device where the shell closed one (`>&-`), before a file takes its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 class _Output:
@@ -184,9 +196,16 @@ def _report(error: BaseException) -> int:
     return 2 if isinstance(error, BAD_INPUT) else 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_report(ValueError(f"{message}; see --help")))
+
+
 def parser(description: str, example: str) -> argparse.ArgumentParser:
     """Make a parser with an example and --debug."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         description=description,
         epilog=f"example: {example}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
