@@ -47,6 +47,7 @@ from v2.recording import (
 )
 from v2.render import CURVE_STEPS
 from v2.replay import Replay
+from v2.rollout import Sampling
 from v2.train import train_vqvae_hires
 from v2.window import Window
 
@@ -249,6 +250,16 @@ def test_a_rewind_takes_both_sides_back_exactly(session):
     assert session.engine.history is state
     assert len(session.divergence) == 3
     assert np.array_equal(np.stack(play(session, [LEFT] * 7)), np.stack(future))
+
+
+def test_a_rewind_takes_the_noise_of_a_sampled_dream_back(vqvae, world_model):
+    engine = DreamEngine(vqvae, world_model, sampling=Sampling(temperature=1.0))
+    session = PlaySession(make_atari_env("breakout"), engine)
+    play(session, [FIRE, RIGHT])
+    dreamed = lambda: np.stack([session.step(LEFT).dream_frame for _ in range(6)])  # noqa: E731
+    future = dreamed()
+    session.rewind(6)
+    assert np.array_equal(dreamed(), future)
 
 
 def test_a_rewind_goes_back_across_a_lost_game(session):

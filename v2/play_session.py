@@ -72,6 +72,7 @@ class Tape(Protocol):
 class _Snapshot:
     env_state: Any
     dream_state: Any
+    dream_noise: Any  # the state of the sampling generator
     dream_tokens: np.ndarray
     frames: tuple
     actions: tuple
@@ -87,7 +88,7 @@ class PlaySession:
 
     Args:
         env: the emulator, made by `make_atari_env`.
-        engine: a DreamEngine, or anything with its reset, step, history, restore and tokens.
+        engine: a DreamEngine, or anything with its reset, step, history, restore, noise and tokens.
         seed: seed of the first game; the next game has the next one.
     """
 
@@ -231,8 +232,8 @@ class PlaySession:
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(
             self.env.unwrapped.clone_state(include_rng=True), self.engine.history,
-            self.dream_tokens, tuple(self.frames), tuple(self.actions), self.moment, self.ram,
-            self._seed, self.divergence, len(self.divergence),
+            self.engine.noise, self.dream_tokens, tuple(self.frames), tuple(self.actions),
+            self.moment, self.ram, self._seed, self.divergence, len(self.divergence),
         ))  # fmt: skip
 
     def rewind(self, num_steps: int = REWIND_STEPS) -> Moment:
@@ -244,7 +245,7 @@ class PlaySession:
         for _ in range(num_steps):
             snapshot = self._snapshots.pop()
         self.env.unwrapped.restore_state(snapshot.env_state)
-        self.engine.restore(snapshot.dream_state)
+        self.engine.restore(snapshot.dream_state, snapshot.dream_noise)
         self.dream_tokens, self.ram = snapshot.dream_tokens, snapshot.ram
         self.frames.clear(), self.actions.clear()
         self.frames.extend(snapshot.frames), self.actions.extend(snapshot.actions)
