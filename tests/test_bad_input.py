@@ -13,6 +13,7 @@ import sys
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -87,6 +88,7 @@ def test_absurd_flags_are_refused_by_name(script, flags, ends):
     (["--positions", "3"], "must be 0 or at least 4, got 3"),
     (["--past-actions", "4"], "must be at most 3, got 4"),
     (["--importance-cap", "0.5"], "must be at least 1, got 0.5"),
+    (["--copy-bias", "5000"], "must be at most 4096, got 5000"),  # could not be loaded again
 ])  # fmt: skip
 def test_flags_of_the_world_model_are_refused_before_anything_is_read(flags, text, ends, tmp_path):
     ends(train_wm_hires.main, [*flags, "--out", tmp_path / "new"], 2, flags[0], text)
@@ -104,6 +106,7 @@ def test_absurd_collecting_is_refused(flags, ends, tmp_path):
 
 @pytest.mark.parametrize("flags", [
     ["--fps", "0"], ["--fps", "1e300"], ["--fps", "nan"], ["--scale", "17"], ["--scale", "-1"],
+    ["--temperature", "1e-38"], ["--temperature", "-1"],
 ])  # fmt: skip
 def test_absurd_playing_is_refused(flags, ends):
     ends(play_atari_hires.main, [*flags, "--headless"], 2, *flags)
@@ -205,6 +208,19 @@ def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch, capsys):
     assert compiled(model) is model and capsys.readouterr().out == text
 
 
+def test_the_compiler_that_is_looked_for_is_the_one_that_torch_calls(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "compile", lambda model, mode: "compiled")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    model = torch.nn.Linear(1, 1)
+    for name, made in (("c++", model), ("g++", "compiled")):
+        (tmp_path / name).touch(mode=0o755)
+        assert compiled(model) is made
+    monkeypatch.setenv("CXX", "clang++")
+    assert compiled(model) is model
+
+
 def test_variables_of_torchrun_that_are_left_over_are_named(ends, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
@@ -248,6 +264,23 @@ def test_a_misspelt_display_driver_is_refused(ends, monkeypatch):
     pygame.display.quit()
     ends(play_atari_hires.main, [], 2, "x12", "--headless")
     assert "--headless" not in ends(play_atari_hires.main, ["--replay", "a.npz"], 2, "x12")
+
+
+@pytest.mark.parametrize("main, flag, name", [
+    (play_atari_hires.main, "--checkpoint", "x" * 300), (gold_eval.main, "--run", "x" * 300),
+    (gold_eval.main, "--data", "x" * 300), (gold_eval.main, "--data", "x/" * 3000),
+    (train_vqvae_hires.main, "--resume", "x" * 300),
+    (gold_eval.main, "--json", "x" * 250),  # its temporary file has a longer one
+    (tokenize_atari.main, "--out", "x" * 250 + ".npz"),
+])  # fmt: skip
+def test_a_name_that_is_too_long_is_refused_before_any_work(main, flag, name, ends):
+    more = ["--headless"] if main is play_atari_hires.main else []
+    ends(main, [flag, name, *more], 2, name[:80], "is too long", "give a shorter one")
+
+
+def test_where_folders_cannot_be_opened_a_save_does_without(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "os", SimpleNamespace(name="nt"))
+    files.sync_directory(tmp_path)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):  # noqa: F811
@@ -374,13 +407,21 @@ def test_data_without_an_array_or_without_a_frame_is_refused_by_name(game_data, 
     ({"episodes": "none"}, "'episodes' of its meta must be a list"),
     ({"episodes": [{"id": 0}]}, "list of episodes is damaged"),
     ({"action_meanings": 4}, "'action_meanings' of its meta must be a list"),
+    ({"action_meanings": ["NOOP", "FIRE", "RIGHT", 3]}, "an action's name is no text"),
     ({"emulator": {"game": "breakout", "colour": 1}}, "emulator settings of another version"),
+    ({"emulator": {"game": 4}}, "emulator settings of another version"),
+    ({"emulator": {"game": "Breakot"}}, "emulator settings of another version"),
+    ({"game": None}, "'game' of its meta must be a str"),
 ])  # fmt: skip
-def test_a_damaged_meta_is_refused_by_name(change, text, game_data, tmp_path):
+def test_a_damaged_meta_is_refused_by_name(change, text, game_data, ends, tmp_path):
     meta = game_data.meta | {"sha256": {}} | change
-    npz.write_npz(tmp_path / "data.npz", game_data.arrays(), meta)
+    path = tmp_path / "data.npz"
+    npz.write_npz(path, game_data.arrays(), meta)
     with pytest.raises(ValueError, match=text):
-        load_game_data(tmp_path / "data.npz")
+        load_game_data(path)
+    ends(gold_eval.main, ["--data", path], 2, str(path), text)
+    if "emulator" in change:
+        ends(train_vqvae_hires.main, ["--data", path, "--out", tmp_path / "out"], 2, text)
 
 
 def test_data_whose_meta_lacks_a_hash_is_refused_by_name(game_data, vqvae, ends, tmp_path):
@@ -595,6 +636,20 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
     save_game_data(data_path, game_data)
     ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of data")
     assert (tokens.read_bytes(), _content(world_run)) == before
+
+
+def test_resume_refuses_weights_that_no_run_saved(world_run, data_path, ends, tmp_path):  # noqa: F811
+    """As those that are shipped, copied into a run's folder."""
+    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    for script, run, kind in (
+        (train_wm_hires, world_run, "world_model"), (train_vqvae_hires, vqvae_run, "vqvae"),
+    ):  # fmt: skip
+        state = checkpoint.load_last(run, kind)
+        model = checkpoint.build_model(state, run)
+        kept = {key: state[key] for key in ("step", "train_args", "emulator")}
+        checkpoint.save_checkpoint(run / "last.pt", kind, model, **kept)
+        text = f"{run / 'last.pt'} holds weights without optimizer, ema, best, rng, "
+        ends(script.main, ["--resume", run], 2, text, "--init-from")
 
 
 def test_resume_refuses_other_rewards_under_the_same_tokens(

@@ -462,11 +462,17 @@ def test_change_rarity_ignores_the_gap_between_episodes():
 def test_greedy_is_the_limit_of_sampling_and_top_k_bounds_it():
     logits = torch.randn(2, 50, 32)
     generator = torch.Generator().manual_seed(0)
-    cold = choose_tokens(logits, Sampling(temperature=1e-4), generator)
+    cold = choose_tokens(100 * logits, Sampling(temperature=1e-3), generator)
     assert torch.equal(cold, logits.argmax(-1))
     warm = choose_tokens(logits, Sampling(temperature=5.0, top_k=3), generator)
     assert not torch.equal(warm, cold)
     assert (logits.topk(3).indices == warm.unsqueeze(-1)).any(-1).all()
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-38, float("inf"), float("nan")])
+def test_a_temperature_that_cannot_be_divided_by_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"must be 0 or at least 0.001, got {temperature}"):
+        Sampling(temperature)
 
 
 @pytest.mark.parametrize("frames", [np.zeros((3, 84, 64, 3), np.uint8), np.zeros((4, 84, 64, 3))])

@@ -113,6 +113,17 @@ def load_last(folder: Path, kind: str) -> dict:
         return load_checkpoint(previous_path(path), kind)
 
 
+def check_resumable(state: dict, path: Path, *keys: str) -> None:
+    """Raise a ValueError with what a checkpoint lacks that a run saves to go on from."""
+    keys = "optimizer", "ema", "step", "best", "rng", *keys
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise ValueError(
+            f"{path} holds weights without {', '.join(missing)}: it cannot be resumed; "
+            "--init-from begins a new run with them"
+        )
+
+
 def check_finite(weights: dict, path: Path) -> None:
     """Raise a ValueError with the first weight that is not finite."""
     for name, tensor in weights.items():

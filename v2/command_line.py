@@ -24,8 +24,9 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 LARGEST_INT = 2**31 - 1
-MAX_LINE = 600  # characters of an error
+MAX_LINE, MAX_SHOWN_NAME = 600, 100  # characters of an error, and of a name in it
 MAX_BATCH_SIZE, MAX_WORKERS = 65_536, 64
+MIN_TEMPERATURE = 1e-3  # of sampled tokens; logits over a smaller one overflow
 PIP_NAMES = {"PIL": "pillow", "ale_py": "ale-py"}
 BAD_INPUT = (
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
@@ -177,6 +178,9 @@ def _report(error: BaseException) -> int:
         return 130
     if "--debug" in sys.argv:
         traceback.print_exception(error)
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        name = str(error.filename)[:MAX_SHOWN_NAME]
+        error = ValueError(f"the name {name}... is too long for this disk: give a shorter one")
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (*BAD_INPUT, *OF_THE_MACHINE)):
         text = f"internal {type(error).__name__}: {text}; please report it, with --debug"
@@ -246,6 +250,13 @@ def positive_float(text: str) -> float:
 
 def non_negative_float(text: str) -> float:
     return _between(text, float, 0, sys.float_info.max)
+
+
+def temperature(text: str) -> float:
+    value = non_negative_float(text)
+    if 0 < value < MIN_TEMPERATURE:
+        raise argparse.ArgumentTypeError(f"must be 0 or at least {MIN_TEMPERATURE}, got {text}")
+    return value
 
 
 def steps_per_second(text: str) -> float:

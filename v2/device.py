@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 
 import torch
 
@@ -78,8 +79,8 @@ def compiled(model: torch.nn.Module, mode: str | None = None):
 
 def _can_compile(device: torch.device) -> bool:
     if device.type == "cpu":
-        named = os.environ.get("CXX")
-        return any(map(shutil.which, [named] if named else ["c++", "g++"]))
+        usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # as in inductor
+        return shutil.which(os.environ.get("CXX", usual)) is not None
     try:  # Triton looks for a compiler of C of its own, at the first kernel
         torch.compile(lambda numbers: numbers + 1)(torch.ones(1, device=device))
     except (RuntimeError, OSError, ImportError, subprocess.SubprocessError):

@@ -95,6 +95,7 @@ def check_output(path: Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file")
+    temporary_path(path).exists()  # an OSError where the name has no room for it
     check_writable(path.parent)
 
 
@@ -105,7 +106,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a rename in the directory survive a power cut."""
+    """Make a rename in the directory survive a power cut; Windows opens no directories."""
+    if os.name == "nt":
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

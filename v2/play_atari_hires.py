@@ -51,7 +51,7 @@ def build_parser():
     weights.add_argument("--run", metavar="NAME", help="a run's folder name")
     weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--temperature", type=command_line.non_negative_float, default=0.0,
+    parser.add_argument("--temperature", type=command_line.temperature, default=0.0,
                         help="of the dreamed tokens; 0 takes the likeliest")  # fmt: skip
     _add_play_options(parser.add_argument_group("play"))
     group = parser.add_argument_group("without a display, and files")

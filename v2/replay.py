@@ -20,6 +20,7 @@ from v2.data.atari_dataset import (
     GameData,
     data_paths,
     load_game_data,
+    recorded_emulator,
 )
 from v2.data.checks import check_episodes
 from v2.data.npz import read_meta
@@ -88,10 +89,7 @@ class EpisodeFile:
 
 def _check_fits(path: Path, meta: dict, emulator: EmulatorConfig, num_actions: int) -> None:
     """Check that a model knows the game of a recording; a ValueError with the path."""
-    try:
-        recorded = EmulatorConfig(**meta["emulator"])
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: emulator settings of another version ({error})") from error
+    recorded = recorded_emulator(path, meta)
     if recorded.game != emulator.game:
         raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")
     known = asdict(emulator).items()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from v2.command_line import MIN_TEMPERATURE
 from v2.data.importance import ImportanceConfig, draw_positions
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
 
@@ -24,13 +25,15 @@ from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldMode
 class Sampling:
     """How tokens are chosen from logits, and when a frame is looked at twice."""
 
-    temperature: float = 0.0  # 0: greedy
+    temperature: float = 0.0  # 0: greedy; else at least MIN_TEMPERATURE
     top_k: int = 0  # 0: all codes
     max_missing: float = 0.5  # changes expected beyond those chosen; inf: never a second look
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be 0 or at least {MIN_TEMPERATURE}, got {self.temperature}"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0, got {self.top_k}")
         if self.max_missing < 0:

@@ -181,7 +181,9 @@ ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
 
 
 LARGE_FIELDS = ("frames", "ram")  # mapped or read in blocks, never held
-META_FIELDS = {"emulator": dict, "action_meanings": list, "episodes": list, "sha256": dict}
+META_FIELDS = {
+    "game": str, "emulator": dict, "action_meanings": list, "episodes": list, "sha256": dict,
+}  # fmt: skip
 
 
 @dataclass
@@ -321,12 +323,17 @@ def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """
     arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS, unread=LARGE_FIELDS)
     check_steps(path, arrays, meta)
-    try:
-        EmulatorConfig(**meta["emulator"])
-    except TypeError as error:
-        raise ValueError(f"{path}: emulator settings of another version ({error})") from error
+    recorded_emulator(path, meta)
     check_hashes(path, arrays, meta)
     return arrays, meta
+
+
+def recorded_emulator(path: Path, meta: dict) -> EmulatorConfig:
+    """Return the settings that a recording was made with; a ValueError with the path."""
+    try:
+        return EmulatorConfig(**meta["emulator"])
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: emulator settings of another version ({error})") from error
 
 
 def read_large(
@@ -374,7 +381,8 @@ def check_training_games(path: Path, episodes: list[dict]) -> None:
 
 def check_game(path: Path, game: str) -> None:
     """Check that a recording is of this game; a ValueError with both."""
-    held = read_meta(data_paths(path)[0], META_FIELDS)["emulator"].get("game")
+    first = data_paths(path)[0]
+    held = recorded_emulator(first, read_meta(first, META_FIELDS)).game
     if held != game_id(game):
         raise ValueError(f"{path} holds {held}, not {game_id(game)}: add --game {held}")
 

@@ -21,6 +21,8 @@ def check_steps(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     """
     if not len(arrays["actions"]):
         raise ValueError(f"{path} holds no frame; make the file again")
+    if not all(isinstance(name, str) for name in meta["action_meanings"]):
+        raise ValueError(f"{path}: an action's name is no text; make the file again")
     num_actions = len(meta["action_meanings"])
     if (arrays["actions"] >= num_actions).any():
         raise ValueError(

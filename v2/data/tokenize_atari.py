@@ -18,7 +18,7 @@ from v2 import checkpoint
 from v2.data.atari_dataset import DATA_NAME, check_emulator, check_game, game_directory
 from v2.data.tokens import TOKENS_NAME, check_target, tokenize
 from v2.device import choose_device
-from v2.files import check_writable
+from v2.files import check_output
 from v2.run_dir import CHECKPOINTS, find_weights
 
 
@@ -40,7 +40,7 @@ def main(argv=None) -> int:
     directory = game_directory(CHECKPOINTS, args.game)
     out = args.out or directory / f"{TOKENS_NAME}.npz"
     check_target(out)
-    check_writable(out.parent)
+    check_output(out)
     data = args.data or directory / f"{DATA_NAME}.npz"
     check_game(data, args.game)
     path = find_weights(args.vqvae, "vqvae", args.game)

@@ -104,7 +104,7 @@ def build_parser():
     parser.add_argument("--report", type=command_line.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=command_line.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--temperature", type=command_line.non_negative_float, default=0.0,
+    parser.add_argument("--temperature", type=command_line.temperature, default=0.0,
                         help="of sampled tokens; 0: the likeliest")  # fmt: skip
     parser.add_argument("--second-look", action=argparse.BooleanOptionalAction, default=True,
                         help="predict a frame once more where it lacks changes")  # fmt: skip

@@ -319,6 +319,7 @@ class Trainer:
     def load(self, run: RunDir) -> None:
         """Continue exactly where the run's last checkpoint is."""
         state = checkpoint.load_last(run.path, "vqvae")
+        checkpoint.check_resumable(state, run.path / "last.pt", "data_sha256", "warmup")
         if state["data_sha256"] != data_sha256(self.data.meta):
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)

@@ -41,7 +41,7 @@ from v2.data.tokens import (
     tokenize,
 )
 from v2.device import compiled, has_fast_bfloat16
-from v2.files import check_writable
+from v2.files import check_output, check_writable
 from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import (
@@ -177,7 +177,7 @@ def main(argv=None) -> int:
     check_writable(args.resume or args.out or directory)
     if args.tokens:
         check_target(args.tokens)
-        check_writable(args.tokens.parent)
+        check_output(args.tokens)
     data = args.data or directory / f"{DATA_NAME}.npz"
     check_game(data, args.game)
     if args.resume:
@@ -214,6 +214,10 @@ def _check_flags(args) -> None:
         )
     if args.importance_cap < 1:
         raise ValueError(f"--importance-cap must be at least 1, got {args.importance_cap}")
+    if args.copy_bias > checkpoint.MAX_CONFIG_NUMBER:
+        raise ValueError(
+            f"--copy-bias must be at most {checkpoint.MAX_CONFIG_NUMBER}, got {args.copy_bias}"
+        )
     if args.resume and args.init_from:
         raise ValueError("--resume and --init-from exclude each other")
     if args.other_vqvae and not (args.init_from or args.resume):
@@ -377,6 +381,7 @@ class Trainer:
     def load(self, run: RunDir) -> None:
         """Continue exactly where the run's last checkpoint is."""
         state = checkpoint.load_last(run.path, "world_model")
+        checkpoint.check_resumable(state, run.path / "last.pt", "vqvae_sha256", "tokens_sha256")
         if state["vqvae_sha256"] != self.vqvae_sha256:
             raise ValueError(f"{run.path} was trained with another VQ-VAE than its {VQVAE_NAME}")
         if state["tokens_sha256"] != self.tokens_sha256:
