@@ -572,6 +572,35 @@ def test_shards_that_do_not_follow_one_another_are_refused(game_data, tmp_path):
         load_game_data(tmp_path / "data.npz")
 
 
+def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
+    small_models, game_data, ends, tmp_path, capsys  # noqa: F811
+):  # fmt: skip
+    path = tmp_path / "atari_game_data.npz"
+    shards = [tmp_path / f"atari_game_data-{k:05d}.npz" for k in range(3)]
+    for k, shard in enumerate(shards):
+        rows = np.isin(game_data.episode_ids, range(6 * k, 6 * k + 6))
+        meta = game_data.meta | {"episodes": game_data.meta["episodes"][6 * k : 6 * k + 6]}
+        save_game_data(shard, GameData(**{n: a[rows] for n, a in game_data.arrays().items()},
+                                       meta=meta))  # fmt: skip
+    with zipfile.ZipFile(shards[1]) as file:
+        frames = file.getinfo("frames.npy")
+    content = bytearray(shards[1].read_bytes())
+    content[frames.header_offset + frames.compress_size // 2] ^= 1
+    shards[1].write_bytes(content)
+    flags = ["--data", path, "--out", tmp_path / "v", "--steps", "1"]
+    ends(train_vqvae_hires.main, flags, 2, shards[1].name, "make the file again")
+    run = _train_vqvae(tmp_path / "v", path, "--steps", "1", "--skip-bad")
+    out = capsys.readouterr().out
+    assert "1 of 3 shards are damaged and left out" in out and f"{shards[1].name}.bad: " in out
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", path, run, "--steps", "1")) == 0
+    assert len(load_game_data(path)) == 360
+    shards[0].write_bytes(b"")
+    shards[2].write_bytes(b"")
+    tokens = ["--data", path, "--skip-bad", "--out", tmp_path / "new.npz"]
+    ends(tokenize_atari.main, tokens, 2, "nothing of", "is whole", shards[0].name)
+    assert shards[0].exists()
+
+
 def test_episodes_shorter_than_a_window_are_refused(ends, small_models, data_path, tmp_path):  # noqa: F811
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
     flags = _wm_flags(tmp_path / "w", data_path, run, "--steps", "1", "--rollout-steps", "27")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL_WORLD_MODEL
-from tests.test_training import DRIVER, data_path  # noqa: F401
+from tests.test_training import DRIVER, _wm_flags, data_path  # noqa: F401
 from v2 import checkpoint
 from v2.command_line import StopRequest, forwarded_signals
 from v2.data import tokenize_atari
@@ -20,6 +20,7 @@ from v2.eval import gold_eval
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import RunDir
+from v2.train import train_wm_hires
 
 ROOT = Path(__file__).resolve().parents[1]
 MANY = "100000000"
@@ -174,6 +175,27 @@ def test_stopped_tokenizing_leaves_the_old_file(data_path, tmp_path, vqvae, monk
     monkeypatch.setattr(tokens, "encode_frames", interrupted)
     assert tokenize_atari.main([*flags, "--batch-size", "100"]) == 143
     assert out.read_bytes() == before
+
+
+def test_training_that_is_stopped_while_it_makes_tokens_writes_nothing(
+    data_path, tmp_path, vqvae, monkeypatch, capsys  # noqa: F811
+):  # fmt: skip
+    from v2.data import tokens
+
+    checkpoint.save_checkpoint(tmp_path / "v.pt", "vqvae", vqvae)
+    real = tokens.encode_frames
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(tokens, "encode_frames", real)
+        return real(*args)
+
+    monkeypatch.setattr(tokens, "encode_frames", interrupted)
+    before = set(tmp_path.iterdir())
+    flags = _wm_flags(tmp_path / "w", data_path, tmp_path / "v.pt", "--steps", "1")
+    assert train_wm_hires.main(flags) == 143
+    assert "run the same command again" in capsys.readouterr().out
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_stopped_evaluation_writes_nothing(vqvae, tmp_path, monkeypatch, capsys):

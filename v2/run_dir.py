@@ -126,7 +126,7 @@ def read_config(run: Path) -> dict:
         raise ValueError(f"{path} is damaged ({error}): remove the run or restore it") from error
 
 
-NOT_RESUMED = ("resume", "init_from", "max_minutes", "debug")
+NOT_RESUMED = ("resume", "init_from", "max_minutes", "skip_bad", "debug")
 OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug",
                 "changed")  # fmt: skip
 

@@ -336,6 +336,29 @@ def recorded_emulator(path: Path, meta: dict) -> EmulatorConfig:
         raise ValueError(f"{path}: emulator settings of another version ({error})") from error
 
 
+def set_bad_aside(path: Path) -> None:
+    """Rename the damaged shards of a recording to `*.npz.bad`, so that every reader skips them.
+
+    Raises:
+        ValueError: none is whole.
+    """
+    paths, errors = data_paths(path), {}
+    for shard in tqdm(paths, unit="file", desc="check", disable=None):
+        try:
+            arrays, meta = read_steps(shard)
+            for name in LARGE_FIELDS:
+                for _ in read_large(shard, name, len(arrays["actions"]), meta):
+                    pass
+        except ValueError as error:
+            errors[shard] = error
+    if len(errors) == len(paths):
+        raise ValueError(f"nothing of {path} is whole: {errors[paths[0]]}")
+    for shard, error in errors.items():
+        shard.rename(f"{shard}.bad")
+        print(f"set aside as {shard.name}.bad: {error}")
+    print(f"{len(errors)} of {len(paths)} shards are damaged and left out")
+
+
 def read_large(
     path: Path, name: str, num_frames: int, meta: dict, num_rows: int = ROWS_AT_ONCE
 ) -> Iterator[np.ndarray]:

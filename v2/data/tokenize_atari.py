@@ -15,7 +15,13 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 from v2 import checkpoint
-from v2.data.atari_dataset import DATA_NAME, check_emulator, check_game, game_directory
+from v2.data.atari_dataset import (
+    DATA_NAME,
+    check_emulator,
+    check_game,
+    game_directory,
+    set_bad_aside,
+)
 from v2.data.tokens import TOKENS_NAME, check_target, tokenize
 from v2.device import choose_device
 from v2.files import check_output
@@ -27,6 +33,8 @@ def build_parser():
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--data", type=command_line.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="rename damaged shards to *.bad and go on without")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=command_line.path, help="npz to write (default: the game's)")
     parser.add_argument("--device", default="auto")
@@ -42,6 +50,8 @@ def main(argv=None) -> int:
     check_target(out)
     check_output(out)
     data = args.data or directory / f"{DATA_NAME}.npz"
+    if args.skip_bad:
+        set_bad_aside(data)
     check_game(data, args.game)
     path = find_weights(args.vqvae, "vqvae", args.game)
     vqvae, info = checkpoint.load_vqvae(path)

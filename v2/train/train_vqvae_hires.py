@@ -32,6 +32,7 @@ from v2.data.atari_dataset import (
     game_directory,
     load_game_data,
     read_episodes,
+    set_bad_aside,
 )
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.importance import (
@@ -63,6 +64,8 @@ def build_parser():
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--data", type=command_line.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="rename damaged shards to *.bad and go on without")  # fmt: skip
     parser.add_argument("--out", type=command_line.path,
                         help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
@@ -118,6 +121,9 @@ def main(argv=None) -> int:
     directory = game_directory(CHECKPOINTS, args.game)
     check_writable(args.resume or args.out or directory)
     data_path = args.data or directory / f"{DATA_NAME}.npz"
+    if args.skip_bad and workers.is_writer:
+        set_bad_aside(data_path)
+    workers.wait()
     check_game(data_path, args.game)
     check_training_games(data_path, read_episodes(data_path))
     data = load_game_data(data_path)

@@ -28,6 +28,7 @@ from v2.data.atari_dataset import (
     check_emulator,
     check_game,
     game_directory,
+    set_bad_aside,
     window_starts,
 )
 from v2.data.checks import array_sha256
@@ -79,6 +80,8 @@ def build_parser():
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--data", type=command_line.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--skip-bad", action="store_true",
+                        help="rename damaged shards to *.bad and go on without")  # fmt: skip
     parser.add_argument("--tokens", type=command_line.path, help="npz of tokens (default: the "
                         "game's); made when missing or stale")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
@@ -179,6 +182,9 @@ def main(argv=None) -> int:
         check_target(args.tokens)
         check_output(args.tokens)
     data = args.data or directory / f"{DATA_NAME}.npz"
+    if args.skip_bad and workers.is_writer:
+        set_bad_aside(data)
+    workers.wait()
     check_game(data, args.game)
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
@@ -188,7 +194,11 @@ def main(argv=None) -> int:
     check_emulator(data, vqvae_path, vqvae_state)
     print(f"VQ-VAE: {vqvae_path}")
     tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
-    tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers)
+    with command_line.StopRequest() as stop:
+        tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers, stop)
+    if stop:
+        print("stopped before the first step: run the same command again")
+        return stop.exit_code
     model = TemporalWorldModel(_model_config(args, vqvae, tokens)).to(device)
     trainer = Trainer(args, model, vqvae, tokens, data, device, workers)
     if args.init_from:
@@ -225,8 +235,8 @@ def _check_flags(args) -> None:
 
 
 def _load_or_make_tokens(
-    path: Path, vqvae: VQVAE, data: Path, device, resumed, workers: Workers
-) -> TokenData:
+    path: Path, vqvae: VQVAE, data: Path, device, resumed, workers: Workers, stop
+) -> TokenData | None:
     tokens = load_tokens(path, vqvae, data)
     if tokens is None and workers.count > 1:  # the others would wait in vain
         raise ValueError(f"{path} is missing or stale: first run python v2/data/tokenize_atari.py")
@@ -238,8 +248,9 @@ def _load_or_make_tokens(
                 "new file in --tokens to make them"
             )
         print(f"{path}: {stale}; making it")
-        tokens = tokenize(data, vqvae, device)
-        tokens.save(path)
+        tokens = tokenize(data, vqvae, device, stop=stop)
+        if tokens is not None:
+            tokens.save(path)
     return tokens
 
 
