@@ -20,7 +20,7 @@ from v2.eval.dreaming import dream, encode
 from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
 from v2.eval.long_dreams import _one_ball, long_dream_scores
 from v2.eval.protocol import one_step_scores, quick_scores, speed_scores, tokenizer_scores
-from v2.eval.rollout_scores import absent_before, rollout_scores
+from v2.eval.rollout_scores import Reader, absent_before, paddle_error, rollout_scores
 
 HORIZON, HORIZONS = 20, (1, 5, 10, 20)
 GAME_STEPS = 700
@@ -188,6 +188,24 @@ def test_a_lost_paddle_and_returning_bricks_are_caught(judged):
     assert value(judged, "PaddleLost", "rollout/ball_recall@1") > 0.9
 
 
+def test_the_baselines_know_no_ball_that_only_memory_holds(game, clips):
+    ram = clips.ram.copy()
+    ram[:, :HISTORY, 99], ram[:, :HISTORY, 101] = 49 + 80, 57 + 13 - 9  # inside the third row
+    ram[:, :HISTORY, :36] = 255  # of a whole wall
+    hidden = dataclasses.replace(clips, ram=ram)
+    true = hidden.objects_at(0)
+    assert not true.num_balls.any() and np.isfinite(true.ball).all()
+    own = clips.actions[:, HISTORY - 1 :]
+    engine = canaries.PerfectEngine(game[1], canaries.PatchTokenizer())
+    guesses = Reader(hidden, dream(engine, clips.history, clips.past_actions, own)).guesses(1)
+    assert all(np.isnan(guess).all() for guess in guesses.values())
+
+
+def test_a_distance_of_nothing_is_no_share():
+    exact = paddle_error(np.full(3, 30.0), np.full(3, 30.0), np.arange(3))
+    assert (exact.value, exact.low, exact.high) == (0, 0, 0)
+
+
 def test_a_brick_that_was_gone_in_the_dream_may_not_come_back():
     there, gone = np.ones((1, 6, 18), bool), np.ones((1, 6, 18), bool)
     gone[0, 5, 3] = False
@@ -199,10 +217,12 @@ def test_a_brick_that_was_gone_in_the_dream_may_not_come_back():
 def test_a_dream_that_never_serves_has_no_ball_in_play():
     balls, places = np.zeros(100, int), np.full((100, 2), np.nan)
     balls[:20], places[:20, 1] = 1, np.linspace(40, 70, 20)  # lost near the floor
-    dead = _one_ball("breakout", [(balls, places)], [0], is_dream=True)
-    assert dead.value == pytest.approx(20 / (100 - SERVE_STEPS))
-    waiting = _one_ball("breakout", [(balls, places)], [0], is_dream=False)  # a recording may wait
-    assert waiting.value == 1
+    for starts_in_play in (True, False):  # a recorded game that is never served counts alike
+        dead = _one_ball("breakout", [(balls, places)], [0], starts_in_play)
+        assert dead.value == pytest.approx(20 / (100 - SERVE_STEPS))
+    unseen = np.zeros(100, int), np.full((100, 2), np.nan)
+    assert _one_ball("breakout", [unseen], [0], starts_in_play=True).value == 0
+    assert np.isnan(_one_ball("breakout", [unseen], [0], starts_in_play=False).value)
 
 
 def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
@@ -212,7 +232,8 @@ def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
     flight = clips.strata == "flight"
     scores, _ = long_dream_scores(
         engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]], num_codes=5000,
+        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]], data.frames[::5],
+        num_codes=5000,
     )  # fmt: skip
     assert scores["long/ball_seen"].value == 0
 
@@ -300,7 +321,7 @@ def test_frames_that_the_tokenizer_does_not_know_are_strange(game, clips):
         scores, _ = long_dream_scores(
             kind(states, Narrow()), "breakout", data.meta["action_meanings"],
             clips.history[flight], clips.past_actions[flight], clips.episodes[flight], 60,
-            [data.frames[:300]], num_codes=5000,
+            [data.frames[:300]], data.frames[::5], num_codes=5000,
         )  # fmt: skip
         shares[kind.__name__] = scores["long/strange_frames"].value
         assert scores["long/strange_frames"].baselines["real"].value < 0.1
@@ -319,7 +340,8 @@ def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
         engine = kind(states, canaries.PatchTokenizer())
         scores[kind.__name__], pictures = long_dream_scores(
             engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-            clips.past_actions[flight], clips.episodes[flight], 100, real, num_codes=5000,
+            clips.past_actions[flight], clips.episodes[flight], 100, real, data.frames[::5],
+            num_codes=5000,
         )  # fmt: skip
         assert pictures.shape == (3, 5, 84, 64, 3)
     perfect, erased, still = scores.values()
@@ -405,6 +427,6 @@ def test_a_long_dream_of_pong_is_played_from_its_pictures(pong):
     past = np.stack([data.actions[row - 3 : row] for row in starts])
     scores, _ = long_dream_scores(
         engine, "pong", data.meta["action_meanings"], history, past, np.arange(len(past)), 60,
-        [data.frames[:300]], num_codes=5000,
+        [data.frames[:300]], data.frames[::5], num_codes=5000,
     )  # fmt: skip
     assert scores["long/one_ball"].value > 0.9 < scores["long/one_ball"].baselines["real"].value

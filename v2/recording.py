@@ -281,7 +281,6 @@ def _without_twins(segments: list[Segment]) -> list[Segment]:
     splits: dict[bytes, str] = {}  # content -> the split in which it stood first
     for segment in segments:
         split = split_of_game(segment.seed)
-        content = segment.ram.tobytes() + segment.actions.tobytes()
-        if len(segment) < MIN_EQUAL_FRAMES or splits.setdefault(content, split) == split:
+        if len(segment) < MIN_EQUAL_FRAMES or splits.setdefault(segment.content, split) == split:
             kept.append(segment)
     return kept

@@ -55,6 +55,11 @@ class Segment:
     def __len__(self) -> int:
         return len(self.frames)
 
+    @property
+    def content(self) -> bytes:
+        """What tells finished episodes apart."""
+        return self.ram.tobytes() + self.actions.tobytes()
+
     def cut(self, num_frames: int) -> "Segment":
         """Keep the first frames."""
         if num_frames >= len(self):
@@ -235,7 +240,7 @@ def _distinct(segments: list[Segment]) -> list[Segment]:
     """Leave out what is the same as before: two rewinds may lose a life in the same way."""
     first: dict[bytes, Segment] = {}
     for segment in segments:
-        first.setdefault(segment.ram.tobytes() + segment.actions.tobytes(), segment)
+        first.setdefault(segment.content, segment)
     return list(first.values())
 
 

@@ -19,7 +19,6 @@ from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
-REAL_RESIDUAL_EVERY = 10  # of recorded games; every second one sets the limit of what is strange
 FROZEN_STEPS = 100  # the last ones of each recorded game are looked at
 Scores = dict[str, Metric]
 
@@ -33,6 +32,7 @@ def long_dream_scores(
     episodes: np.ndarray,
     steps: int,
     real_clips: list[np.ndarray],
+    real_frames: np.ndarray,
     num_codes: int = 32,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[Scores, np.ndarray]:
@@ -42,6 +42,8 @@ def long_dream_scores(
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
         episodes: (B,), the game that each begins in, over which intervals are resampled.
         real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
+        real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
+            every second one sets the limit of what is strange.
     """
     looks, tokens, sampled, pictures = [], [], [], []
     for chunk in chunks(len(history)):
@@ -59,12 +61,13 @@ def long_dream_scores(
         real = [truth.read_frames(game, clip) for clip in real_clips]
         real = [(objects.num_balls, objects.ball) for objects in real]
         games = np.arange(len(real))
-        scores["long/one_ball"] = _one_ball(game, dreamed, episodes, is_dream=True)
-        scores["long/one_ball"].baselines["real"] = _one_ball(game, real, games, is_dream=False)
+        scores["long/one_ball"] = _one_ball(game, dreamed, episodes, starts_in_play=True)
+        real_row = _one_ball(game, real, games, starts_in_play=False)
+        scores["long/one_ball"].baselines["real"] = real_row
         scores["long/ball_seen"] = _ball_seen(dreamed, episodes)
         scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
     sampled = np.concatenate(sampled)
-    scores |= _strangeness(engine, tokens, sampled, episodes, real_clips, num_codes)
+    scores |= _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes)
     return scores, np.concatenate(pictures)
 
 
@@ -75,9 +78,8 @@ def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
     return float((tokens[1:] == tokens[:-1]).all(-1).mean())
 
 
-def _strangeness(engine, tokens, sampled, episodes, real_clips, num_codes: int) -> Scores:
+def _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes) -> Scores:
     """Compare round trips and code usage with those of real frames."""
-    real_frames = np.concatenate([clip[::REAL_RESIDUAL_EVERY] for clip in real_clips])
     kept, real_tokens = round_trip(engine, real_frames)
     residual = _residual(kept, real_frames)
     limit = np.percentile(residual[::2], 99)
@@ -129,24 +131,27 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
 
 
 def _one_ball(
-    game: str, games: list[tuple[np.ndarray, np.ndarray]], episodes: np.ndarray, is_dream: bool
+    game: str,
+    games: list[tuple[np.ndarray, np.ndarray]],
+    episodes: np.ndarray,
+    starts_in_play: bool,
 ) -> Metric:
     """Return the share of steps with exactly one ball, of those while one is in play.
 
     A ball is in play from its first sight until it has been seen where it may leave and then not
-    any more; one that vanishes elsewhere stays in play, and is missed, until one is seen again. In
-    a dream, whose player serves, one is in play again, seen or not, `SERVE_STEPS` after a loss.
+    any more; one that vanishes elsewhere stays in play, and is missed, until one is seen again.
+    `SERVE_STEPS` after a loss one is in play again, seen or not, since the player serves.
 
     Args:
         games: number of balls and place of the strongest at each step, of each game.
-        is_dream: it begins with the ball in play, and its player serves.
+        starts_in_play: before the first sight, too, a ball is in play.
     """
     reader, right, counts = truth.reader(game), [], []
     for num_balls, places in games:
         steps = np.arange(len(num_balls))
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
-        stays = np.where(sights < 0, is_dream, ~reader.may_leave(places[sights]))
-        in_play = (num_balls > 0) | stays | is_dream & (steps - sights > reader.SERVE_STEPS)
+        is_served = ~reader.may_leave(places[sights]) | (steps - sights > reader.SERVE_STEPS)
+        in_play = np.where(sights < 0, starts_in_play, (num_balls > 0) | is_served)
         right.append((in_play & (num_balls == 1)).sum())
         counts.append(in_play.sum())
     return mean_metric(right, episodes, counts)

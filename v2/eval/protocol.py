@@ -19,7 +19,7 @@ from v2.eval.clips import HISTORY, Clips
 from v2.eval.dreaming import Dreams, Engine, chunks, dream, encode, flat, round_trip
 from v2.eval.rollout_scores import paddle_error
 
-VERSION = 5  # raise it when a number may change
+VERSION = 6  # raise it when a number may change
 Scores = dict[str, Metric]
 Progress = Callable[[int], object] | None
 MIN_TERMINATION_PROB = 0.5
@@ -63,16 +63,13 @@ def _code_rows(tokens: np.ndarray, num_codes: int, episodes: np.ndarray) -> Scor
     used = np.stack([np.bincount(tokens[episodes == name].ravel(), minlength=num_codes)
                      for name in names])  # (E, K)  # fmt: skip
     histograms = [used.sum(0), *(episode_draws(len(names)) @ used)]
-    measures = {
-        "codes_used": lambda counts: (counts > 0).sum(),
-        "perplexity": lambda counts: metrics.perplexity(counts / counts.sum()),
+    value, *resampled = (metrics.perplexity(counts / counts.sum()) for counts in histograms)
+    low, high = interval(np.array(resampled), len(names))
+    num_used = float((used.sum(0) > 0).sum())  # no interval: a resample can only lose codes
+    return {
+        "tokenizer/codes_used": Metric(num_used, num_samples=len(tokens)),
+        "tokenizer/perplexity": Metric(value, low, high, len(tokens)),
     }
-    scores = {}
-    for name, measure in measures.items():
-        value, *resampled = (float(measure(counts)) for counts in histograms)
-        low, high = interval(np.array(resampled), len(names))
-        scores[f"tokenizer/{name}"] = Metric(value, low, high, len(tokens))
-    return scores
 
 
 def one_step_scores(

@@ -5,6 +5,8 @@ memory, beside what copying the last real frame (and flying on at constant veloc
 What a game lacks (bricks, lives, an opponent) has no row. Knows nothing of engines or files.
 """
 
+import dataclasses
+
 import numpy as np
 
 from v2.eval import metrics, truth
@@ -64,7 +66,10 @@ def _picture_rows(clips, dreams, tokens, kept, h) -> Scores:
 
 
 class Reader:
-    """The objects of clips and dreams at every horizon, each read once."""
+    """The objects of clips and dreams at every horizon, each read once.
+
+    `start` is what the last real frame shows: baselines know no ball that only memory holds.
+    """
 
     def __init__(self, clips: Clips, dreams: Dreams):
         self.clips, self.episodes = clips, clips.episodes
@@ -73,11 +78,10 @@ class Reader:
             h: truth.read_frames(clips.game, dreams.at(h)[0]) for h in dreams.horizons
         }
         before = truth.read_ram(clips.game, clips.ram[:, HISTORY - 2])
-        is_seen = self.true[0].num_balls > 0
-        self.last = np.where(is_seen[:, None], self.true[0].ball, np.nan)
-        self.velocity = self.last - before.ball  # NaN unless in play at both
+        self.start = dataclasses.replace(self.true[0], ball=_in_sight(self.true[0]))
+        self.velocity = self.start.ball - _in_sight(before)  # NaN unless seen at both
         seen = {h: objects.bricks for h, objects in self.seen.items()}
-        self.absent = absent_before(self.true[0].bricks, seen)
+        self.absent = absent_before(self.start.bricks, seen)
 
     def hits(self, h: int, radius: float) -> np.ndarray:
         return _hits(metrics.ball_counts(self.true[h], self.seen[h], radius))
@@ -87,15 +91,21 @@ class Reader:
 
     def guesses(self, h: int) -> dict[str, np.ndarray]:
         """Return where the baselines put the ball, (B, 2); NaN: nowhere in the picture."""
-        flown = self.last + h * self.velocity
+        flown = self.start.ball + h * self.velocity
         is_inside = ((flown >= 0) & (flown <= PICTURE_PX)).all(1, keepdims=True)
-        return {"copy_last": self.last, "constant_velocity": np.where(is_inside, flown, np.nan)}
+        flown = np.where(is_inside, flown, np.nan)
+        return {"copy_last": self.start.ball, "constant_velocity": flown}
 
     def guess_hits(self, h: int, radius: float) -> dict[str, np.ndarray]:
         return {
             name: self.visible(h) & (np.hypot(*(ball - self.true[h].ball).T) <= radius)
             for name, ball in self.guesses(h).items()
         }
+
+
+def _in_sight(objects: Objects) -> np.ndarray:
+    """Return the ball (N, 2) where it can be seen."""
+    return np.where(objects.num_balls[:, None] > 0, objects.ball, np.nan)
 
 
 def absent_before(start: np.ndarray, seen: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
@@ -121,7 +131,7 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
     true, seen, episodes = reader.true[h], reader.seen[h], reader.episodes
     ceiling = truth.read_frames(reader.clips.game, kept)
     scores = {}
-    for name, objects in (("", seen), ("ceiling", ceiling), ("copy_last", reader.true[0])):
+    for name, objects in (("", seen), ("ceiling", ceiling), ("copy_last", reader.start)):
         counts = metrics.ball_counts(true, objects)
         possible = np.minimum(counts["balls"], ~np.isnan(true.ball[:, 0]))
         errors = np.where(counts["visible"], metrics.ball_errors(true, objects), np.nan)
@@ -152,7 +162,7 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
         "ball_possible": mean_metric(is_guess & ~np.isnan(true.ball[:, 0]), episodes, is_guess),
         "ball_recall": mean_metric(is_near & visible, episodes, visible),
         "ball_precision": mean_metric(is_near, episodes, is_guess),
-        "ball_duplicates": mean_metric(np.zeros(len(guess)), episodes),
+        "ball_duplicates": mean_metric(np.zeros(len(guess)), episodes, is_share=False),
     }.items():
         scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = metric
     flown = np.where(visible, np.hypot(*(guess - true.ball).T), np.nan)
@@ -168,7 +178,7 @@ def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
 
 
 def _other_rows(reader: Reader, h: int) -> Scores:
-    true, seen, start, episodes = reader.true[h], reader.seen[h], reader.true[0], reader.episodes
+    true, seen, start, episodes = reader.true[h], reader.seen[h], reader.start, reader.episodes
     scores = {}
     for name, objects in (("", seen), ("copy_last", start)):
         rows = {"paddle_error_px": paddle_error(objects.paddle, true.paddle, episodes)}
@@ -195,7 +205,7 @@ def paddle_error(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
     """Return the mean error where there is a paddle; one not seen is off by half the field."""
     error = np.abs(seen - true)
     error = np.where(np.isnan(error), LOST_PADDLE_ERROR_PX, error)
-    return mean_metric(np.where(np.isnan(true), np.nan, error), episodes)
+    return mean_metric(np.where(np.isnan(true), np.nan, error), episodes, is_share=False)
 
 
 def _brick_rows(seen, true, start, absent, episodes) -> Scores:

@@ -7,7 +7,7 @@ never touched. The idea is GameNGen's (arXiv 2408.14837), the kinds are ours.
 import numpy as np
 
 KINDS = ("plausible", "uniform")
-NUM_DRAWS = 9  # numbers in [0, 1) that decide what happens to a sample
+NUM_DRAWS = 8  # numbers in [0, 1) that decide what happens to a sample
 PASTED_SHARE = 0.5  # of the plausible mistakes
 MAX_PATCH = 3  # rows and columns of what is pasted
 MAX_UNIFORM_SHARE = 0.2  # of a sample's tokens

@@ -35,7 +35,7 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import CHECKPOINTS, find_weights, is_finished, read_config, read_status
 from v2.train.steps import step_rng, unrolls
-from v2.train.work import image_flops, matrix_products, window_flops
+from v2.train.work import SURE_TO_COPY, image_flops, matrix_products, window_flops
 
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
@@ -151,7 +151,7 @@ def share_of_peak(run: Path, peak: float) -> str:
     args, status = argparse.Namespace(**read_config(run)["args"]), read_status(run)
     num_steps = status["step"]
     if hasattr(args, "rollout_steps"):
-        model = TemporalWorldModel(WorldModelConfig(num_actions=4))
+        model = TemporalWorldModel(WorldModelConfig(num_actions=4, copy_bias=SURE_TO_COPY))
         rngs = (step_rng(args.seed, k) for k in range(num_steps))
         rollouts = sum(unrolls(args, rng, k, num_steps) for k, rng in enumerate(rngs))
         frames = rollouts * args.rollout_batch_size * args.rollout_steps

@@ -19,6 +19,7 @@ from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
 ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 UNKNOWN_TO_TORCH = {ON_CPU: sdpa_flop, ON_CPU_BACKWARD: sdpa_backward_flop}
+SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # long enough to hide a launch
 
 
