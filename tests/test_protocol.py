@@ -232,8 +232,8 @@ def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
     flight = clips.strata == "flight"
     scores, _ = long_dream_scores(
         engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]], data.frames[::5],
-        num_codes=5000,
+        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]],
+        data.frames[::5], num_codes=5000,
     )  # fmt: skip
     assert scores["long/ball_seen"].value == 0
 
