@@ -131,15 +131,15 @@ def test_an_open_outcome_becomes_one_whole_object():
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
-        tokens, _ = predict_next(model.eval(), windows.tokens[:1, :4], windows.actions[:1])
+        tokens, *_ = predict_next(model.eval(), windows.tokens[:1, :4], windows.actions[:1])
         generator = torch.Generator().manual_seed(0)
         start = windows.tokens[:1, :4], windows.actions[:1]
         sampled = [predict_next(model, *start, Sampling(0.5), generator) for _ in range(20)]
     first = tokens[0].nonzero()[0].item()
     assert tokens[0].nonzero().flatten().tolist() == [first, first + 1, first + 2]
     assert tokens[0, first : first + 3].tolist() == [1, 2, 3]
-    assert len({tuple(tokens[0].tolist()) for tokens, _ in sampled}) > 2
-    assert sum((tokens > 0).sum() == 3 for tokens, _ in sampled) >= 16
+    assert len({tuple(tokens[0].tolist()) for tokens, *_ in sampled}) > 2
+    assert sum((tokens > 0).sum() == 3 for tokens, *_ in sampled) >= 16
 
 
 def test_a_frame_without_doubt_is_predicted_once(world_model):
@@ -150,7 +150,7 @@ def test_a_frame_without_doubt_is_predicted_once(world_model):
     world_model.copy_table.weight.data = 20 * torch.eye(32)
     history = torch.randint(32, (2, 4, 336))
     with torch.no_grad():
-        tokens, _ = predict_next(world_model, history, torch.zeros(2, 4, dtype=torch.long))
+        tokens, *_ = predict_next(world_model, history, torch.zeros(2, 4, dtype=torch.long))
     assert len(calls) == 1 and torch.equal(tokens, history[:, -1])
 
 

@@ -25,6 +25,7 @@ class DreamState(NamedTuple):
 
     tokens: torch.Tensor  # (B, 4, N)
     actions: torch.Tensor  # (B, 3)
+    doubt: torch.Tensor  # (B, N), see v2.rollout.Step
 
 
 class DreamEngine:
@@ -132,7 +133,9 @@ class DreamEngine:
         if past.numel() and not 0 <= int(past.min()) <= int(past.max()) < self.num_actions:
             raise ValueError(f"actions must be 0 to {self.num_actions - 1}, got {past.tolist()}")
         self._is_batched = is_batched
-        self.history = DreamState(tokens.long().to(self.device), past.to(self.device))
+        tokens = tokens.long().to(self.device)
+        no_doubt = torch.zeros_like(tokens[:, -1], dtype=torch.float32)
+        self.history = DreamState(tokens, past.to(self.device), no_doubt)
         self.logits, self.last_reward, self.last_terminated = None, 0.0, 0.0
         return self.frame()
 
@@ -144,7 +147,7 @@ class DreamEngine:
     @torch.inference_mode()
     def step_tokens(self, action: int | np.ndarray) -> np.ndarray:
         """Take an action and return the dreamed tokens, without decoding them."""
-        tokens, past = self._state
+        tokens, past, doubt = self._state
         now = torch.as_tensor(np.asarray(action), dtype=torch.long, device=self.device).reshape(-1)
         if len(now) != len(tokens):
             raise ValueError(f"{len(tokens)} dreams need as many actions, got {len(now)}")
@@ -152,10 +155,10 @@ class DreamEngine:
             raise ValueError(f"action must be 0 to {self.num_actions - 1}, got {action}")
         actions = torch.cat([past, now.unsqueeze(1)], dim=1)  # (B, 4)
         with autocast(self.device):
-            chosen, prediction = predict_next(
-                self.world_model, tokens, actions, self.sampling, self.generator
+            chosen, prediction, doubt = predict_next(
+                self.world_model, tokens, actions, self.sampling, self.generator, doubt
             )
-        self.history = DreamState(advance(tokens, chosen), actions[:, 1:])
+        self.history = DreamState(advance(tokens, chosen), actions[:, 1:], doubt)
         self.logits = prediction.logits
         sign = prediction.reward_logits.argmax(-1).float() - 1
         ended = prediction.terminated_logits.float().sigmoid()

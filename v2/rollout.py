@@ -12,6 +12,7 @@ decided first and the frame is predicted once more with it given.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ class Sampling:
     temperature: float = 0.0  # 0: greedy; else at least MIN_TEMPERATURE
     top_k: int = 0  # 0: all codes
     max_missing: float = 0.5  # changes expected beyond those chosen; inf: never a second look
+    max_doubt: float = 1.0  # changes expected of one token over time that never came
 
     def __post_init__(self):
         if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
@@ -38,6 +40,8 @@ class Sampling:
             raise ValueError(f"top_k must be at least 0, got {self.top_k}")
         if self.max_missing < 0:
             raise ValueError(f"max_missing must be at least 0, got {self.max_missing}")
+        if self.max_doubt <= 0:
+            raise ValueError(f"max_doubt must be above 0, got {self.max_doubt}")
 
 
 GREEDY = Sampling()
@@ -66,14 +70,21 @@ def choose_tokens(
     return chosen.view(logits.shape[:-1])
 
 
+class Step(NamedTuple):
+    tokens: torch.Tensor  # (B, N)
+    prediction: Prediction
+    doubt: torch.Tensor  # (B, N): how many changes of each were expected since it is doubted
+
+
 def predict_next(
     model: TemporalWorldModel,
     history: torch.Tensor,
     actions: torch.Tensor,
     sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
-) -> tuple[torch.Tensor, Prediction]:
-    """Predict one step: tokens (B, N) and the prediction.
+    doubt: torch.Tensor | None = None,
+) -> Step:
+    """Predict one step.
 
     After a second look the tokens are those of the second prediction, and so are reward and end;
     the logits stay those of the first, what the model says before anything is decided.
@@ -81,13 +92,17 @@ def predict_next(
     Args:
         history: tokens (B, 4, N), oldest first.
         actions: (B, 4), the three between them and the one taken now.
+        doubt: (B, N), what the step before returned; None: none yet.
     """
     prediction = model(history, actions)
-    logits, K = prediction.logits, prediction.logits.shape[-1]
+    logits, K, last = prediction.logits, prediction.logits.shape[-1], history[:, -1]
+    if doubt is None:
+        doubt = torch.zeros_like(last, dtype=torch.float32)
     if math.isinf(sampling.max_missing):
-        return choose_tokens(logits, sampling, generator), prediction
-    change = change_probs(logits, history[:, -1])
-    given = decide_first(logits, change, history[:, -1], sampling, generator)
+        return Step(choose_tokens(logits, sampling, generator), prediction, doubt)
+    change = change_probs(logits, last)
+    doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
+    given = decide_first(logits, change, last, doubt, sampling, generator)
     again = (given < K).any(1).nonzero().flatten()
     if len(again):
         rows = (tensor[again] for tensor in (history, actions, change, given))
@@ -98,7 +113,9 @@ def predict_next(
         end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
         prediction = Prediction(prediction.logits, reward, end)
     tokens = choose_tokens(logits, sampling, generator)
-    return torch.where(given < K, given, tokens), prediction
+    tokens = torch.where(given < K, given, tokens)
+    is_over = (tokens != last) | (given < K).any(1, keepdim=True)
+    return Step(tokens, prediction, doubt.masked_fill(is_over, 0))
 
 
 def change_probs(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -114,17 +131,19 @@ def change_probs(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
 
 
 def decide_first(
-    logits: torch.Tensor, change: torch.Tensor, last: torch.Tensor, sampling: Sampling = GREEDY,
-    generator: torch.Generator | None = None,
+    logits: torch.Tensor, change: torch.Tensor, last: torch.Tensor, doubt: torch.Tensor,
+    sampling: Sampling = GREEDY, generator: torch.Generator | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Decide one change of each frame that lacks some, int64 (B, N): its token, K elsewhere.
 
     A frame lacks changes where the sum of their probabilities exceeds the number of those that the
     likeliest tokens make by more than `max_missing`. Decided is the most probable of the others;
-    with a temperature one drawn in proportion.
+    with a temperature one drawn in proportion. It also lacks one where a token was doubted for so
+    long that one change more than `max_doubt` was to be expected of it: that one is decided.
 
     Args:
         logits: (B, N, K); change: `change_probs`, (B, N); last: the frame before, (B, N).
+        doubt: (B, N), the sum of `change` over the steps in which the token was doubted and stayed.
     """
     K = logits.shape[-1]
     is_chosen = logits.argmax(-1) != last
@@ -134,6 +153,10 @@ def decide_first(
         place = torch.multinomial(others + 1e-9, 1, generator=generator)  # all may be zero
     else:
         place = others.argmax(1, keepdim=True)
+    doubt, doubted = doubt.masked_fill(is_chosen, 0).max(1, keepdim=True)
+    is_overdue = doubt >= sampling.max_doubt
+    place = torch.where(is_overdue, doubted, place)
+    is_lacking = is_lacking | is_overdue
     there = logits.scatter(2, last.unsqueeze(2), -torch.inf)
     there = there.gather(1, place.unsqueeze(2).expand(-1, -1, K))  # (B, 1, K)
     token = choose_tokens(there, sampling, generator)
@@ -185,10 +208,12 @@ def unroll(
         max_wrong: with `is_teacher_forced`, go on from the real frame also where more tokens are
             wrong; None: never.
     """
-    num_past = history.shape[1] - 1
+    num_past, doubt = history.shape[1] - 1, None
     for k in range(actions.shape[1] - num_past):
         window = actions[:, k : k + num_past + 1]
-        tokens, prediction = predict_next(model, history, window, sampling, generator)
+        tokens, prediction, doubt = predict_next(
+            model, history, window, sampling, generator, doubt
+        )
         fed = tokens
         if is_teacher_forced is not None:
             is_real = is_teacher_forced[:, k]
