@@ -1,4 +1,5 @@
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from v2.data.importance import (
 from v2.device import autocast, choose_device
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import Subset, TemporalWorldModel, WorldModelConfig
-from v2.rollout import Sampling, choose_tokens, predict_next, unroll
+from v2.rollout import Sampling, change_probs, choose_tokens, predict_next, unroll
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
 
 GRID = (21, 16)
@@ -152,6 +153,26 @@ def test_a_frame_without_doubt_is_predicted_once(world_model):
     with torch.no_grad():
         tokens, *_ = predict_next(world_model, history, torch.zeros(2, 4, dtype=torch.long))
     assert len(calls) == 1 and torch.equal(tokens, history[:, -1])
+
+
+def test_a_token_that_is_doubted_for_long_changes_when_it_is_overdue(world_model):
+    torch.nn.init.zeros_(world_model.to_logits.weight)
+    torch.nn.init.zeros_(world_model.to_logits.bias)
+    world_model.copy_table.weight.data = 20 * torch.eye(32)
+    world_model.copy_table.weight.data[1, :3] = torch.tensor([-20.0, 20.2, 20.0])  # 1 or 2
+    history = torch.zeros(2, 4, 336, dtype=torch.long)
+    actions = torch.zeros(2, 33, dtype=torch.long)
+    history[0, :, 5] = 1
+    with torch.no_grad():
+        rate = change_probs(world_model(history, actions[:, :4]).logits, history[:, -1])[0, 5]
+        assert 0.05 < rate < 0.2
+        steps = [tokens for tokens, *_ in unroll(world_model, history, actions)]
+        never = Sampling(max_doubt=float("inf"))
+        patient = [tokens for tokens, *_ in unroll(world_model, history, actions, sampling=never)]
+    changes = [int(tokens[0, 5]) for tokens in steps]
+    assert changes == [1] * math.ceil(1 / rate - 1) + [2] * (30 - math.ceil(1 / rate - 1))
+    assert all(torch.equal(tokens, history[:, 0]) for tokens in patient)
+    assert not any(tokens[1].any() for tokens in steps)  # nothing is doubted there
 
 
 def test_what_training_gives_is_a_token_that_changes(world_model):

@@ -6,7 +6,8 @@ after the last real frame. Knows nothing of pixels, files or losses.
 
 Positions are predicted side by side, so where the outcome is open each by itself would rather stay
 as it is, and an object is left out. Where more changes are expected than chosen, one of them is
-decided first and the frame is predicted once more with it given.
+decided first and the frame is predicted once more with it given. So it goes with time: what has one
+chance in ten at every step would never come, and is decided when it is overdue.
 """
 
 import math
@@ -220,5 +221,6 @@ def unroll(
             if max_wrong is not None:
                 is_real = is_real | ((tokens != truth[:, k]).sum(1) > max_wrong)
             fed = torch.where(is_real[:, None], truth[:, k], tokens)
+            doubt = doubt.masked_fill(is_real[:, None], 0)
         history = advance(history, fed)
         yield tokens, prediction, history
