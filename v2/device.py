@@ -1,4 +1,4 @@
-"""Where the numbers are crunched: device, precision and threads, decided once by a script."""
+"""Where the numbers are crunched: device and precision, decided once by a script."""
 
 import contextlib
 import os

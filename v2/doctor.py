@@ -192,7 +192,8 @@ def _check_pair(game: str, directory: Path) -> Finding:
         world_model, _ = checkpoint.load_world_model(paths["world_model"], vqvae_sha256)
     except ValueError as error:
         return Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")
-    hashes = f"vqvae {vqvae_sha256[:12]}, world model {checkpoint.model_sha256(world_model)[:12]}"
+    world_model_sha256 = checkpoint.model_sha256(world_model)
+    hashes = f"tokenizer {vqvae_sha256[:12]}, world model {world_model_sha256[:12]}"
     return Finding("weights", f"{game}: whole and of one pair: {hashes}")
 
 

@@ -78,9 +78,9 @@ def _add_play_options(group) -> None:
                        help="steps a second; None: the game's real time, 15")  # fmt: skip
     group.add_argument("--scale", type=int, choices=range(MAX_SCALE + 1), default=0,
                        metavar="SCALE", help="size of a frame's pixels, also in --record, "
-                       f"up to {MAX_SCALE}; 0: what fits")  # fmt: skip
+                       f"up to {MAX_SCALE}; 0: what fits, in files 5 (GIF 3)")  # fmt: skip
     group.add_argument("--seed", type=command_line.non_negative_int, default=0,
-                       help="of the random and scripted players and of sticky games")  # fmt: skip
+                       help="of players, of sticky games and of sampled tokens")  # fmt: skip
     group.add_argument("--policy", choices=("human", "random", "scripted"),
                        help="who begins; None: human, and headless without --keys scripted, "
                        "or random where a game has no script")  # fmt: skip

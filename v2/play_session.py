@@ -88,7 +88,8 @@ class PlaySession:
 
     Args:
         env: the emulator, made by `make_atari_env`.
-        engine: a DreamEngine, or anything with its reset, step, history, restore, noise and tokens.
+        engine: a DreamEngine, or anything with its reset, step, restore, encode, history, tokens,
+            noise, num_actions, last_reward and last_terminated.
         seed: seed of the first game; the next game has the next one.
     """
 

@@ -1,6 +1,6 @@
 """What matters: weights of pixels and tokens, which windows are drawn, where a step learns.
 
-Contract: from pixels, tokens and the codebook alone; nothing here knows a game.
+Contract: from pixels, tokens, the codebook, rewards and ends alone; nothing here knows a game.
 """
 
 import math

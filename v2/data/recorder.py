@@ -28,7 +28,7 @@ MIN_GAME_STEPS, MAX_GAME_STEPS = 150, 6000
 GAMES_PER_POLICY = 6  # at least so many games share a policy's frames, so that splits have some
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live, while one waits for them
 SNAPSHOT_STEPS, MAX_SNAPSHOTS = 8, 64
-MAX_BACK = 6  # snapshots: rewinding goes back up to 48 steps, 3.2 seconds
+MAX_BACK = 6  # snapshots: rewinding goes back up to 48 steps, 3.2 seconds; further after vain ones
 STUCK_STEPS = 300  # without a reward; then a life is spent, for another ball
 
 

@@ -63,8 +63,8 @@ def main(argv=None) -> int:
             return stop.exit_code
         tokens.save(out)
     print(f"{len(tokens)} frames: {out}")
-    print("next: python v2/train/train_wm_hires.py --epochs 100 --rollout-steps 5 "
-          "--rollout-ratio 0.5")  # fmt: skip
+    print(f"next: python v2/train/train_wm_hires.py --game {args.game} --epochs 100 "
+          "--rollout-steps 5 --rollout-ratio 0.5")  # fmt: skip
     return 0
 
 

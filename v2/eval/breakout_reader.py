@@ -33,7 +33,7 @@ BRICK_COLOURS = np.array(
 )
 LEFT_WALL, RIGHT_WALL, CEILING, FLOOR = 8, 152, 32, 196  # the field's edges, in native pixels
 BRICK_TOP, BRICK_HEIGHT, BRICK_WIDTH = 57, 6, 8
-PADDLE_TOP, PADDLE_BOTTOM, PADDLE_WIDTHS = 189, 193, (16, 12)
+PADDLE_TOP, PADDLE_WIDTHS = 189, (16, 12)
 MIN_BRICK, SURE_BRICK = 0.3, 0.7  # between them a brick is half dreamed and subtracted as it is
 MIN_PADDLE = 0.5
 FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player

@@ -35,7 +35,7 @@ class Clips:
     rewards: np.ndarray  # float32 (B, 3 + H)
     terminated: np.ndarray  # bool (B, 3 + H)
     ram: np.ndarray  # uint8 (B, 4 + H, 128)
-    episodes: np.ndarray  # int (B,): the game's seed, what the intervals are resampled over
+    episodes: np.ndarray  # int (B,): seeds or ids, what the intervals are resampled over
     strata: np.ndarray  # str (B,)
 
     def __len__(self) -> int:
@@ -93,10 +93,10 @@ def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> 
 
 
 def random_starts(
-    data: GameData, num_starts: int, horizon: int, rng: np.random.Generator, rows=None
+    data: GameData, num_starts: int, horizon: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Return ascending rows with a whole window around them, drawn without repetition."""
-    firsts = window_starts(data.episode_ids, HISTORY + horizon, rows)
+    firsts = window_starts(data.episode_ids, HISTORY + horizon)
     chosen = rng.choice(firsts, min(num_starts, len(firsts)), replace=False)
     return np.sort(chosen) + HISTORY - 1
 

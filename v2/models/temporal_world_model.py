@@ -59,7 +59,7 @@ class Prediction(NamedTuple):
 
 
 class Subset(NamedTuple):
-    """M of the N positions, drawn at random; the others are left out of a training step."""
+    """M of the N positions, drawn by chance; the others are left out, as in a training step."""
 
     positions: torch.Tensor  # int64 (B, M)
     chances: torch.Tensor  # float32 (B, M): the probability with which each was drawn, in (0, 1]

@@ -1,4 +1,4 @@
-"""Figures of a world model on held-out episodes while it trains, copy-last beside each.
+"""Figures of a world model on held-out episodes while it trains, copy-last beside their tokens.
 
 Contract: the protocol of the evaluation suite at its smallest size; the same clips every time, from
 the validation split, never from gold; open loop, greedy, under the recorded actions.
