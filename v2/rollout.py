@@ -74,7 +74,7 @@ def choose_tokens(
 class Step(NamedTuple):
     tokens: torch.Tensor  # (B, N)
     prediction: Prediction
-    doubt: torch.Tensor  # (B, N): how many changes of each were expected since it is doubted
+    doubt: torch.Tensor  # (B, N): how many changes of each were expected since it was first doubted
 
 
 def predict_next(
@@ -140,7 +140,7 @@ def decide_first(
     A frame lacks changes where the sum of their probabilities exceeds the number of those that the
     likeliest tokens make by more than `max_missing`. Decided is the most probable of the others;
     with a temperature one drawn in proportion. It also lacks one where a token was doubted for so
-    long that one change more than `max_doubt` was to be expected of it: that one is decided.
+    long that `max_doubt` changes of it were to be expected: it is the one that is decided.
 
     Args:
         logits: (B, N, K); change: `change_probs`, (B, N); last: the frame before, (B, N).
