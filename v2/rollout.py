@@ -52,7 +52,7 @@ GREEDY = Sampling()
 # this factor (found on held-out frames) over 1 + the ghost scale times the probability itself.
 CHANGE_WEIGHT, GHOST_SCALE = 30.0, ImportanceConfig().ghost_scale
 NEGLIGIBLE = 0.01  # probability of a change that needs no second look
-NUM_REVISED = 96  # positions that are predicted again
+NUM_REVISED = 64  # positions that are predicted again
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, are spread evenly
 
 
@@ -165,7 +165,7 @@ def decide_first(
 
 
 def _look_again(model, history, actions, change, given) -> tuple[Prediction, torch.Tensor]:
-    """Predict once more with a token given, at the positions where it may matter, (B, 96).
+    """Predict once more with a token given, at the positions where it may matter, (B, 64).
 
     They are what is given and lies beside it, what may change, and then, as in training, what is
     near motion and some others, each of which stands for those left out.

@@ -155,9 +155,7 @@ def importance_weights(
     return weights / weights.mean(dim=1, keepdim=True)
 
 
-def ghost_weights(
-    entropy: torch.Tensor, is_changed: torch.Tensor, scale: float
-) -> torch.Tensor:
+def ghost_weights(entropy: torch.Tensor, is_changed: torch.Tensor, scale: float) -> torch.Tensor:
     """Return the weight of what stays the same but was thought to change, (B, N).
 
     Importance weights alone make a model that is unsure prefer a change, and so paint ghosts. Here
@@ -242,7 +240,7 @@ def draw_positions(
     history: torch.Tensor, count: int, grid: tuple[int, int], draws: torch.Tensor,
     is_certain: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Draw positions, those near which the history moved first; return them and their chances.
+    """Draw positions, the nearer to what moved in the history the sooner; return them and chances.
 
     Args:
         history: tokens (B, 4, N). What is predicted is not looked at: the choice betrays nothing.
@@ -252,25 +250,41 @@ def draw_positions(
     Returns:
         positions int64 (B, M) and the probability with which each was drawn, float32 (B, M).
     """
-    moved = (history[:, 1:] != history[:, :-1]).any(1).float().unflatten(1, grid)
-    is_near = F.max_pool2d(moved.unsqueeze(1), 5, stride=1, padding=2).flatten(1) > 0  # (B, N)
-    if is_certain is None:
-        is_certain = torch.zeros_like(is_near)
-    is_near = is_near & ~is_certain
-    num_certain = is_certain.sum(1, keepdim=True)
-    num_near = is_near.sum(1, keepdim=True)
-    num_far = is_near.shape[1] - num_near - num_certain
-    certain = num_certain.clamp(max=count)
-    left = count - certain  # how many of the others are drawn
-    near = torch.minimum(num_near, left - left // 4)
-    near = torch.maximum(near, left - num_far)
-    far = left - near
-    chances = torch.where(is_near, near / num_near.clamp_min(1), far / num_far.clamp_min(1))
-    chances = chances.masked_fill(is_certain, 1)
-    order = (draws - is_near.float() - 2 * is_certain.float()).argsort(1)  # each group at random
+    group = 4 - sum(near.long() for near in _near_motion(history, grid))  # far is the fourth
+    if is_certain is not None:
+        group = group.masked_fill(is_certain, 0)
+    numbers = F.one_hot(group, 5).sum(1)  # (B, 5)
+    drawn = _shares(numbers, count)
+    chances = (drawn / numbers.clamp_min(1)).gather(1, group).masked_fill(group == 0, 1)
+    order = (draws + 3 * group).argsort(1)  # each group at random
     rank = torch.arange(order.shape[1], device=order.device)
-    is_drawn = rank < certain
-    for first, number in ((num_certain, near), (num_certain + num_near, far)):
-        is_drawn = is_drawn | ((rank >= first) & (rank < first + number))
+    rank = rank - (numbers.cumsum(1) - numbers).gather(1, group).gather(1, order)  # in its group
+    is_drawn = rank < drawn.gather(1, group).gather(1, order)
     positions = order[is_drawn].view(len(order), count)
     return positions, chances.gather(1, positions)
+
+
+def _near_motion(history: torch.Tensor, grid: tuple[int, int]) -> list[torch.Tensor]:
+    """Tell which positions moved in a history (B, T, N), and lie within one and two of such."""
+    moved = (history[:, 1:] != history[:, :-1]).any(1)  # (B, N)
+    cells = moved.float().unflatten(1, grid).unsqueeze(1)
+    rings = [F.max_pool2d(cells, 2 * r + 1, stride=1, padding=r).flatten(1) > 0 for r in (1, 2)]
+    return [moved, *rings]
+
+
+def _shares(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """Return how many positions to draw of each group, (B, 5), `count` together.
+
+    A quarter is far; of the others the nearest come first, but some are of each group, so that all
+    have a chance.
+
+    Args:
+        numbers: how many there are that are certain, moved, within one, within two, and far.
+    """
+    certain = numbers[:, :1].clamp(max=count)
+    left = count - certain
+    few = torch.maximum(left // 16, (left >= 4).long())
+    least = torch.minimum(torch.cat([few, few, few, left // 4], 1), numbers[:, 1:])
+    more = left - least.sum(1, keepdim=True)
+    filled = torch.minimum((numbers[:, 1:] - least).cumsum(1), more)
+    return torch.cat([certain, least + filled.diff(dim=1, prepend=0 * certain)], 1)
