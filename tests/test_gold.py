@@ -14,7 +14,7 @@ from tests.canaries import PatchTokenizer
 from v2 import checkpoint
 from v2.data import collect_atari
 from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
-from v2.eval import build_gold, gold_eval, report, results, truth
+from v2.eval import build_gold, gold_eval, readme_tables, report, results, truth
 from v2.eval.bootstrap import Metric, mean_metric
 from v2.eval.clips import EVENT_STEPS, HISTORY, strata_of, stratified_starts
 from v2.eval.fork_scores import _by_paddle
@@ -376,3 +376,10 @@ def test_a_comparison_shows_what_only_one_of_two_results_has():
 def test_a_game_without_a_gold_set_says_what_to_do():
     with pytest.raises(FileNotFoundError, match="--data"):
         load_gold("seaquest")
+
+
+def test_the_tables_of_the_readme_are_those_of_the_model_cards():
+    text = readme_tables.README.read_text(encoding="utf-8")
+    assert readme_tables.with_tables(text) == text
+    changed = text.replace("| **rollout@5** | 0", "| **rollout@5** | 1")
+    assert changed != text and readme_tables.with_tables(changed) == text

@@ -222,15 +222,11 @@ class EpisodeTape:
         return HUMAN_SEED_START + seed * 1000
 
     def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None:
-        self._segments.append(Segment(seed, self.player, [frame], [ram], [], []))
+        self._segments.append(Segment.begin(seed, self.player, frame, ram))
 
     def step(self, action, reward, frame, ram, terminated) -> None:
         now = self._segments[-1]
-        now.frames.append(frame)
-        now.ram.append(ram)
-        now.actions.append(action)
-        now.rewards.append(reward)
-        now.terminated = bool(terminated)
+        now.append(action, reward, frame, ram, terminated)
         if self.player not in now.policy.split("+"):
             now.policy += f"+{self.player}"
 
@@ -247,7 +243,7 @@ class EpisodeTape:
         Returns:
             how many frames and episodes the file holds, and how many episodes were left out.
         """
-        played = [_as_arrays(segment) for segment in self._segments if len(segment) > 1]
+        played = [segment.finish() for segment in self._segments if len(segment) > 1]
         kept = self._segments = _without_twins(played)
         if not kept:
             return 0, 0, 0
@@ -265,14 +261,6 @@ class EpisodeTape:
         }  # fmt: skip
         save_game_data(path, GameData(**arrays, meta=meta))
         return len(arrays["frames"]), len(episodes), len(played) - len(kept)
-
-
-def _as_arrays(segment: Segment) -> Segment:
-    """Turn its lists into arrays in place, so that memory holds one segment twice and not all."""
-    segment.frames, segment.ram = np.stack(segment.frames), np.stack(segment.ram)
-    segment.actions = np.array(segment.actions, np.uint8)
-    segment.rewards = np.array(segment.rewards, np.float32)
-    return segment
 
 
 def _without_twins(segments: list[Segment]) -> list[Segment]:

@@ -52,6 +52,24 @@ class Segment:
     rewards: list | np.ndarray
     terminated: bool = False
 
+    @classmethod
+    def begin(cls, seed: int, policy: str, frame: np.ndarray, ram: np.ndarray) -> "Segment":
+        return cls(seed, policy, [frame], [ram], [], [])
+
+    def append(self, action: int, reward: float, frame, ram, terminated: bool) -> None:
+        self.frames.append(frame)
+        self.ram.append(ram)
+        self.actions.append(action)
+        self.rewards.append(reward)
+        self.terminated = bool(terminated)
+
+    def finish(self) -> "Segment":
+        """Turn the lists into arrays in place, so that memory holds one segment twice, not all."""
+        self.frames, self.ram = np.stack(self.frames), np.stack(self.ram)
+        self.actions = np.array(self.actions, np.uint8)
+        self.rewards = np.array(self.rewards, np.float32)
+        return self
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -205,7 +223,7 @@ def record_game(job: GameJob) -> list[Segment]:
     ale = env.unwrapped.ale
     is_random = job.emulator.repeat_action_probability > 0  # else every seed starts one same game
     frame, _ = env.reset(seed=job.seed if is_random else None)  # a seed reloads the ROM: 0.15 s
-    segments = [Segment(job.seed, job.policy.name, [frame], [env.ram], [], [])]
+    segments = [Segment.begin(job.seed, job.policy.name, frame, env.ram)]
     snapshots: deque = deque(maxlen=MAX_SNAPSHOTS)
     lives, num_vain = ale.lives(), 0  # rewinds in a row that soon lost the life again
     last_reward = 0  # the step of it
@@ -215,12 +233,8 @@ def record_game(job: GameJob) -> list[Segment]:
             snapshots.append((env.unwrapped.clone_state(), now.frames[-1], now.ram[-1], lives))
         action = policy.act(now.ram[-1])
         frame, reward, terminated, truncated, _ = env.step(action)
-        now.frames.append(frame)
-        now.ram.append(env.ram)
-        now.actions.append(action)
-        now.rewards.append(reward)
+        now.append(action, reward, frame, env.ram, terminated)
         lost_life, lives = ale.lives() < lives, ale.lives()
-        now.terminated = bool(terminated)
         last_reward = step if reward else last_reward
         is_stuck = step - last_reward > STUCK_STEPS and lives > 1
         if job.policy.rewind and lost_life and not is_stuck:
@@ -230,10 +244,10 @@ def record_game(job: GameJob) -> list[Segment]:
                 snapshots.pop()
             state, frame, ram, lives = snapshots[-1]
             env.unwrapped.restore_state(state)
-            segments.append(Segment(job.seed, job.policy.name, [frame], [ram], [], []))
+            segments.append(Segment.begin(job.seed, job.policy.name, frame, ram))
         elif terminated or truncated:
             break
-    return _distinct([_as_arrays(segment) for segment in segments if len(segment) > 1])
+    return _distinct([segment.finish() for segment in segments if len(segment) > 1])
 
 
 def _distinct(segments: list[Segment]) -> list[Segment]:
@@ -249,14 +263,6 @@ def _env(emulator: EmulatorConfig) -> AtariFrameEnv:
     """Keep one emulator a process: loading a ROM takes as long as 150 steps."""
     atexit.register(_env.cache_clear)  # else the emulator's binding reports a leak at exit
     return make_atari_env(config=emulator)
-
-
-def _as_arrays(segment: Segment) -> Segment:
-    segment.frames = np.stack(segment.frames)
-    segment.ram = np.stack(segment.ram)
-    segment.actions = np.array(segment.actions, np.uint8)
-    segment.rewards = np.array(segment.rewards, np.float32)
-    return segment
 
 
 def join_segments(

@@ -1,0 +1,134 @@
+"""Copy the rows of README's results tables from the model cards of Breakout and Pong.
+
+    python v2/eval/readme_tables.py
+"""
+
+import re
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from v2 import command_line
+
+if __name__ == "__main__":
+    command_line.explain_errors()
+
+from v2.data.atari_dataset import game_directory
+from v2.files import write_text
+from v2.run_dir import CHECKPOINTS
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+GAMES = ("breakout", "pong")
+HIT_HORIZONS = (1, 5, 10, 20, 50)
+COPY, CHANCE, REAL = "copy_last", "chance", "real"
+RESULTS = [  # label, metric, baseline
+    ("**token accuracy**", "one_step/token_accuracy", COPY),
+    ("**rollout@5**", "rollout/token_accuracy@5", COPY),
+    ("**rollout@10**", "rollout/token_accuracy@10", COPY),
+    ("**ball tracking** (exactly one ball, within 2 px, at 10)", "rollout/ball_hit_2px@10", COPY),
+    *((f"ball within 1 px at {h}", f"rollout/ball_hit_1px@{h}", COPY) for h in (1, 5)),
+    *((f"ball within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY) for h in (1, 5, 20, 50)),
+    ("constant velocity, ball within 2 px", "constant_velocity", ""),
+    ("the tokenizer alone, exactly one ball within 2 px", "ceiling", ""),
+    *((f"some ball is there at {h}", f"rollout/ball_seen@{h}", COPY) for h in (10, 50)),
+    ("two balls at 10", "rollout/ball_duplicates@10", COPY),
+    ("ball half-life, steps", "rollout/ball_half_life", COPY),
+    *((f"paddle error, px, at {h}", f"rollout/paddle_error_px@{h}", COPY) for h in (1, 10, 50)),
+    ("opponent error, px, at 10", "rollout/opponent_error_px@10", COPY),
+    ("accuracy on changed tokens", "one_step/changed_accuracy", COPY),
+    ("false changes", "one_step/false_changes", COPY),
+    *((f"PSNR, dB, at {h}", f"rollout/psnr@{h}", COPY) for h in (1, 10, 50)),
+    ("brick map F1 at 50", "rollout/brick_f1@50", COPY),
+    ("bricks removed that are, F1 at 50", "rollout/brick_removal_f1@50", COPY),
+    ("score right at 50", "rollout/score_right@50", COPY),
+    ("lives right at 50", "rollout/lives_right@50", COPY),
+    ("reward F1", "reward/f1", ""),
+    ("termination F1", "termination/f1", ""),
+    *((f"right branch in forks at {h}", f"forks/right_branch@{h}", CHANCE) for h in (1, 8)),
+    ("right branch by pixels at 8", "forks/right_branch_pixels@8", CHANCE),
+    ("long dreams: steps with a ball", "long/ball_seen", REAL),
+    ("long dreams: exactly one ball where there is one", "long/one_ball", REAL),
+    ("long dreams: frozen frames", "long/frozen_frames", REAL),
+    ("long dreams: frames unlike the game", "long/strange_frames", REAL),
+]
+TOKENIZER = {
+    "PSNR, dB": "psnr", "SSIM": "ssim", "ball recall (within 2 px)": "ball_recall",
+    "ball precision": "ball_precision", "ball error, median px": "ball_error_px",
+    "ball error, p90 px": "ball_error_p90_px", "paddle error, px": "paddle_error_px",
+    "opponent error, px": "opponent_error_px", "brick map F1": "brick_f1",
+    "spurious changes": "spurious_changes", "codes used": "codes_used", "perplexity": "perplexity",
+}  # fmt: skip
+PREFIXES = {COPY: "", CHANCE: "chance ", REAL: "real game "}
+Card = dict[str, tuple[str, dict[str, str]]]  # metric -> value with interval, baselines
+
+
+def build_parser():
+    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser.add_argument("--readme", type=command_line.path, default=README)
+    return parser
+
+
+def main(argv=None) -> int:
+    args = build_parser().parse_args(argv)
+    text = with_tables(args.readme.read_text(encoding="utf-8"))
+    write_text(args.readme, text)
+    print(f"{args.readme}: the rows of its results are those of the model cards")
+    return 0
+
+
+def with_tables(readme: str) -> str:
+    """Return the README with both tables made anew.
+
+    Raises:
+        ValueError: it has no such table.
+    """
+    cards = [read_card(game_directory(CHECKPOINTS, game) / "README.md") for game in GAMES]
+    for lines in (results_table(cards), tokenizer_table(cards)):
+        start = readme.find(lines[0])
+        if start < 0:
+            raise ValueError(f"README has no table that begins with {lines[0]!r}")
+        end = readme.find("\n\n", start)
+        readme = readme[:start] + "\n".join(lines) + readme[end:]
+    return readme
+
+
+def read_card(path: Path) -> Card:
+    """Read the rows of a model card's sections."""
+    rows = re.findall(r"^\| (\w+/\S+) \| (.*?) \| (.*?) \|$", path.read_text("utf-8"), re.M)
+    return {
+        name: (value, dict(part.rsplit(" ", 1) for part in others.split("  ") if part.strip()))
+        for name, value, others in rows
+    }
+
+
+def results_table(cards: list[Card]) -> list[str]:
+    lines = ["| | Breakout | copy-last | Pong | copy-last |", "|---|---|---|---|---|"]
+    for label, name, baseline in RESULTS:
+        if "/" not in name:  # a baseline of the ball at every horizon
+            hits = (card[f"rollout/ball_hit_2px@{h}"] for card in cards for h in HIT_HORIZONS)
+            values = [others[name] for _, others in hits]
+            halves = values[: len(HIT_HORIZONS)], values[len(HIT_HORIZONS) :]
+            label += f" at {', '.join(map(str, HIT_HORIZONS))}"
+            cells = [cell for half in halves for cell in (", ".join(half), "")]
+        else:
+            cells = []
+            for card in cards:
+                value, others = card.get(name, ("", {}))
+                beside = others.get(baseline)
+                cells += [value, PREFIXES[baseline] + beside if beside else ""]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def tokenizer_table(cards: list[Card]) -> list[str]:
+    lines = ["| tokenizer round trip | Breakout | Pong |", "|---|---|---|"]
+    for label, name in TOKENIZER.items():
+        values = [card.get(f"tokenizer/{name}", ("", {}))[0] for card in cards]
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    command_line.run(main)
