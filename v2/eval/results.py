@@ -5,6 +5,7 @@ two documents are compared only if data and evaluator agree. Knows nothing of en
 """
 
 import json
+import math
 from pathlib import Path
 
 from v2.eval.bootstrap import Metric, paired_difference
@@ -166,7 +167,8 @@ def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
         if found is not None:
             difference, low, high = found
             mark = "*" if low > 0 or high < 0 else ""
-            rows.append((name, f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]", mark))
+            span = "" if math.isnan(low) else f" [{low:+.4f}, {high:+.4f}]"
+            rows.append((name, f"{difference:+.4f}{span}", mark))
         elif before["value"] is not None or after["value"] is not None:
             rows.append((name, f"{describe(before)} -> {describe(after)}", ""))
     return rows
