@@ -129,7 +129,7 @@ def read_config(run: Path) -> dict:
 
 NOT_RESUMED = ("resume", "init_from", "max_minutes", "skip_bad", "debug")
 OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug",
-                "changed")  # fmt: skip
+                "skip_bad", "changed")  # fmt: skip
 
 
 def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
