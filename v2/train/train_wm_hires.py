@@ -110,7 +110,7 @@ def build_parser():
                         help="compile the model first: a minute of waiting for faster steps")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
-    recipe.add_argument("--positions", type=command_line.non_negative_int, default=64,
+    recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
                         help="at how many of a frame it learns, at least 4; 0: all")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
     recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
