@@ -42,5 +42,5 @@ def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, t
     assert all(0 < row["share_waiting_for_data"] for row in waits) and len(waits) == 8
     assert max(row["peak_memory_bytes"] for row in figures["rows"]) == figures["peak_memory_bytes"]
     work = {row["name"]: row["gflop"] for row in figures["rows"]}
-    assert work["dream step, with a second look"] > 1.1 * work["dream step, as played"]
+    assert work["dream step, with a second look"] > 1.05 * work["dream step, as played"]
     assert all(0 < row["share_of_peak"] < 1 for row in figures["rows"] if row["gflop"])
