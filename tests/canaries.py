@@ -50,22 +50,17 @@ def record_with_states(
     rng = np.random.default_rng(seed)
     policy = make_policy(SCRIPTED, game, env.action_meanings, rng)
     frame, _ = env.reset()
-    segment = Segment(seed, "scripted", [frame], [env.ram], [], [])
+    segment = Segment.begin(seed, "scripted", frame, env.ram)
     states = {}
     for _ in range(num_steps):
         if len(segment.frames) >= 4:
             states[history_key(segment.frames[-4:])] = env.unwrapped.clone_state()
         action = policy.act(segment.ram[-1])
-        frame, reward, segment.terminated, _, _ = env.step(action)
-        segment.frames.append(frame)
-        segment.ram.append(env.ram)
-        segment.actions.append(action)
-        segment.rewards.append(reward)
-        if segment.terminated:
+        frame, reward, terminated, _, _ = env.step(action)
+        segment.append(action, reward, frame, env.ram, terminated)
+        if terminated:
             break
-    for name in ("frames", "ram", "actions", "rewards"):
-        setattr(segment, name, np.array(getattr(segment, name)))
-    arrays, episodes = join_segments([segment], 0)
+    arrays, episodes = join_segments([segment.finish()], 0)
     meta = {
         "game": game, "emulator": emulator_dict(EmulatorConfig(game)), "episodes": episodes,
         "action_meanings": env.action_meanings,

@@ -347,12 +347,16 @@ def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
 
 
 def test_results_of_other_data_refuse_to_be_compared():
+    facts = {"data_sha256": "a", "evaluator": 1, "settings": {}}
+
     def document(digest, shift=0.0):
         metrics = {"x/y": mean_metric(np.arange(9) + shift, range(9)), "x/z": Metric(float("nan"))}
-        return results.make_document(metrics, data_sha256=digest, evaluator=1, settings={})
+        return results.make_document(metrics, **facts | {"data_sha256": digest})
 
     rows = results.compare(document("a"), document("a", 0.5))
     assert rows == [("x/y", "+0.5000 [+0.5000, +0.5000]", "*")]
+    alone = [results.make_document({"x": Metric(v)}, **facts) for v in (1.0, 3.0)]  # no interval
+    assert results.compare(*alone) == [("x", "+2.0000", "")]
     with pytest.raises(ValueError, match="cannot be compared"):
         results.compare(document("a"), document("b"))
 

@@ -21,7 +21,11 @@ from v2.run_dir import CHECKPOINTS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 GAMES = ("breakout", "pong")
-HIT_HORIZONS = (1, 5, 10, 20, 50)
+TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 5, 10, 20, 50)
+BESIDE_TRACKED = {
+    "constant velocity, ball within 2 px": "constant_velocity",
+    "the tokenizer alone, exactly one ball within 2 px": "ceiling",
+}
 COPY, CHANCE, REAL = "copy_last", "chance", "real"
 RESULTS = [  # label, metric, baseline
     ("**token accuracy**", "one_step/token_accuracy", COPY),
@@ -30,8 +34,6 @@ RESULTS = [  # label, metric, baseline
     ("**ball tracking** (exactly one ball, within 2 px, at 10)", "rollout/ball_hit_2px@10", COPY),
     *((f"ball within 1 px at {h}", f"rollout/ball_hit_1px@{h}", COPY) for h in (1, 5)),
     *((f"ball within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY) for h in (1, 5, 20, 50)),
-    ("constant velocity, ball within 2 px", "constant_velocity", ""),
-    ("the tokenizer alone, exactly one ball within 2 px", "ceiling", ""),
     *((f"some ball is there at {h}", f"rollout/ball_seen@{h}", COPY) for h in (10, 50)),
     ("two balls at 10", "rollout/ball_duplicates@10", COPY),
     ("ball half-life, steps", "rollout/ball_half_life", COPY),
@@ -106,20 +108,22 @@ def read_card(path: Path) -> Card:
 def results_table(cards: list[Card]) -> list[str]:
     lines = ["| | Breakout | copy-last | Pong | copy-last |", "|---|---|---|---|---|"]
     for label, name, baseline in RESULTS:
-        if "/" not in name:  # a baseline of the ball at every horizon
-            hits = (card[f"rollout/ball_hit_2px@{h}"] for card in cards for h in HIT_HORIZONS)
-            values = [others[name] for _, others in hits]
-            halves = values[: len(HIT_HORIZONS)], values[len(HIT_HORIZONS) :]
-            label += f" at {', '.join(map(str, HIT_HORIZONS))}"
-            cells = [cell for half in halves for cell in (", ".join(half), "")]
-        else:
-            cells = []
-            for card in cards:
-                value, others = card.get(name, ("", {}))
-                beside = others.get(baseline)
-                cells += [value, PREFIXES[baseline] + beside if beside else ""]
+        cells = []
+        for card in cards:
+            value, others = card.get(name, ("", {}))
+            beside = others.get(baseline)
+            cells += [value, PREFIXES[baseline] + beside if beside else ""]
         lines.append(f"| {label} | {' | '.join(cells)} |")
+        if name == TRACKED:
+            lines += [_hits_line(cards, *row) for row in BESIDE_TRACKED.items()]
     return lines
+
+
+def _hits_line(cards: list[Card], label: str, baseline: str) -> str:
+    """Return the row of a baseline of the tracked ball, at all horizons in one cell."""
+    cells = [", ".join(card[f"rollout/ball_hit_2px@{h}"][1][baseline] for h in HIT_HORIZONS)
+             for card in cards]  # fmt: skip
+    return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {cells[0]} |  | {cells[1]} |  |"
 
 
 def tokenizer_table(cards: list[Card]) -> list[str]:
