@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 BLOCK = 4096  # rows looked at together
-END_SHARE = 0.05  # of the draws for events
+END_SHARE = 0.1  # of the draws for events
 
 
 def median_frame(pixels: torch.Tensor) -> torch.Tensor:
