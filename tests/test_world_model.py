@@ -344,7 +344,7 @@ def test_the_nearer_to_motion_the_likelier_and_none_impossible():
     history = torch.zeros(1, 4, 336, dtype=torch.long)
     history[0, 3, [116, 120, 124, 210, 214, 218]] = 1  # six cells; 48 within one, 60 within two
     draws = torch.rand(4000, 336, generator=torch.Generator().manual_seed(1))
-    for count in (4, 64):
+    for count in (8, 64):
         positions, chances = draw_positions(history.expand(4000, -1, -1), count, GRID, draws)
         stated = torch.zeros(336).scatter(0, positions.flatten(), chances.flatten())
         drawn = torch.bincount(positions.flatten(), minlength=336) / 4000
@@ -352,6 +352,19 @@ def test_the_nearer_to_motion_the_likelier_and_none_impossible():
         assert stated[116] >= stated[117] > stated[118]
         assert (1 / chances).sum(1).mean() == pytest.approx(336, rel=1e-3)
     assert stated[116] == 1 and stated[117] > 0.7  # of 64
+
+
+def test_what_is_rare_in_the_frame_is_drawn_sooner_than_other_far_places():
+    history = torch.zeros(1, 4, 336, dtype=torch.long)
+    history[0, :, [1, 2, 3, 4, 9, 10]] = torch.tensor([3, 3, 4, 5, 6, 7])  # digits in a corner
+    history[0, :, 320:328] = 2  # eight alike: no rare ones
+    history[0, 3, [116, 120, 124, 210, 214, 218]] = 1
+    draws = torch.rand(4000, 336, generator=torch.Generator().manual_seed(1))
+    positions, chances = draw_positions(history.expand(4000, -1, -1), 64, GRID, draws)
+    stated = torch.zeros(336).scatter(0, positions.flatten(), chances.flatten())
+    drawn = torch.bincount(positions.flatten(), minlength=336) / 4000
+    assert torch.allclose(drawn, stated, atol=0.04)
+    assert (stated[[1, 2, 3, 4, 9, 10]] == 1).all() and 0 < stated[320:328].max() < 0.1
 
 
 def test_certain_positions_are_drawn_and_the_others_stand_for_what_is_left():

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 BLOCK = 4096  # rows looked at together
 END_SHARE = 0.1  # of the draws for events
+MIN_POSITIONS = 8  # that `draw_positions` draws
 
 
 def median_frame(pixels: torch.Tensor) -> torch.Tensor:
@@ -242,18 +243,22 @@ def draw_positions(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Draw positions, the nearer to what moved in the history the sooner; return them and chances.
 
+    A quarter lies far from motion and holds a token that is rare in the last frame, such as digits
+    or the edge of a hole in a wall, an eighth the other far ones.
+
     Args:
         history: tokens (B, 4, N). What is predicted is not looked at: the choice betrays nothing.
-        count: M positions a sample, M // 4 of them from where nothing moved, M >= 4.
+        count: M positions a sample, at least `MIN_POSITIONS`.
         draws: uniform in [0, 1), (B, N).
         is_certain: bool (B, N): drawn before all others, those with the least draws first.
     Returns:
         positions int64 (B, M) and the probability with which each was drawn, float32 (B, M).
     """
-    group = 4 - sum(near.long() for near in _near_motion(history, grid))  # far is the fourth
+    group = 4 - sum(near.long() for near in _near_motion(history, grid))
+    group = group + ((group == 4) & ~_is_rare(history[:, -1])).long()
     if is_certain is not None:
         group = group.masked_fill(is_certain, 0)
-    numbers = F.one_hot(group, 5).sum(1)  # (B, 5)
+    numbers = F.one_hot(group, 6).sum(1)  # (B, 6)
     drawn = _shares(numbers, count)
     chances = (drawn / numbers.clamp_min(1)).gather(1, group).masked_fill(group == 0, 1)
     order = (draws + 3 * group).argsort(1)  # each group at random
@@ -272,19 +277,27 @@ def _near_motion(history: torch.Tensor, grid: tuple[int, int]) -> list[torch.Ten
     return [moved, *rings]
 
 
-def _shares(numbers: torch.Tensor, count: int) -> torch.Tensor:
-    """Return how many positions to draw of each group, (B, 5), `count` together.
+def _is_rare(frame: torch.Tensor) -> torch.Tensor:
+    """Tell which tokens of frames (B, N) occur in at most one cell of 64."""
+    counts = frame.new_zeros(len(frame), 256).scatter_add_(1, frame, torch.ones_like(frame))
+    return counts.gather(1, frame) <= frame.shape[1] // 64
 
-    A quarter is far; of the others the nearest come first, but some are of each group, so that all
-    have a chance.
+
+def _shares(numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """Return how many positions to draw of each group, (B, 6), `count` together.
+
+    Of those near motion the nearest come first, but some are of each group, so that all have a
+    chance.
 
     Args:
-        numbers: how many there are that are certain, moved, within one, within two, and far.
+        numbers: how many there are that are certain, moved, within one, within two, far and rare,
+            and far.
     """
     certain = numbers[:, :1].clamp(max=count)
     left = count - certain
-    few = torch.maximum(left // 16, (left >= 4).long())
-    least = torch.minimum(torch.cat([few, few, few, left // 4], 1), numbers[:, 1:])
+    few = torch.maximum(left // 16, (left >= MIN_POSITIONS).long())
+    least = torch.cat([few, few, few, left // 4, left // 8], 1)
+    least = torch.minimum(least, numbers[:, 1:])
     more = left - least.sum(1, keepdim=True)
     filled = torch.minimum((numbers[:, 1:] - least).cumsum(1), more)
     return torch.cat([certain, least + filled.diff(dim=1, prepend=0 * certain)], 1)

@@ -32,7 +32,7 @@ from v2.data.atari_dataset import (
     window_starts,
 )
 from v2.data.checks import array_sha256
-from v2.data.importance import ImportanceConfig, event_chances, event_steps
+from v2.data.importance import MIN_POSITIONS, ImportanceConfig, event_chances, event_steps
 from v2.data.tokens import (
     TOKENS_NAME,
     TokenData,
@@ -111,7 +111,8 @@ def build_parser():
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
     recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
-                        help="at how many of a frame it learns, at least 4; 0: all")  # fmt: skip
+                        help="at how many of a frame it learns, at least "
+                        f"{MIN_POSITIONS}; 0: all")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
     recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
                         help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip
@@ -216,8 +217,10 @@ def main(argv=None) -> int:
 
 def _check_flags(args) -> None:
     """Refuse what would fail only after the data are read."""
-    if 0 < args.positions < 4:
-        raise ValueError(f"--positions must be 0 or at least 4, got {args.positions}")
+    if 0 < args.positions < MIN_POSITIONS:
+        raise ValueError(
+            f"--positions must be 0 or at least {MIN_POSITIONS}, got {args.positions}"
+        )
     if args.past_actions > MAX_PAST_ACTIONS:
         raise ValueError(
             f"--past-actions must be at most {MAX_PAST_ACTIONS}, got {args.past_actions}"
