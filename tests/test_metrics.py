@@ -106,6 +106,8 @@ def test_eight_of_eight_leave_doubt():
     assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(1 - 0.6306, abs=1e-3)
     episodes = [1, 1, 1, 1, 2, 2, 2, 2]  # eight samples of two games say less
     assert mean_metric([1] * 8, episodes).low < every.low
+    twice = mean_metric([0] * 8, range(8), [1, 2] * 4)  # of frames with a ball, and with two
+    assert twice.high == none.high
     assert mean_metric([0.0] * 8, range(8), [100] * 8).high == 0  # no shares of samples
 
 

@@ -19,7 +19,14 @@ from v2.eval.clips import (
 from v2.eval.dreaming import dream, encode
 from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
 from v2.eval.long_dreams import _one_ball, long_dream_scores
-from v2.eval.protocol import one_step_scores, quick_scores, speed_scores, tokenizer_scores
+from v2.eval.protocol import (
+    LEAD_STEPS,
+    ending_scores,
+    one_step_scores,
+    quick_scores,
+    speed_scores,
+    tokenizer_scores,
+)
 from v2.eval.rollout_scores import Reader, absent_before, paddle_error, rollout_scores
 
 HORIZON, HORIZONS = 20, (1, 5, 10, 20)
@@ -136,6 +143,8 @@ def test_a_doubled_ball_is_counted(judged):
     assert value(judged, "BallDoubled", "rollout/ball_duplicates@5") > 0.3
     assert value(judged, "BallDoubled", "rollout/ball_precision@5") < 0.85
     assert value(judged, "BallDoubled", "rollout/ball_possible@5") < 0.85
+    assert value(judged, "BallDoubled", "rollout/ball_duplicates[flight]@1") > 0.3
+    assert value(judged, "BallDoubled", "rollout/ball_precision[flight]@1") < 0.85
 
 
 def test_ignored_actions_are_at_chance(judged):
@@ -198,7 +207,8 @@ def test_the_baselines_know_no_ball_that_only_memory_holds(game, clips):
     own = clips.actions[:, HISTORY - 1 :]
     engine = canaries.PerfectEngine(game[1], canaries.PatchTokenizer())
     guesses = Reader(hidden, dream(engine, clips.history, clips.past_actions, own)).guesses(1)
-    assert all(np.isnan(guess).all() for guess in guesses.values())
+    for guess in guesses.values():
+        assert np.isnan(guess.ball).all() and not guess.num_balls.any()
 
 
 def test_a_distance_of_nothing_is_no_share():
@@ -287,6 +297,30 @@ def test_ends_that_are_missed_or_invented_are_counted(game, clips):
         scores = one_step_scores(kind(game[1], canaries.PatchTokenizer()), few)
         assert scores["termination/recall"].value == recall
         assert precision is None or scores["termination/precision"].value == precision
+
+
+@pytest.mark.parametrize("ends_at, share", [(1, 0), (2, 1), (LEAD_STEPS, 1), (4, 1), (5, 0)])
+def test_a_game_that_ends_in_the_dream_ends_in_time_or_not(game, ends_at, share):
+    class Ends(canaries.PerfectEngine):
+        def reset(self, frames, actions=None):
+            self.num_steps = 0
+            return super().reset(frames, actions)
+
+        def step(self, actions):
+            shown = super().step(actions)
+            self.num_steps += 1
+            self.last_terminated = np.full(len(shown), float(self.num_steps >= ends_at))
+            return shown
+
+    led = cut_clips(game[0], even_starts(game[0], 30, LEAD_STEPS), LEAD_STEPS)
+    scores = ending_scores(Ends(game[1], canaries.PatchTokenizer()), led)
+    assert scores["termination/in_time"].value == share
+
+
+def test_a_lost_life_is_shown_in_time_or_not(judged):
+    expected = {"PerfectEngine": 1, "OneStepLate": 1, "CopyLast": 0, "Blank": 0, "WrongDigits": 0}
+    found = {canary: value(judged, canary, "rollout/loss_in_time") for canary in expected}
+    assert found == expected
 
 
 def test_digits_that_cannot_be_read_are_not_right(judged):
@@ -413,8 +447,9 @@ def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has(pong):
         assert blank[name].value == 32, name
     assert blank["rollout/ball_seen@5"].value == 0
     assert not [name for name in perfect if "brick" in name or "lives" in name]
-    unknown = {name.partition("@")[0] for name, row in perfect.items() if np.isnan(row.value)}
-    assert unknown <= {"rollout/ball_hit_2px[point]", "rollout/ball_hit_2px[serve]"}  # hidden then
+    unknown = [name for name, row in perfect.items() if np.isnan(row.value)]
+    assert all("[point]@" in name or "[serve]@" in name for name in unknown)  # hidden then
+    assert perfect["rollout/loss_in_time"].value == 1 > copied["rollout/loss_in_time"].value == 0
     quick = quick_scores(canaries.PerfectEngine(states, canaries.PatchTokenizer(), "pong"), clips)
     assert quick["score"] > 0.95 and quick["paddle_error_px@10"] < 0.1
 

@@ -40,6 +40,7 @@ from v2.data.policies import SCRIPTED, STICKY
 from v2.dream import DreamEngine
 from v2.eval import report, results, truth
 from v2.eval.clips import (
+    ANY,
     HISTORY,
     Clips,
     cut_clips,
@@ -52,7 +53,14 @@ from v2.eval.dreaming import BATCH, decode, dream, encode
 from v2.eval.fork_scores import FORK_STEPS, SHUFFLE_HORIZONS, fork_scores, shuffle_scores
 from v2.eval.gold import EvaluationSet, load_gold
 from v2.eval.long_dreams import long_dream_scores
-from v2.eval.protocol import VERSION, one_step_scores, speed_scores, tokenizer_scores
+from v2.eval.protocol import (
+    LEAD_STEPS,
+    VERSION,
+    ending_scores,
+    one_step_scores,
+    speed_scores,
+    tokenizer_scores,
+)
 from v2.eval.rollout_scores import HORIZONS, rollout_scores
 from v2.files import check_output, check_writable, write_text
 from v2.run_dir import OF_A_MACHINE, shown_path
@@ -101,6 +109,9 @@ def build_parser():
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
     parser.add_argument("--data", type=command_line.path,
                         help="recorded data instead of the gold set")  # fmt: skip
+    parser.add_argument("--starts", choices=("strata", "any"), default="strata",
+                        help="of the rollouts on --data: as many before each kind of bounce, or "
+                        "drawn from all moments alike")  # fmt: skip
     parser.add_argument("--json", type=command_line.path, help="file for the whole result")
     parser.add_argument("--report", type=command_line.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=command_line.path, help="file for the model card")
@@ -123,6 +134,8 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     if args.compare:
         return _compare(*args.compare)
+    if args.starts != "strata" and not args.data:
+        raise ValueError(f"--starts {args.starts} needs --data: the gold set has its own starts")
     for file in filter(None, (args.json, args.model_card)):
         check_output(file)
     if args.report:
@@ -132,7 +145,7 @@ def main(argv=None) -> int:
     if args.data is None:
         chosen = load_gold(game)
     else:
-        chosen = _set_of_data(args.data, game, tier)
+        chosen = _set_of_data(args.data, game, tier, args.starts)
     name = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(
         name, game, args.device, args.temperature, second_look=args.second_look
@@ -190,6 +203,7 @@ def _flags(args, source: str) -> str:
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
     flags |= {"run": args.run} if args.run else {"checkpoint": weights}
     flags |= {"data": shown_path(args.data)} if args.data else {}
+    flags |= {"starts": args.starts} if args.starts != "strata" else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
@@ -198,7 +212,7 @@ def _flags(args, source: str) -> str:
     return text + ("" if args.second_look else " --no-second-look")
 
 
-def _set_of_data(path: Path, game: str, tier: Tier) -> EvaluationSet:
+def _set_of_data(path: Path, game: str, tier: Tier, kind: str) -> EvaluationSet:
     """Judge on a recording: its validation games, or all of it where it has none apart."""
     data = load_game_data(path)
     if data.meta["game"] != game:
@@ -211,8 +225,12 @@ def _set_of_data(path: Path, game: str, tier: Tier) -> EvaluationSet:
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
     try:
-        each = -(-tier.rollouts // len(strata_of(game)))
-        starts, strata = stratified_starts(data, each, tier.rollout_steps, rng)
+        if kind == "any":
+            starts = random_starts(data, tier.rollouts, tier.rollout_steps, rng)
+            strata = [ANY] * len(starts)
+        else:
+            each = -(-tier.rollouts // len(strata_of(game)))
+            starts, strata = stratified_starts(data, each, tier.rollout_steps, rng)
     except ValueError as error:
         raise ValueError(f"{path}: {error}; collect more frames") from error
     return EvaluationSet(data, starts, strata, None, False, digest,
@@ -249,8 +267,9 @@ def evaluate(
     starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
     clips = cut_clips(data, chosen.starts[starts], tier.rollout_steps,
                       [chosen.strata[k] for k in starts])  # fmt: skip
-    ends = _endings(data, tier.one_step_clips)
-    num_steps = tier.engine_steps(data.num_actions) + len(ends)
+    ends = _endings(data, tier.one_step_clips, 1)
+    led = _endings(data, tier.one_step_clips, LEAD_STEPS)
+    num_steps = tier.engine_steps(data.num_actions) + len(ends) + len(led) * (LEAD_STEPS + 1)
     if chosen.forks is None:
         num_steps -= tier.forks * data.num_actions * FORK_STEPS
     _announce(engine, clips, num_steps)
@@ -266,6 +285,7 @@ def evaluate(
         scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
         some = _even(data, tier.one_step_clips)
         scores |= one_step_scores(engine, some, ends, advance)
+        scores |= ending_scores(engine, led, advance)
         own = clips.actions[:, HISTORY - 1 :]
         dreams = dream(engine, clips.history, clips.past_actions, own, None, advance)
         scores |= _rollouts(engine, clips, dreams)
@@ -287,7 +307,8 @@ def evaluate(
         world_model_sha256=engine.info["sha256"]["world_model"],
         num_parameters=engine.num_parameters, device=str(engine.device), torch=torch.__version__,
         threads=torch.get_num_threads(), seconds=round(time.perf_counter() - began, 1),
-        settings=dataclasses.asdict(tier), notes=_notes(chosen, game),
+        settings=dataclasses.asdict(tier) | {"strata": sorted(set(clips.strata))},
+        notes=_notes(chosen, game),
         training={"train_vqvae_hires": _training(engine.info.get("vqvae", {})),
                   "train_wm_hires": _training(engine.info)},
     )  # fmt: skip
@@ -331,10 +352,10 @@ def _even(data: GameData, count: int) -> Clips:
     return cut_clips(data, even_starts(data, count, 1), 1)
 
 
-def _endings(data: GameData, most: int) -> Clips:
-    """Cut the steps that end a game, with the four frames before."""
-    rows = window_starts(data.episode_ids, HISTORY + 1) + HISTORY - 1
-    return cut_clips(data, _spread(rows[data.terminated[rows]], most), 1)
+def _endings(data: GameData, most: int, horizon: int) -> Clips:
+    """Cut the steps that lead to the end of a game, with the four frames before."""
+    rows = window_starts(data.episode_ids, HISTORY + horizon) + HISTORY - 1
+    return cut_clips(data, _spread(rows[data.terminated[rows + horizon - 1]], most), horizon)
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:

@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 
 from v2.eval import metrics, truth
-from v2.eval.bootstrap import Metric, episode_draws, interval, mean_metric, quantile_metric
+from v2.eval.bootstrap import Metric, episode_draws, interval, mean_metric
 from v2.eval.clips import HISTORY, Clips
 from v2.eval.dreaming import Dreams, Engine, chunks, dream, encode, flat, round_trip
-from v2.eval.rollout_scores import paddle_error
+from v2.eval.rollout_scores import ball_rows, paddle_error
 
-VERSION = 6  # raise it when a number may change
+VERSION = 7  # raise it when a number may change
 Scores = dict[str, Metric]
 Progress = Callable[[int], object] | None
 MIN_TERMINATION_PROB = 0.5
 QUICK_HORIZONS = (1, 5, 10)
+TOKENIZER_ROWS = ("ball_recall", "ball_precision", "ball_error_px", "ball_error_p90_px")
+LEAD_STEPS = 3  # before the end of a game, from which a dream is to find it
 ONE_TOKEN = 1 / 336  # copying may be all but right where nothing moves
 
 
@@ -43,7 +45,10 @@ def tokenizer_scores(engine: Engine, clips: Clips, num_codes: int = 32) -> Score
         true = clips.objects_at(0)
         seen = truth.read_frames(clips.game, kept)
         real = truth.read_frames(clips.game, here)
-        scores |= _ball_rows("tokenizer", "", true, seen, episodes, {"real": real})
+        rows, others = (ball_rows(true, objects, episodes) for objects in (seen, real))
+        for row in TOKENIZER_ROWS:
+            scores[f"tokenizer/{row}"] = rows[row]
+            rows[row].baselines["real"] = others[row]
         for name in ("paddle", "opponent"):
             places = getattr(true, name)
             if np.isfinite(places).any():
@@ -112,6 +117,29 @@ def one_step_scores(
     return scores | _detection("termination", is_over, guessed, guessed & is_over, episodes)
 
 
+def ending_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Scores:
+    """Score whether open-loop dreams end within one step of the game.
+
+    Args:
+        clips: of `LEAD_STEPS` steps, the last of which ends the game. Its action is held for one
+            step more.
+    """
+    own = clips.actions[:, HISTORY - 1 :]
+    actions = np.concatenate([own, own[:, -1:]], 1).astype(np.int64)
+    first = np.full(len(clips), np.inf)  # the step at which the dream ends
+    for chunk in chunks(len(clips)):
+        engine.reset(clips.history[chunk], clips.past_actions[chunk])
+        for step in range(1, LEAD_STEPS + 2):
+            engine.step(actions[chunk, step - 1])
+            is_over = np.asarray(engine.last_terminated) > MIN_TERMINATION_PROB
+            first[chunk] = np.where(is_over, np.minimum(first[chunk], step), first[chunk])
+            if progress:
+                progress(len(is_over))
+    row = mean_metric(np.abs(first - LEAD_STEPS) <= 1, clips.episodes)
+    row.baselines["copy_last"] = Metric(0.0)
+    return {"termination/in_time": row}
+
+
 def _one_step(engine: Engine, clips: Clips, target: np.ndarray, progress: Progress):
     """Return tokens, cross-entropies, reward signs and probabilities of an end, each (B, ...)."""
     parts = []
@@ -148,33 +176,6 @@ def _detection(name, real, guessed, right, episodes) -> Scores:
         f"{name}/recall": mean_metric(right & real, episodes, real),
         f"{name}/f1": mean_metric(2.0 * (right & real), episodes, real.astype(int) + guessed),
     }
-
-
-def _ball_rows(stage, suffix, true, seen, episodes, others: dict) -> Scores:
-    """Score the position of the ball: recall and precision within 2 px, and the error.
-
-    Args:
-        others: baseline name -> Objects.
-    """
-    rows = {}
-    for name, objects in {"": seen, **others}.items():
-        counts = metrics.ball_counts(true, objects)
-        errors = np.where(counts["hits"], metrics.ball_errors(true, objects), np.nan)
-        parts = {
-            "ball_recall": mean_metric(counts["hits"], episodes, counts["visible"]),
-            "ball_precision": mean_metric(
-                counts["balls"] - counts["ghosts"], episodes, counts["balls"]
-            ),
-            "ball_error_px": quantile_metric(errors, episodes, 0.5),
-            "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
-        }
-        for part, metric in parts.items():
-            key = f"{stage}/{part}{suffix}"
-            if name:
-                rows[key].baselines[name] = metric
-            else:
-                rows[key] = metric
-    return rows
 
 
 def _brick_f1(true: np.ndarray, seen: np.ndarray, episodes) -> Metric:

@@ -17,6 +17,10 @@ from v2.eval.truth import Objects
 
 HORIZONS = (1, 5, 10, 20, 50, 100, 200)
 STRATUM_HORIZONS = (1, 5, 10, 20)
+STRATUM_ROWS = (
+    "ball_hit_2px", "ball_hit_1px", "ball_recall", "ball_precision", "ball_duplicates",
+    "ball_error_px",
+)  # fmt: skip
 HIT_RADII_PX = (1, 2)
 LOST_PADDLE_ERROR_PX = 32.0  # half the field
 PICTURE_PX = (64, 84)  # width and height
@@ -42,6 +46,7 @@ def rollout_scores(
             scores |= _ball_rows(reader, h, kept[h])
             scores |= _other_rows(reader, h)
         scores["rollout/ball_half_life"] = _half_life_row(reader)
+        scores |= _loss_row(reader)
         scores |= _stratum_rows(reader, horizons)
     return scores
 
@@ -83,24 +88,13 @@ class Reader:
         seen = {h: objects.bricks for h, objects in self.seen.items()}
         self.absent = absent_before(self.start.bricks, seen)
 
-    def hits(self, h: int, radius: float) -> np.ndarray:
-        return _hits(metrics.ball_counts(self.true[h], self.seen[h], radius))
-
-    def visible(self, h: int) -> np.ndarray:
-        return self.true[h].num_balls > 0
-
-    def guesses(self, h: int) -> dict[str, np.ndarray]:
-        """Return where the baselines put the ball, (B, 2); NaN: nowhere in the picture."""
+    def guesses(self, h: int) -> dict[str, Objects]:
+        """Return what the baselines show: the last real frame, and its ball flown on."""
         flown = self.start.ball + h * self.velocity
-        is_inside = ((flown >= 0) & (flown <= PICTURE_PX)).all(1, keepdims=True)
-        flown = np.where(is_inside, flown, np.nan)
-        return {"copy_last": self.start.ball, "constant_velocity": flown}
-
-    def guess_hits(self, h: int, radius: float) -> dict[str, np.ndarray]:
-        return {
-            name: self.visible(h) & (np.hypot(*(ball - self.true[h].ball).T) <= radius)
-            for name, ball in self.guesses(h).items()
-        }
+        is_inside = ((flown >= 0) & (flown <= PICTURE_PX)).all(1)
+        flown = np.where(is_inside[:, None], flown, np.nan)
+        moved = dataclasses.replace(self.start, ball=flown, num_balls=is_inside.astype(int))
+        return {"copy_last": self.start, "constant_velocity": moved}
 
 
 def _in_sight(objects: Objects) -> np.ndarray:
@@ -117,64 +111,51 @@ def absent_before(start: np.ndarray, seen: dict[int, np.ndarray]) -> dict[int, n
     return before
 
 
-def _hits(counts: dict[str, np.ndarray]) -> np.ndarray:
+def ball_rows(true: Objects, seen: Objects, episodes: np.ndarray) -> Scores:
+    """Score the ball: its place (recall, precision, hits, error) apart from its presence.
+
+    Seen is a ball anywhere where there is a real one; possible are as many balls as there are real
+    ones; a hit is exactly one ball, near the real one. Recall and precision are within 2 px.
+    """
+    counts = metrics.ball_counts(true, seen)
+    balls, visible = counts["balls"], counts["visible"]
+    possible = np.minimum(balls, ~np.isnan(true.ball[:, 0]))
+    errors = np.where(visible, metrics.ball_errors(true, seen), np.nan)
+    rows = {
+        "ball_seen": mean_metric(counts["found"], episodes, visible),
+        "ball_possible": mean_metric(possible, episodes, balls),
+        "ball_recall": mean_metric(counts["hits"], episodes, visible),
+        "ball_precision": mean_metric(balls - counts["ghosts"], episodes, balls),
+        "ball_duplicates": mean_metric(counts["duplicates"], episodes),
+        "ball_error_px": quantile_metric(errors, episodes, 0.5),
+        "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
+    }
+    for radius in HIT_RADII_PX:
+        rows[f"ball_hit_{radius}px"] = mean_metric(_hits(true, seen, radius), episodes, visible)
+    return rows
+
+
+def _hits(true: Objects, seen: Objects, radius: float) -> np.ndarray:
     """Tell where exactly one ball is seen, near the true one."""
+    counts = metrics.ball_counts(true, seen, radius)
     return counts["hits"] & ~counts["duplicates"]
 
 
 def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
-    """Score the ball: its place (recall, precision, hits, error) apart from its presence.
-
-    Seen is a ball anywhere where there is a real one; possible are as many balls as there are real
-    ones. Recall and precision are of balls within 2 px, as those of the tokenizer.
-    """
-    true, seen, episodes = reader.true[h], reader.seen[h], reader.episodes
     ceiling = truth.read_frames(reader.clips.game, kept)
-    scores = {}
-    for name, objects in (("", seen), ("ceiling", ceiling), ("copy_last", reader.start)):
-        counts = metrics.ball_counts(true, objects)
-        possible = np.minimum(counts["balls"], ~np.isnan(true.ball[:, 0]))
-        errors = np.where(counts["visible"], metrics.ball_errors(true, objects), np.nan)
-        rows = {
-            "ball_seen": mean_metric(counts["found"], episodes, counts["visible"]),
-            "ball_possible": mean_metric(possible, episodes, counts["balls"]),
-            "ball_recall": mean_metric(counts["hits"], episodes, counts["visible"]),
-            "ball_precision": mean_metric(
-                counts["balls"] - counts["ghosts"], episodes, counts["balls"]
-            ),
-            "ball_duplicates": mean_metric(counts["duplicates"], episodes),
-            "ball_error_px": quantile_metric(errors, episodes, 0.5),
-            "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
-        }
-        for radius in HIT_RADII_PX:
-            hits = _hits(metrics.ball_counts(true, objects, radius))
-            rows[f"ball_hit_{radius}px"] = mean_metric(hits, episodes, counts["visible"])
-        for row, metric in rows.items():
-            if name:
-                scores[f"rollout/{row}@{h}"].baselines[name] = metric
-            else:
-                scores[f"rollout/{row}@{h}"] = metric
-    guess, visible = reader.guesses(h)["constant_velocity"], reader.visible(h)
-    is_guess = ~np.isnan(guess[:, 0])
-    is_near = np.hypot(*(guess - true.ball).T) <= metrics.MAX_BALL_ERROR_PX
-    for row, metric in {
-        "ball_seen": mean_metric(is_guess & visible, episodes, visible),
-        "ball_possible": mean_metric(is_guess & ~np.isnan(true.ball[:, 0]), episodes, is_guess),
-        "ball_recall": mean_metric(is_near & visible, episodes, visible),
-        "ball_precision": mean_metric(is_near, episodes, is_guess),
-        "ball_duplicates": mean_metric(np.zeros(len(guess)), episodes, is_share=False),
-    }.items():
-        scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = metric
-    flown = np.where(visible, np.hypot(*(guess - true.ball).T), np.nan)
-    for row, share in (("ball_error_px", 0.5), ("ball_error_p90_px", 0.9)):
-        error = quantile_metric(flown, episodes, share)
-        scores[f"rollout/{row}@{h}"].baselines["constant_velocity"] = error
-    for radius in HIT_RADII_PX:
-        flown = reader.guess_hits(h, radius)["constant_velocity"]
-        scores[f"rollout/ball_hit_{radius}px@{h}"].baselines["constant_velocity"] = mean_metric(
-            flown, episodes, reader.visible(h)
-        )
-    return scores
+    everywhere = np.ones(len(reader.clips), bool)
+    scores = _ball_rows_of(reader, h, everywhere, {"ceiling": ceiling})
+    return {f"rollout/{row}@{h}": metric for row, metric in scores.items()}
+
+
+def _ball_rows_of(reader: Reader, h: int, chosen: np.ndarray, others: dict) -> Scores:
+    """Score the ball in the chosen clips, (B,), its baselines in the same rows."""
+    true, episodes = reader.true[h][chosen], reader.episodes[chosen]
+    rows = ball_rows(true, reader.seen[h][chosen], episodes)
+    for name, objects in (others | reader.guesses(h)).items():
+        for row, metric in ball_rows(true, objects[chosen], episodes).items():
+            rows[row].baselines[name] = metric
+    return rows
 
 
 def _other_rows(reader: Reader, h: int) -> Scores:
@@ -231,12 +212,14 @@ def _half_life_row(reader: Reader) -> Metric:
     The last horizon stands for "not within the clip".
     """
     steps = sorted(reader.seen)
-    visible = np.stack([reader.visible(h) for h in steps], 1)  # (B, H)
-    hits = np.stack([reader.hits(h, 2) for h in steps], 1)
-    row = _half_life(hits, visible, reader.episodes, steps)
-    for name in ("copy_last", "constant_velocity"):
-        guessed = np.stack([reader.guess_hits(h, 2)[name] for h in steps], 1)
-        row.baselines[name] = _half_life(guessed, visible, reader.episodes, steps)
+    shown = {h: {"": reader.seen[h]} | reader.guesses(h) for h in steps}
+    visible = np.stack([reader.true[h].num_balls > 0 for h in steps], 1)  # (B, H)
+    rows = {}
+    for name in shown[steps[0]]:
+        hits = np.stack([_hits(reader.true[h], shown[h][name], 2) for h in steps], 1)
+        rows[name] = _half_life(hits, visible, reader.episodes, steps)
+    row = rows.pop("")
+    row.baselines = rows
     return row
 
 
@@ -257,14 +240,34 @@ def _half_life(hits, visible, episodes, steps) -> Metric:
 
 
 def _stratum_rows(reader: Reader, horizons) -> Scores:
-    """Score the ball's place apart for what happens right after the start."""
+    """Score the ball apart for what happens right after the start."""
     scores = {}
     for stratum in strata_of(reader.clips.game):
         chosen = reader.clips.strata == stratum
         for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):
-            name, episodes = f"rollout/ball_hit_2px[{stratum}]@{h}", reader.episodes[chosen]
-            visible = reader.visible(h)[chosen]
-            scores[name] = mean_metric(reader.hits(h, 2)[chosen], episodes, visible)
-            for baseline, hits in reader.guess_hits(h, 2).items():
-                scores[name].baselines[baseline] = mean_metric(hits[chosen], episodes, visible)
+            rows = _ball_rows_of(reader, h, chosen, {})
+            scores |= {f"rollout/{row}[{stratum}]@{h}": rows[row] for row in STRATUM_ROWS}
     return scores
+
+
+def _loss_row(reader: Reader) -> Scores:
+    """Score whether the digits show a lost ball within one step of when the game shows it.
+
+    Of the clips in which one is lost soon; in Breakout the lives tell, in Pong the points.
+    """
+    chosen = reader.clips.strata == strata_of(reader.clips.game)[-1]
+    counter = "lives" if (reader.true[0].lives >= 0).any() else "score"
+    start = getattr(reader.true[0], counter)[chosen]
+    steps = sorted(reader.seen)
+    if not chosen.any() or steps != list(range(1, len(steps) + 1)):
+        return {}
+    first = []
+    for shown in (reader.true, reader.seen):
+        digits = np.stack([getattr(shown[h], counter)[chosen] for h in steps], 1)
+        is_other = (digits != start[:, None]) & (digits >= 0)
+        first.append(np.where(is_other.any(1), is_other.argmax(1), np.inf))
+    is_known = np.isfinite(first[0]) & (start >= 0)
+    in_time = np.abs(first[1][is_known] - first[0][is_known]) <= 1
+    row = mean_metric(in_time, reader.episodes[chosen][is_known])
+    row.baselines["copy_last"] = Metric(0.0)
+    return {"rollout/loss_in_time": row}
