@@ -48,6 +48,8 @@ RESULTS = [  # label, metric, baseline
     ("lives right at 50", "rollout/lives_right@50", COPY),
     ("reward F1", "reward/f1", ""),
     ("termination F1", "termination/f1", ""),
+    ("end of a game said within one step, from three before", "termination/in_time", COPY),
+    ("loss of a ball shown within one step", "rollout/loss_in_time", COPY),
     *((f"right branch in forks at {h}", f"forks/right_branch@{h}", CHANCE) for h in (1, 8)),
     ("right branch by pixels at 8", "forks/right_branch_pixels@8", CHANCE),
     ("long dreams: steps with a ball", "long/ball_seen", REAL),
