@@ -270,8 +270,8 @@ def test_windows_with_an_event_get_their_share_of_the_draws():
     with_event, with_end = list(range(493, 498)), list(range(693, 698))
     assert favoured.tolist() == with_event + with_end  # 500 is one of the five predicted steps
     assert chances.sum() == pytest.approx(1)
-    assert chances[with_event].sum() == pytest.approx(0.4 * 0.95 / 2 + 0.6 * 5 / 900)
-    assert chances[with_end].sum() == pytest.approx(0.4 * (0.95 / 2 + 0.05) + 0.6 * 5 / 900)
+    assert chances[with_event].sum() == pytest.approx(0.4 * 0.9 / 2 + 0.6 * 5 / 900)
+    assert chances[with_end].sum() == pytest.approx(0.4 * (0.9 / 2 + 0.1) + 0.6 * 5 / 900)
     assert event_chances(events, ends, starts, 4, 5, share=0.0) is None
     never = np.zeros(1000, bool)
     assert event_chances(never, never, starts, 4, 5, share=0.4) is None
