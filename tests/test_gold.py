@@ -346,6 +346,16 @@ def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
     assert not [name for name in names if "brick" in name or "lives" in name]
 
 
+def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tmp_path, capsys):
+    played = ["--frames", "900", "--policy", "scripted"]
+    _, last = _judged_untrained(tmp_path, capsys, "pong", 6, *played, judged=["--starts", "any"])
+    assert last["settings"]["strata"] == ["any"] and "--starts any" in last["flags"]
+    assert "rollout/ball_hit_2px@5" in last["metrics"]
+    assert not [name for name in last["metrics"] if "[" in name or "loss_in_time" in name]
+    with pytest.raises(ValueError, match="--starts any needs --data"):
+        gold_eval.main(["--checkpoint", "shipped", "--starts", "any"])
+
+
 def test_results_of_other_data_refuse_to_be_compared():
     facts = {"data_sha256": "a", "evaluator": 1, "settings": {}}
 

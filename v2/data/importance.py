@@ -278,7 +278,7 @@ def _near_motion(history: torch.Tensor, grid: tuple[int, int]) -> list[torch.Ten
 
 
 def _is_rare(frame: torch.Tensor) -> torch.Tensor:
-    """Tell which tokens of frames (B, N) occur in at most one cell of 64."""
+    """Tell which tokens of frames (B, N), below 256, occur in at most one cell of 64."""
     counts = frame.new_zeros(len(frame), 256).scatter_add_(1, frame, torch.ones_like(frame))
     return counts.gather(1, frame) <= frame.shape[1] // 64
 

@@ -33,6 +33,7 @@ class Dreams:
     horizons: list[int]
     frames: np.ndarray  # uint8 (B, len(horizons), 84, 64, 3)
     tokens: np.ndarray  # uint8 or more (B, len(horizons), N)
+    ends: np.ndarray  # (B, len(horizons)): how probable it is that the step ends the game
 
     def at(self, horizon: int) -> tuple[np.ndarray, np.ndarray]:
         """Return frames and tokens of one horizon."""
@@ -59,17 +60,17 @@ def dream(
     batches = []
     for chunk in chunks(len(history)):
         engine.reset(history[chunk], past_actions[chunk])
-        frames, tokens = [], []
+        frames, tokens, ends = [], [], []
         for h in range(1, max(horizons) + 1):
             frame = engine.step(actions[chunk, h - 1].astype(np.int64))
             if h in horizons:
                 frames.append(frame)
                 tokens.append(flat(engine.tokens))
+                ends.append(engine.last_terminated)
             if progress:
                 progress(len(frame))
-        batches.append((np.stack(frames, 1), np.stack(tokens, 1)))
-    frames, tokens = (np.concatenate(part) for part in zip(*batches, strict=True))
-    return Dreams(list(horizons), frames, tokens)
+        batches.append([np.stack(part, 1) for part in (frames, tokens, ends)])
+    return Dreams(list(horizons), *map(np.concatenate, zip(*batches, strict=True)))
 
 
 def encode(engine: Engine, frames: np.ndarray) -> np.ndarray:

@@ -212,8 +212,12 @@ def _flags(args, source: str) -> str:
     return text + ("" if args.second_look else " --no-second-look")
 
 
-def _set_of_data(path: Path, game: str, tier: Tier, kind: str) -> EvaluationSet:
-    """Judge on a recording: its validation games, or all of it where it has none apart."""
+def _set_of_data(path: Path, game: str, tier: Tier, which: str) -> EvaluationSet:
+    """Judge on a recording: its validation games, or all of it where it has none apart.
+
+    Args:
+        which: the `--starts` of the rollouts.
+    """
     data = load_game_data(path)
     if data.meta["game"] != game:
         raise ValueError(f"{path} holds {data.meta['game']}, not {game}: give --game or other data")
@@ -225,7 +229,7 @@ def _set_of_data(path: Path, game: str, tier: Tier, kind: str) -> EvaluationSet:
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
     try:
-        if kind == "any":
+        if which == "any":
             starts = random_starts(data, tier.rollouts, tier.rollout_steps, rng)
             strata = [ANY] * len(starts)
         else:

@@ -43,7 +43,9 @@ def rollout_scores(
     if truth.has_truth(clips.game):
         reader = Reader(clips, dreams)
         for h in horizons:
-            scores |= _ball_rows(reader, h, kept[h])
+            ceiling = truth.read_frames(clips.game, kept[h])
+            rows = _ball_rows(reader, h, ceiling=ceiling)
+            scores |= {f"rollout/{row}@{h}": metric for row, metric in rows.items()}
             scores |= _other_rows(reader, h)
         scores["rollout/ball_half_life"] = _half_life_row(reader)
         scores |= _loss_row(reader)
@@ -141,17 +143,11 @@ def _hits(true: Objects, seen: Objects, radius: float) -> np.ndarray:
     return counts["hits"] & ~counts["duplicates"]
 
 
-def _ball_rows(reader: Reader, h: int, kept: np.ndarray) -> Scores:
-    ceiling = truth.read_frames(reader.clips.game, kept)
-    everywhere = np.ones(len(reader.clips), bool)
-    scores = _ball_rows_of(reader, h, everywhere, {"ceiling": ceiling})
-    return {f"rollout/{row}@{h}": metric for row, metric in scores.items()}
-
-
-def _ball_rows_of(reader: Reader, h: int, chosen: np.ndarray, others: dict) -> Scores:
-    """Score the ball in the chosen clips, (B,), its baselines in the same rows."""
+def _ball_rows(reader: Reader, h: int, chosen=np.s_[:], ceiling: Objects | None = None) -> Scores:
+    """Score the ball in the chosen clips, its baselines in the same rows."""
     true, episodes = reader.true[h][chosen], reader.episodes[chosen]
     rows = ball_rows(true, reader.seen[h][chosen], episodes)
+    others = {} if ceiling is None else {"ceiling": ceiling}
     for name, objects in (others | reader.guesses(h)).items():
         for row, metric in ball_rows(true, objects[chosen], episodes).items():
             rows[row].baselines[name] = metric
@@ -245,7 +241,7 @@ def _stratum_rows(reader: Reader, horizons) -> Scores:
     for stratum in strata_of(reader.clips.game):
         chosen = reader.clips.strata == stratum
         for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):
-            rows = _ball_rows_of(reader, h, chosen, {})
+            rows = _ball_rows(reader, h, chosen)
             scores |= {f"rollout/{row}[{stratum}]@{h}": rows[row] for row in STRATUM_ROWS}
     return scores
 
@@ -257,13 +253,11 @@ def _loss_row(reader: Reader) -> Scores:
     """
     chosen = reader.clips.strata == strata_of(reader.clips.game)[-1]
     counter = "lives" if (reader.true[0].lives >= 0).any() else "score"
-    start = getattr(reader.true[0], counter)[chosen]
-    steps = sorted(reader.seen)
-    if not chosen.any() or steps != list(range(1, len(steps) + 1)):
+    if not chosen.any():
         return {}
-    first = []
+    start, first = getattr(reader.true[0], counter)[chosen], []
     for shown in (reader.true, reader.seen):
-        digits = np.stack([getattr(shown[h], counter)[chosen] for h in steps], 1)
+        digits = np.stack([getattr(shown[h], counter)[chosen] for h in reader.seen], 1)
         is_other = (digits != start[:, None]) & (digits >= 0)
         first.append(np.where(is_other.any(1), is_other.argmax(1), np.inf))
     is_known = np.isfinite(first[0]) & (start >= 0)
