@@ -56,7 +56,8 @@ class Preset:
 PRESETS = {
     "default": Preset(
         200_000, ("--epochs", "50"),
-        ("--epochs", "75", "--rollout-steps", "5", "--rollout-ratio", "0.5"), ("--tier", "gold"),
+        ("--epochs", "75", "--rollout-steps", "5", "--rollout-ratio", "0.5",
+         "--history-noise", "0.15"), ("--tier", "gold"),
     ),
     "smoke": Preset(
         4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),
@@ -101,7 +102,10 @@ def main(argv=None) -> int:
         "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
     )  # fmt: skip
     if game_id(args.game) in GOLD_SHA256:
-        pipeline.run(EVALUATE, "--checkpoint", world_model / "best.pt", *preset.evaluation)
+        results = ("--json", world_model / "gold.json", "--model-card", world_model / "gold.md")
+        judged = world_model / "best.pt"
+        pipeline.run(EVALUATE, "--checkpoint", judged, *results, *preset.evaluation)
+        print(f"its results: {world_model / 'gold.md'}")
     else:
         print(f"no gold set for {args.game}: gold_eval.py --data FILE judges a recording")
     peak = max(matrix_products(choose_device("auto"), 1.0).values())
