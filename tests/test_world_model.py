@@ -17,7 +17,14 @@ from v2.data.importance import (
 from v2.device import autocast, choose_device
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import Subset, TemporalWorldModel, WorldModelConfig
-from v2.rollout import Sampling, change_probs, choose_tokens, predict_next, unroll
+from v2.rollout import (
+    Sampling,
+    change_probs,
+    choose_tokens,
+    decide_first,
+    predict_next,
+    unroll,
+)
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
 
 GRID = (21, 16)
@@ -107,40 +114,85 @@ def test_a_given_token_changes_the_prediction_of_the_others(world_model):
     assert not torch.allclose(told[0, 200:], free[0, 200:], atol=1e-3)
 
 
-def test_an_open_outcome_becomes_one_whole_object():
-    """An object of three cells appears somewhere; each cell alone would rather stay empty."""
+def _learnt(next_tokens):
+    """Train a small model on frames of 3 x 18 empty cells that `next_tokens` fills, (64, 54)."""
     torch.manual_seed(0)
-    height, width, places = 3, 18, 6
+    height, width = 3, 18
     model = TemporalWorldModel(
         WorldModelConfig(4, 4, height, width, dim=32, heads=2, layers=2, ffn_dim=64)
     )
-    codebook = torch.eye(4)
     loss = WorldModelLoss(
-        LossConfig(outcome_weight=0.0, given_share=0.5), codebook, torch.ones(54), (height, width),
-        torch.device("cpu"),
+        LossConfig(outcome_weight=0.0, given_share=0.5), torch.eye(4), torch.ones(54),
+        (height, width), torch.device("cpu"),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     for _ in range(300):
         tokens = torch.zeros(64, 5, 54, dtype=torch.long)
-        first = 18 + 3 * torch.randint(places, (64, 1))
-        for k in range(3):
-            tokens[:, 4].scatter_(1, first + k, k + 1)
+        tokens[:, 4] = next_tokens()
         outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
         windows = Windows(tokens, torch.zeros(64, 4, dtype=torch.long), *outcome)
         is_forced, given_draws = torch.zeros(64, 1, dtype=torch.bool), torch.rand(64, 1, 2)
         loss(model, windows, is_forced, given_draws=given_draws)
         optimizer.step()
         optimizer.zero_grad()
+    return model.eval(), (windows.tokens[:1, :4], windows.actions[:1])
+
+
+def test_an_open_outcome_becomes_one_whole_object():
+    """An object of three cells appears somewhere; each cell alone would rather stay empty."""
+
+    def next_tokens(places=6):
+        first = 18 + 3 * torch.randint(places, (64, 1))
+        parts = torch.arange(3)
+        empty = torch.zeros(64, 54, dtype=torch.long)
+        return empty.scatter(1, first + parts, parts.expand(64, 3) + 1)
+
+    model, start = _learnt(next_tokens)
     with torch.no_grad():
-        tokens, *_ = predict_next(model.eval(), windows.tokens[:1, :4], windows.actions[:1])
+        tokens, *_ = predict_next(model, *start)
         generator = torch.Generator().manual_seed(0)
-        start = windows.tokens[:1, :4], windows.actions[:1]
         sampled = [predict_next(model, *start, Sampling(0.5), generator) for _ in range(20)]
     first = tokens[0].nonzero()[0].item()
     assert tokens[0].nonzero().flatten().tolist() == [first, first + 1, first + 2]
     assert tokens[0, first : first + 3].tolist() == [1, 2, 3]
     assert len({tuple(tokens[0].tolist()) for tokens, *_ in sampled}) > 2
     assert sum((tokens > 0).sum() == 3 for tokens, *_ in sampled) >= 16
+
+
+def test_cells_that_are_not_sure_agree_on_one_outcome():
+    """The likeliest token of both is 2, which is never seen in both."""
+    outcomes = torch.tensor([[1, 2], [3, 2], [2, 1], [2, 3]])
+
+    def next_tokens():
+        tokens = torch.zeros(64, 54, dtype=torch.long)
+        tokens[:, 20:22] = outcomes[torch.randint(len(outcomes), (64,))]
+        return tokens
+
+    model, start = _learnt(next_tokens)
+    with torch.no_grad():
+        alone, *_ = predict_next(model, *start, Sampling(min_sure=0.0))
+        together, *_ = predict_next(model, *start)
+    assert alone[0, 20:22].tolist() == [2, 2]
+    assert together[0, 20:22].tolist() in outcomes.tolist() and together.count_nonzero() == 2
+
+
+def test_one_token_that_is_not_sure_needs_no_second_look():
+    """What it is given would be itself. The least sure change is decided, never one that stays."""
+    last = torch.zeros(4, 6, dtype=torch.long)
+    probs = torch.full((4, 6, 4), 0.001)
+    probs[..., 0] = 0.997  # all stay, surely
+    for row, cell, token, chance in (
+        (0, 1, 2, 0.7),
+        (1, 1, 2, 0.7), (1, 4, 3, 0.6),
+        (2, 1, 2, 0.7), (2, 4, 0, 0.5),
+        (3, 1, 2, 0.9), (3, 4, 3, 0.9),
+    ):  # fmt: skip
+        probs[row, cell] = (1 - chance) / 3
+        probs[row, cell, token] = chance
+    zero = torch.zeros(4, 6)
+    given = decide_first(probs.log(), zero, last, zero)
+    assert [row.tolist() for row in (given < 4).nonzero()] == [[1, 4], [2, 1]]
+    assert given[1, 4] == 3 and given[2, 1] == 2
 
 
 def test_a_frame_without_doubt_is_predicted_once(world_model):

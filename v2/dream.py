@@ -62,7 +62,7 @@ class DreamEngine:
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
 
         Args:
-            second_look: predict a frame once more where it lacks changes (v2.rollout).
+            second_look: predict a frame once more where its outcome is open (v2.rollout).
 
         Raises:
             FileNotFoundError, ValueError: no such weights, or weights that do not fit together.

@@ -5,9 +5,10 @@ times, feeding its own tokens back unless the truth is given for a sample. Horiz
 after the last real frame. Knows nothing of pixels, files or losses.
 
 Positions are predicted side by side, so where the outcome is open each by itself would rather stay
-as it is, and an object is left out. Where more changes are expected than chosen, one of them is
-decided first and the frame is predicted once more with it given. So it goes with time: what has one
-chance in ten at every step would never come, and is decided when it is overdue.
+as it is, and an object is left out; or each chooses another outcome, and it is doubled or a digit
+becomes no number. Where more changes are expected than chosen, or those chosen are not sure, one
+of them is decided first and the frame is predicted once more with it given. So it goes with time:
+what has one chance in ten at every step would never come, and is decided when it is overdue.
 """
 
 import math
@@ -30,6 +31,7 @@ class Sampling:
     temperature: float = 0.0  # 0: greedy; else at least MIN_TEMPERATURE
     top_k: int = 0  # 0: all codes
     max_missing: float = 0.5  # changes expected beyond those chosen; inf: never a second look
+    min_sure: float = 0.8  # probability of a token; where several have less, one is decided first
     max_doubt: float = 1.0  # changes expected of one token over time that never came
 
     def __post_init__(self):
@@ -41,6 +43,8 @@ class Sampling:
             raise ValueError(f"top_k must be at least 0, got {self.top_k}")
         if self.max_missing < 0:
             raise ValueError(f"max_missing must be at least 0, got {self.max_missing}")
+        if not 0 <= self.min_sure <= 1:
+            raise ValueError(f"min_sure must be 0 to 1, got {self.min_sure}")
         if self.max_doubt <= 0:
             raise ValueError(f"max_doubt must be above 0, got {self.max_doubt}")
 
@@ -135,33 +139,43 @@ def decide_first(
     logits: torch.Tensor, change: torch.Tensor, last: torch.Tensor, doubt: torch.Tensor,
     sampling: Sampling = GREEDY, generator: torch.Generator | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Decide one change of each frame that lacks some, int64 (B, N): its token, K elsewhere.
+    """Decide one change of each frame that is open, int64 (B, N): its token, K elsewhere.
 
-    A frame lacks changes where the sum of their probabilities exceeds the number of those that the
-    likeliest tokens make by more than `max_missing`. Decided is the most probable of the others;
-    with a temperature one drawn in proportion. It also lacks one where a token was doubted for so
-    long that `max_doubt` changes of it were to be expected: it is the one that is decided.
+    A frame is open where
+
+    - a token was doubted for so long that `max_doubt` changes of it were to be expected: that one
+      changes;
+    - or several tokens are less probable than `min_sure`, one of them a change: decided is the
+      least probable of the changes, which tells most about the others;
+    - or changes are lacking: the sum of their probabilities exceeds the number of those that the
+      likeliest tokens make by more than `max_missing`. Decided is the most probable of the others,
+      with a temperature one drawn in proportion.
 
     Args:
         logits: (B, N, K); change: `change_probs`, (B, N); last: the frame before, (B, N).
         doubt: (B, N), the sum of `change` over the steps in which the token was doubted and stayed.
     """
     K = logits.shape[-1]
-    is_chosen = logits.argmax(-1) != last
+    sure, likeliest = logits.softmax(-1).max(-1)
+    is_chosen = likeliest != last
     is_lacking = (change - is_chosen.float()).sum(1, keepdim=True) > sampling.max_missing
     others = change.masked_fill(is_chosen, 0)
     if sampling.temperature:
         place = torch.multinomial(others + 1e-9, 1, generator=generator)  # all may be zero
     else:
         place = others.argmax(1, keepdim=True)
+    least_sure, unsure = sure.masked_fill(~is_chosen, torch.inf).min(1, keepdim=True)
+    is_unsure = least_sure < sampling.min_sure
+    is_unsure &= (sure < sampling.min_sure).sum(1, keepdim=True) > 1
+    place = torch.where(is_unsure, unsure, place)
     doubt, doubted = doubt.masked_fill(is_chosen, 0).max(1, keepdim=True)
     is_overdue = doubt >= sampling.max_doubt
     place = torch.where(is_overdue, doubted, place)
-    is_lacking = is_lacking | is_overdue
     there = logits.scatter(2, last.unsqueeze(2), -torch.inf)
     there = there.gather(1, place.unsqueeze(2).expand(-1, -1, K))  # (B, 1, K)
     token = choose_tokens(there, sampling, generator)
-    return torch.full_like(last, K).scatter(1, place, torch.where(is_lacking, token, K))
+    is_open = is_lacking | is_unsure | is_overdue
+    return torch.full_like(last, K).scatter(1, place, torch.where(is_open, token, K))
 
 
 def _look_again(model, history, actions, change, given) -> tuple[Prediction, torch.Tensor]:

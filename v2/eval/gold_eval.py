@@ -119,7 +119,7 @@ def build_parser():
     parser.add_argument("--temperature", type=command_line.temperature, default=0.0,
                         help="of sampled tokens; 0: the likeliest")  # fmt: skip
     parser.add_argument("--second-look", action=argparse.BooleanOptionalAction, default=True,
-                        help="predict a frame once more where it lacks changes")  # fmt: skip
+                        help="predict a frame once more where its outcome is open")  # fmt: skip
     gold = TIERS["gold"]
     parser.add_argument("--long-dreams", type=command_line.non_negative_int,
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
