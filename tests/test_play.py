@@ -34,7 +34,7 @@ from v2.dream import DreamEngine
 from v2.eval import truth
 from v2.forks import Forks
 from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import run_window
+from v2.play_loop import Worker, run_window
 from v2.play_session import HISTORY_FRAMES, PlaySession
 from v2.players import Players, player_names
 from v2.recording import (
@@ -364,9 +364,9 @@ class FakeWindow:
 def test_the_last_step_in_a_window_is_recorded_too(tmp_path):
     session = PlaySession(make_atari_env("breakout"), FakeEngine(seconds=0.02))
     players = Players("breakout", ActionMap(BREAKOUT), "random", 0)
-    with open_recording(tmp_path / "a.gif", 60) as gif:
+    with open_recording(tmp_path / "a.gif", 60) as gif, Worker() as worker:
         game = PlayGame(session, players, SETTINGS, recording=gif)
-        run_window(game, FakeWindow(), False, max_steps=5)
+        run_window(game, FakeWindow(), worker, False, max_steps=5)
     assert gif.num_frames == session.num_steps == 5
 
 
@@ -747,6 +747,27 @@ def test_the_window_is_closed_before_anything_is_saved(
     _, lines = run_main(capsys, "--record", tmp_path / "a.mp4", "--save-data", tmp_path / "a.npz")
     assert was_open == [False, False] and "saving ..." in lines
     assert json.loads(lines[-1])["steps"] > 0
+
+
+def test_models_are_loaded_and_run_on_one_thread_that_is_not_the_windows(
+    dummy_window, capsys, monkeypatch
+):
+    """Computing in parallel on a second thread makes a step take half as long again."""
+    engine, threads = FakeEngine(), []
+
+    def noted(job):
+        def on_this_thread(*args, **flags):
+            threads.append(threading.get_ident())
+            return job(*args, **flags)
+
+        return on_this_thread
+
+    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", noted(lambda *a, **k: engine))
+    for name in ("reset", "step", "encode"):
+        monkeypatch.setattr(engine, name, noted(getattr(engine, name)))
+    threading.Thread(target=press_q, args=[engine]).start()
+    run_main(capsys)
+    assert len(threads) > 6 and len(set(threads)) == 1 and threading.get_ident() not in threads
 
 
 def test_two_equal_games_give_a_file_that_can_be_read(fake_weights, tmp_path, capsys):

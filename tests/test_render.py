@@ -11,7 +11,7 @@ from tests.fake_engine import FakeEngine
 from v2.controls import PLAY_KEYS, REPLAY_KEYS, ActionMap
 from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.play_game import HINT, PlayGame, PlaySettings
-from v2.play_loop import FOCUS_HINT, Clock, run_window
+from v2.play_loop import FOCUS_HINT, Clock, Worker, run_window
 from v2.play_session import PlaySession
 from v2.players import Players
 from v2.recording import EpisodeTape
@@ -202,8 +202,8 @@ def keys(*pressed):
 
 
 def run(game, window, *plan, max_steps=0):
-    with Typist(game, [*plan, (lambda game: True, keys(pygame.K_q))]):
-        run_window(game, window, stop=False, max_steps=max_steps)
+    with Typist(game, [*plan, (lambda game: True, keys(pygame.K_q))]), Worker() as worker:
+        run_window(game, window, worker, stop=False, max_steps=max_steps)
     game.close()
 
 
@@ -360,8 +360,8 @@ def test_the_window_answers_while_the_model_thinks(window, tmp_path):
 def test_an_error_of_the_model_reaches_the_person(window, tmp_path):
     game = make_game(tmp_path)
     game.session.engine.step = lambda action: (_ for _ in ()).throw(ValueError("broken weights"))
-    with pytest.raises(ValueError, match="broken weights"):
-        run_window(game, window, stop=False)
+    with pytest.raises(ValueError, match="broken weights"), Worker() as worker:
+        run_window(game, window, worker, stop=False)
 
 
 def test_missed_steps_are_not_made_up_for():
@@ -374,7 +374,8 @@ def test_missed_steps_are_not_made_up_for():
 
 def test_a_fast_machine_keeps_the_games_time(window, tmp_path):
     game = make_game(tmp_path, steps_per_second=15.0)
-    run_window(game, window, stop=False, max_steps=20)
+    with Worker() as worker:
+        run_window(game, window, worker, stop=False, max_steps=20)
     assert game.speed.mean_steps_per_second == pytest.approx(15, rel=0.1)
 
 

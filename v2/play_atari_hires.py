@@ -15,6 +15,7 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 import contextlib
+import functools
 import json
 import os
 
@@ -26,7 +27,7 @@ from v2.data.atari_dataset import EmulatorConfig, make_atari_env
 from v2.dream import DreamEngine
 from v2.files import check_output
 from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import run_headless, run_window
+from v2.play_loop import Worker, run_headless, run_window
 from v2.play_session import PlaySession
 from v2.players import Players, player_names
 from v2.render import MAX_SCALE, Pane, View
@@ -99,7 +100,7 @@ def main(argv=None) -> int:
         check_output(args.record)
     game, columns = EmulatorConfig(game=args.game).game, 4 if args.replay else 2
     with contextlib.ExitStack() as stack:
-        window = None
+        window = worker = None
         if not args.headless:  # first of all: a missing display is said before weights are loaded
             commands, inputs = (REPLAY_COMMANDS, {}) if args.replay else (PLAY_COMMANDS, INPUT_KEYS)
             advice = REPLAY_ADVICE if args.replay else PLAY_ADVICE
@@ -108,18 +109,26 @@ def main(argv=None) -> int:
             panes = (Pane("", None, "panel"),) * columns
             title = game.replace("_", " ").title()
             window.show(View(title, panes, "loading the weights ...", columns))
+            worker = stack.enter_context(Worker())
         name = args.run or args.checkpoint or "latest"
-        engine = DreamEngine.load(name, game, args.device, args.temperature, seed=args.seed)
+        load = functools.partial(DreamEngine.load, seed=args.seed)
+        engine = _on(worker, load, name, game, args.device, args.temperature)
         print(f"weights: {engine.source}", flush=True)
         emulator = emulator_of(engine, game)
         stop = stack.enter_context(command_line.StopRequest())
         if args.replay:
-            browser = Replay(args.replay, engine, emulator, args.episode, args.fps, args.clips)
+            flags = args.replay, engine, emulator, args.episode, args.fps, args.clips
+            browser = worker.call(Replay, *flags)
             with window:  # closed before a clip is waited for
-                run_window(browser, window, stop)
+                run_window(browser, window, worker, stop)
             browser.close()
             return stop.exit_code
-        return play(args, emulator, engine, window, stop)
+        return play(args, emulator, engine, window, worker, stop)
+
+
+def _on(worker: Worker | None, job, *args):
+    """Do a job on the models' thread, if there is one."""
+    return worker.call(job, *args) if worker else job(*args)
 
 
 def _check_flags(args) -> None:
@@ -147,7 +156,9 @@ def emulator_of(engine, game: str) -> EmulatorConfig:
     return emulator
 
 
-def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
+def play(
+    args, emulator: EmulatorConfig, engine, window: Window | None, worker: Worker | None, stop
+) -> int:
     """Play until the end, then say what was saved and print the figures as the last line."""
     env = make_atari_env(config=emulator)
     actions = ActionMap(env.action_meanings, ALIASES.get(emulator.game))
@@ -157,7 +168,7 @@ def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
     if args.save_data:
         tape = recording.EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
         seed = tape.first_game_seed(args.seed)
-    session = PlaySession(env, engine, seed, tape)
+    session = _on(worker, PlaySession, env, engine, seed, tape)
     if args.dream_only:
         session.set_mode("dream")
     fps = args.fps or emulator.steps_per_second
@@ -174,7 +185,7 @@ def play(args, emulator: EmulatorConfig, engine, window, stop) -> int:
             game = PlayGame(session, players, settings, script, video if args.record else None)
             if window:
                 with window:  # closed before anything is saved
-                    run_window(game, window, stop, steps)
+                    run_window(game, window, worker, stop, steps)
             else:
                 run_headless(game, stop, steps)
             if args.record or args.save_data:

@@ -1,7 +1,7 @@
 """The loops of play: with a window in real time, without one as fast as it goes.
 
 Contract: a step is only begun when the one before has ended, with the keys of that very moment, so
-input never queues; a machine that is too slow plays slower and says so. The models run on a thread
+input never queues; a machine that is too slow plays slower and says so. The models live on a thread
 of their own, one job at a time, so the window answers while they think.
 """
 
@@ -69,7 +69,11 @@ class Clock:
 
 
 class Worker:
-    """A thread that does one job at a time and hands errors back."""
+    """A thread that does one job at a time and hands errors back.
+
+    Models are loaded on it, too: as soon as two threads have computed in parallel, OpenMP counts
+    more threads than cores, lets none of them spin, and a step takes half as long again.
+    """
 
     def __init__(self):
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="dream")
@@ -81,6 +85,11 @@ class Worker:
 
     def __exit__(self, *exception) -> None:
         self._executor.shutdown(wait=True)
+
+    def call(self, job: Callable, *args):
+        """Do a job, wait for it and return its result."""
+        assert self.is_idle
+        return self._executor.submit(job, *args).result()
 
     @property
     def is_idle(self) -> bool:
@@ -109,32 +118,31 @@ class Worker:
         self._timing = (began, time.perf_counter())
 
 
-def run_window(game, window, stop, max_steps: int = 0) -> None:
+def run_window(game, window, worker: Worker, stop, max_steps: int = 0) -> None:
     """Play in a window until someone quits, `stop` is set or `max_steps` are done.
 
     Args:
         game: a PlayGame or a Replay.
     """
     clock, drawn = Clock(game.steps_per_second), 0.0
-    with Worker() as worker:
-        while not (stop or game.is_over or 0 < max_steps <= game.num_steps):
-            commands = window.poll()
-            for command in commands:
-                game.command(command)
-            has_ended = worker.finished()
-            if has_ended:
-                game.job_done(*worker.timing)
-            if worker.is_idle:
-                _start_job(game, window, worker, clock)
-            wait = clock.period if game.is_animated else QUIET_SECONDS
-            if commands or has_ended or time.perf_counter() - drawn > wait:
-                window.show(game.view("" if window.has_seen_key else FOCUS_HINT))
-                drawn = time.perf_counter()
-            time.sleep(IDLE_SECONDS)
-        while not worker.is_idle:  # the step that was running belongs to the recording, too
-            if worker.finished():
-                game.job_done(*worker.timing)
-            time.sleep(IDLE_SECONDS)
+    while not (stop or game.is_over or 0 < max_steps <= game.num_steps):
+        commands = window.poll()
+        for command in commands:
+            game.command(command)
+        has_ended = worker.finished()
+        if has_ended:
+            game.job_done(*worker.timing)
+        if worker.is_idle:
+            _start_job(game, window, worker, clock)
+        wait = clock.period if game.is_animated else QUIET_SECONDS
+        if commands or has_ended or time.perf_counter() - drawn > wait:
+            window.show(game.view("" if window.has_seen_key else FOCUS_HINT))
+            drawn = time.perf_counter()
+        time.sleep(IDLE_SECONDS)
+    while not worker.is_idle:  # the step that was running belongs to the recording, too
+        if worker.finished():
+            game.job_done(*worker.timing)
+        time.sleep(IDLE_SECONDS)
 
 
 def _start_job(game, window, worker: Worker, clock: Clock) -> None:

@@ -1,4 +1,4 @@
-"""Copy the rows of README's results tables from the model cards of Breakout and Pong.
+"""Copy the rows of README's results tables from the model cards.
 
     python v2/eval/readme_tables.py
 """
@@ -20,7 +20,11 @@ from v2.files import write_text
 from v2.run_dir import CHECKPOINTS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-GAMES = ("breakout", "pong")
+CARDS = {
+    "Breakout": game_directory(CHECKPOINTS, "breakout") / "README.md",
+    "Breakout in two hours": README.parent / "docs" / "breakout_two_hours.md",
+    "Pong": game_directory(CHECKPOINTS, "pong") / "README.md",
+}
 TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 5, 10, 20, 50)
 BESIDE_TRACKED = {
     "constant velocity, ball within 2 px": "constant_velocity",
@@ -88,7 +92,7 @@ def with_tables(readme: str) -> str:
     Raises:
         ValueError: it has no such table.
     """
-    cards = [read_card(game_directory(CHECKPOINTS, game) / "README.md") for game in GAMES]
+    cards = [read_card(path) for path in CARDS.values()]
     for lines in (results_table(cards), tokenizer_table(cards)):
         start = readme.find(lines[0])
         if start < 0:
@@ -108,7 +112,8 @@ def read_card(path: Path) -> Card:
 
 
 def results_table(cards: list[Card]) -> list[str]:
-    lines = ["| | Breakout | copy-last | Pong | copy-last |", "|---|---|---|---|---|"]
+    lines = ["| " + "".join(f"| {name} | copy-last " for name in CARDS) + "|"]
+    lines += ["|---" * (1 + 2 * len(CARDS)) + "|"]
     for label, name, baseline in RESULTS:
         cells = []
         for card in cards:
@@ -125,11 +130,11 @@ def _hits_line(cards: list[Card], label: str, baseline: str) -> str:
     """Return the row of a baseline of the tracked ball, at all horizons in one cell."""
     cells = [", ".join(card[f"rollout/ball_hit_2px@{h}"][1][baseline] for h in HIT_HORIZONS)
              for card in cards]  # fmt: skip
-    return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {cells[0]} |  | {cells[1]} |  |"
+    return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' |  | '.join(cells)} |  |"
 
 
 def tokenizer_table(cards: list[Card]) -> list[str]:
-    lines = ["| tokenizer round trip | Breakout | Pong |", "|---|---|---|"]
+    lines = [f"| tokenizer round trip | {' | '.join(CARDS)} |", "|---" * (1 + len(CARDS)) + "|"]
     for label, name in TOKENIZER.items():
         values = [card.get(f"tokenizer/{name}", ("", {}))[0] for card in cards]
         lines.append(f"| {label} | {' | '.join(values)} |")
