@@ -22,7 +22,6 @@ from v2.run_dir import CHECKPOINTS
 README = Path(__file__).resolve().parents[2] / "README.md"
 CARDS = {
     "Breakout": game_directory(CHECKPOINTS, "breakout") / "README.md",
-    "Breakout in two hours": README.parent / "docs" / "breakout_two_hours.md",
     "Pong": game_directory(CHECKPOINTS, "pong") / "README.md",
 }
 TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 5, 10, 20, 50)
