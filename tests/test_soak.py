@@ -120,7 +120,7 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
         return done
 
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", counted)
-    flags = ["--steps", str(soak.num_steps), "--rollout-steps", "3", "--save-minutes", "0.1",
-             "--eval-steps", str(2 * soak.per_block)]  # fmt: skip
+    flags = ["--steps", str(soak.num_steps), "--rollout-steps", "3", "--rollout-start", "0",
+             "--save-minutes", "0.1", "--eval-steps", str(soak.per_block)]  # fmt: skip
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, *flags)) == 0
     soak.check()
