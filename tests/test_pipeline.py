@@ -195,6 +195,8 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
         pipeline.EVALUATE,
     ]  # fmt: skip
     assert all(args.smoke == (preset == "smoke") for _, args in stages if "smoke" in args)
+    judged = stages[-1][1]  # its results are kept beside the weights
+    assert judged.json.parent == judged.model_card.parent == Path(judged.checkpoint).parent
     if preset == "default":  # what ends in two hours
         args = stages[3][1]
         assert args.epochs * args.samples_per_epoch == 3000 * args.batch_size

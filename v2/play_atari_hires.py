@@ -15,7 +15,6 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 import contextlib
-import functools
 import json
 import os
 
@@ -111,14 +110,15 @@ def main(argv=None) -> int:
             window.show(View(title, panes, "loading the weights ...", columns))
             worker = stack.enter_context(Worker())
         name = args.run or args.checkpoint or "latest"
-        load = functools.partial(DreamEngine.load, seed=args.seed)
-        engine = _on(worker, load, name, game, args.device, args.temperature)
+        sampling = {"temperature": args.temperature, "seed": args.seed}
+        engine = _on(worker, DreamEngine.load, name, game, args.device, **sampling)
         print(f"weights: {engine.source}", flush=True)
         emulator = emulator_of(engine, game)
         stop = stack.enter_context(command_line.StopRequest())
         if args.replay:
-            flags = args.replay, engine, emulator, args.episode, args.fps, args.clips
-            browser = worker.call(Replay, *flags)
+            browser = worker.call(
+                Replay, args.replay, engine, emulator, args.episode, args.fps, args.clips
+            )
             with window:  # closed before a clip is waited for
                 run_window(browser, window, worker, stop)
             browser.close()
@@ -126,9 +126,9 @@ def main(argv=None) -> int:
         return play(args, emulator, engine, window, worker, stop)
 
 
-def _on(worker: Worker | None, job, *args):
+def _on(worker: Worker | None, job, *args, **flags):
     """Do a job on the models' thread, if there is one."""
-    return worker.call(job, *args) if worker else job(*args)
+    return worker.call(job, *args, **flags) if worker else job(*args, **flags)
 
 
 def _check_flags(args) -> None:

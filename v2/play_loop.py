@@ -86,10 +86,10 @@ class Worker:
     def __exit__(self, *exception) -> None:
         self._executor.shutdown(wait=True)
 
-    def call(self, job: Callable, *args):
+    def call(self, job: Callable, *args, **flags):
         """Do a job, wait for it and return its result."""
         assert self.is_idle
-        return self._executor.submit(job, *args).result()
+        return self._executor.submit(job, *args, **flags).result()
 
     @property
     def is_idle(self) -> bool:
@@ -123,6 +123,7 @@ def run_window(game, window, worker: Worker, stop, max_steps: int = 0) -> None:
 
     Args:
         game: a PlayGame or a Replay.
+        worker: the thread that the game's models were loaded on.
     """
     clock, drawn = Clock(game.steps_per_second), 0.0
     while not (stop or game.is_over or 0 < max_steps <= game.num_steps):
