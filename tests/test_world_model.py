@@ -16,7 +16,12 @@ from v2.data.importance import (
 )
 from v2.device import autocast, choose_device
 from v2.dream import DreamEngine
-from v2.models.temporal_world_model import Subset, TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import (
+    Prediction,
+    Subset,
+    TemporalWorldModel,
+    WorldModelConfig,
+)
 from v2.rollout import (
     Sampling,
     change_probs,
@@ -458,6 +463,23 @@ def test_a_second_look_sees_what_is_given_and_stands_for_the_frame(world_model, 
     assert (given.gather(1, positions) < 32).sum(1).tolist() == [1, 1, 1]
     assert {20, 49, 169, 170, 171, 186} <= set(positions[1].tolist())
     assert torch.allclose((1 / seen[0].chances)[:2].sum(1), torch.full((2,), 336.0), rtol=1e-3)
+
+
+def test_a_second_look_leaves_alone_what_was_sure(world_model, monkeypatch):
+    """It sees 64 positions of 336, and may be wrong about what the first look was sure of."""
+    chances = torch.tensor([0.985, 0.975, 0.6, 0.7])  # the last two open the frame
+    logits = torch.full((1, 336, 32), 0.001 / 31).log()
+    logits[..., 0] = math.log(0.999)
+    logits[0, 20:24] = ((1 - chances) / 31).log().unsqueeze(1)
+    logits[0, 20:24, 1] = chances.log()
+    twos = torch.full((1, 64, 32), -20.0).index_fill(2, torch.tensor(2), 0.0)
+    outcomes = torch.zeros(1, 3), torch.zeros(1)
+    answers = [Prediction(logits, *outcomes), Prediction(twos, *outcomes)]
+    monkeypatch.setattr(TemporalWorldModel, "forward", lambda *_: answers.pop(0))
+    zeros = torch.zeros(1, 4, dtype=torch.long)
+    tokens, *_ = predict_next(world_model, zeros.unsqueeze(2).expand(1, 4, 336), zeros)
+    assert tokens[0, 20:24].tolist() == [1, 2, 1, 2]  # the third is what was given
+    assert tokens.count_nonzero() == 4 and not answers
 
 
 def test_without_a_second_look_every_frame_is_predicted_once(world_model):

@@ -57,6 +57,7 @@ GREEDY = Sampling()
 CHANGE_WEIGHT, GHOST_SCALE = 30.0, ImportanceConfig().ghost_scale
 NEGLIGIBLE = 0.01  # probability of a change that needs no second look
 NUM_REVISED = 64  # positions that are predicted again
+SURE = 0.98  # probability from which a token stays as the first look saw it
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, are spread evenly
 
 
@@ -91,8 +92,9 @@ def predict_next(
 ) -> Step:
     """Predict one step.
 
-    After a second look the tokens are those of the second prediction, and so are reward and end;
-    the logits stay those of the first, what the model says before anything is decided.
+    After a second look the tokens are those of the second prediction, but for what was sure in the
+    first, which saw more; reward and end are of the second too. The logits stay those of the first,
+    what the model says before anything is decided.
 
     Args:
         history: tokens (B, 4, N), oldest first.
@@ -113,7 +115,10 @@ def predict_next(
         rows = (tensor[again] for tensor in (history, actions, change, given))
         second, positions = _look_again(model, *rows)
         index = positions.unsqueeze(2).expand_as(second.logits)
-        logits = logits.index_copy(0, again, logits[again].scatter(1, index, second.logits))
+        seen = logits[again].gather(1, index)
+        is_sure = seen.softmax(-1).amax(-1, keepdim=True) >= SURE
+        revised = torch.where(is_sure, seen, second.logits)
+        logits = logits.index_copy(0, again, logits[again].scatter(1, index, revised))
         reward = prediction.reward_logits.index_copy(0, again, second.reward_logits)
         end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
         prediction = Prediction(prediction.logits, reward, end)

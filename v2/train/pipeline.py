@@ -56,7 +56,7 @@ class Preset:
 PRESETS = {
     "default": Preset(
         200_000, ("--epochs", "50"),
-        ("--epochs", "75", "--rollout-steps", "5", "--rollout-ratio", "0.5",
+        ("--epochs", "60", "--rollout-steps", "5", "--rollout-ratio", "0.5",
          "--history-noise", "0.15"), ("--tier", "gold"),
     ),
     "smoke": Preset(
