@@ -21,7 +21,7 @@ from v2.dream import DreamEngine
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import run_headless
+from v2.play_loop import Worker, run_headless
 from v2.play_session import PlaySession
 from v2.players import Players
 from v2.train import train_vqvae_hires, train_wm_hires
@@ -93,9 +93,10 @@ def test_playing(engine, tmp_path):
     soak, env = Soak("play", 5000), make_atari_env("breakout")
     players = Players("breakout", ActionMap(env.action_meanings), "scripted", 0)
     game = PlayGame(PlaySession(env, engine, 0, None), players, PlaySettings(15, tmp_path, 2))
-    for block in range(BLOCKS):
-        run_headless(game, False, (block + 1) * soak.per_block)
-        soak.block_done()
+    with Worker() as worker:
+        for block in range(BLOCKS):
+            run_headless(game, worker, False, (block + 1) * soak.per_block)
+            soak.block_done()
     game.close()
     assert game.num_steps == soak.num_steps
     soak.check()

@@ -99,7 +99,7 @@ def main(argv=None) -> int:
         check_output(args.record)
     game, columns = EmulatorConfig(game=args.game).game, 4 if args.replay else 2
     with contextlib.ExitStack() as stack:
-        window = worker = None
+        window = None
         if not args.headless:  # first of all: a missing display is said before weights are loaded
             commands, inputs = (REPLAY_COMMANDS, {}) if args.replay else (PLAY_COMMANDS, INPUT_KEYS)
             advice = REPLAY_ADVICE if args.replay else PLAY_ADVICE
@@ -108,10 +108,10 @@ def main(argv=None) -> int:
             panes = (Pane("", None, "panel"),) * columns
             title = game.replace("_", " ").title()
             window.show(View(title, panes, "loading the weights ...", columns))
-            worker = stack.enter_context(Worker())
+        worker = stack.enter_context(Worker())
         name = args.run or args.checkpoint or "latest"
         sampling = {"temperature": args.temperature, "seed": args.seed}
-        engine = _on(worker, DreamEngine.load, name, game, args.device, **sampling)
+        engine = worker.call(DreamEngine.load, name, game, args.device, **sampling)
         print(f"weights: {engine.source}", flush=True)
         emulator = emulator_of(engine, game)
         stop = stack.enter_context(command_line.StopRequest())
@@ -124,11 +124,6 @@ def main(argv=None) -> int:
             browser.close()
             return stop.exit_code
         return play(args, emulator, engine, window, worker, stop)
-
-
-def _on(worker: Worker | None, job, *args, **flags):
-    """Do a job on the models' thread, if there is one."""
-    return worker.call(job, *args, **flags) if worker else job(*args, **flags)
 
 
 def _check_flags(args) -> None:
@@ -157,7 +152,7 @@ def emulator_of(engine, game: str) -> EmulatorConfig:
 
 
 def play(
-    args, emulator: EmulatorConfig, engine, window: Window | None, worker: Worker | None, stop
+    args, emulator: EmulatorConfig, engine, window: Window | None, worker: Worker, stop
 ) -> int:
     """Play until the end, then say what was saved and print the figures as the last line."""
     env = make_atari_env(config=emulator)
@@ -168,7 +163,7 @@ def play(
     if args.save_data:
         tape = recording.EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
         seed = tape.first_game_seed(args.seed)
-    session = _on(worker, PlaySession, env, engine, seed, tape)
+    session = worker.call(PlaySession, env, engine, seed, tape)
     if args.dream_only:
         session.set_mode("dream")
     fps = args.fps or emulator.steps_per_second
@@ -187,7 +182,7 @@ def play(
                 with window:  # closed before anything is saved
                     run_window(game, window, worker, stop, steps)
             else:
-                run_headless(game, stop, steps)
+                run_headless(game, worker, stop, steps)
             if args.record or args.save_data:
                 print("saving ...", flush=True)
     finally:  # whatever ended it: what was played is kept

@@ -157,10 +157,9 @@ def _start_job(game, window, worker: Worker, clock: Clock) -> None:
         worker.start(*job)
 
 
-def run_headless(game, stop, max_steps: int) -> None:
+def run_headless(game, worker: Worker, stop, max_steps: int) -> None:
     """Play `max_steps` steps as fast as the machine goes; 0: until the script of keys is over."""
     while not stop and (game.num_steps < max_steps or not (max_steps or game.script_is_over)):
         began = time.perf_counter()
-        job, *args = game.step_job([])
-        job(*args)
+        worker.call(*game.step_job([]))
         game.job_done(began, time.perf_counter())
