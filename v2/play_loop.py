@@ -158,7 +158,11 @@ def _start_job(game, window, worker: Worker, clock: Clock) -> None:
 
 
 def run_headless(game, worker: Worker, stop, max_steps: int) -> None:
-    """Play `max_steps` steps as fast as the machine goes; 0: until the script of keys is over."""
+    """Play `max_steps` steps as fast as the machine goes; 0: until the script of keys is over.
+
+    Args:
+        worker: the thread that the game's models were loaded on.
+    """
     while not stop and (game.num_steps < max_steps or not (max_steps or game.script_is_over)):
         began = time.perf_counter()
         worker.call(*game.step_job([]))

@@ -115,10 +115,11 @@ def predict_next(
         rows = (tensor[again] for tensor in (history, actions, change, given))
         second, positions = _look_again(model, *rows)
         index = positions.unsqueeze(2).expand_as(second.logits)
-        seen = logits[again].gather(1, index)
+        first = logits[again]
+        seen = first.gather(1, index)
         is_sure = seen.softmax(-1).amax(-1, keepdim=True) >= SURE
         revised = torch.where(is_sure, seen, second.logits)
-        logits = logits.index_copy(0, again, logits[again].scatter(1, index, revised))
+        logits = logits.index_copy(0, again, first.scatter(1, index, revised))
         reward = prediction.reward_logits.index_copy(0, again, second.reward_logits)
         end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
         prediction = Prediction(prediction.logits, reward, end)
