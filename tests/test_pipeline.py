@@ -199,7 +199,7 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
     assert judged.json.parent == judged.model_card.parent == Path(judged.checkpoint).parent
     if preset == "default":  # what ends in two hours
         args = stages[3][1]
-        assert args.epochs * args.samples_per_epoch == 2400 * args.batch_size
+        assert args.epochs * args.samples_per_epoch == 2000 * args.batch_size
 
 
 def test_the_gold_set_is_found_however_the_game_is_spelt(stages, tmp_path):
@@ -251,8 +251,11 @@ def test_every_stage_that_is_done_shows_its_time_and_speed(stages, tmp_path, cap
 
 
 def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatch):
+    def window_flops(model, steps, positions):
+        return steps * (1e9 if positions else 3e9)
+
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
-    monkeypatch.setattr(pipeline, "window_flops", lambda model, steps, positions: steps * 1e9)
+    monkeypatch.setattr(pipeline, "window_flops", window_flops)
 
     def share(**args):
         config, status = {"kind": "", "args": args}, {"step": 100, "minutes": 2.0}
@@ -262,9 +265,11 @@ def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatc
 
     assert share(batch_size=16) == ", 40 GFLOP/s: 40% of the matrix product"
     rollouts = {"rollout_steps": 5, "rollout_ratio": 1.0, "rollout_start": 0.6, "seed": 0}
-    text = share(batch_size=32, rollout_batch_size=12, positions=96, **rollouts)
-    rate = (60 * 32 * 1 + 40 * 12 * 5 * 5) / 120
-    assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
+    rollouts |= {"batch_size": 32, "rollout_batch_size": 12, "positions": 96}
+    for whole_share, num_whole in ((0.0, 0), (0.1, 10)):
+        text = share(whole_share=whole_share, **rollouts)
+        rate = (60 * 32 * 1 + (40 + 2 * num_whole) * 12 * 5 * 5) / 120  # whole: three times
+        assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
 
 
 def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys):
@@ -286,9 +291,15 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     judged = [flags for script, flags in calls if script.startswith("eval/")]
     assert len(trained) == len(judged) == len(ablations.ROWS)
     assert all(flags[flags.index("--data") + 1] == "x/d.npz" for flags in judged)
-    assert ablations.num_steps(1000, ablations.BASE | {"rollout-ratio": "0"}) == 1000
-    whole = ablations.BASE | {"rollout-ratio": "1", "rollout-start": "0"}
-    assert ablations.num_steps(1000, whole) == round(1000 / (60 * ablations.ROLLOUT_COST))
+    plain = ablations.BASE | {"rollout-ratio": "0", "whole-share": "0"}
+    assert ablations.num_steps(1000, plain) == 1000
+    whole = plain | {"whole-share": "0.5"}
+    assert ablations.num_steps(1000, whole) == round(1000 / (0.5 + 0.5 * ablations.WHOLE_COST))
+    unrolled = plain | {"rollout-ratio": "1", "rollout-start": "0"}
+    cost = 60 * ablations.ROLLOUT_COST
+    assert ablations.num_steps(1000, unrolled) == round(1000 / cost)
+    both = unrolled | {"whole-share": "1"}
+    assert ablations.num_steps(1000, both) == round(1000 / (cost * ablations.WHOLE_COST))
     assert "| change | steps |" in capsys.readouterr().out
     with pytest.raises(ValueError, match='begun with .*"budget": "1000".*another --out'):
         ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "2000"])

@@ -28,7 +28,7 @@ from v2.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
 from v2.train.steps import GradientGuard, Optimizers, Rows, step_rng
-from v2.train.wm_loss import read_windows
+from v2.train.wm_loss import WorldModelLoss, read_windows
 
 
 @pytest.fixture
@@ -215,6 +215,47 @@ def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_
     best = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
     with pytest.raises(ValueError, match="reads 3 past actions: --past-actions must agree"):
         train_wm_hires.main([*flags, "--init-from", str(best), "--past-actions", "0"])
+
+
+def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(
+    small_models, data_path, tmp_path, monkeypatch
+):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "2")
+    assert train_wm_hires.main(flags) == 0
+    old = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
+    trainers, start = [], train_wm_hires.Trainer.start_from
+
+    def noting(trainer, *args):
+        start(trainer, *args)
+        trainers.append((trainer, {k: v.clone() for k, v in trainer.model.state_dict().items()}))
+
+    all_layers = functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL | {"local_layers": 2})
+    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", all_layers)
+    monkeypatch.setattr(train_wm_hires.Trainer, "start_from", noting)
+    assert train_wm_hires.main([*flags, "--init-from", str(old)]) == 0
+    trainer, weights = trainers[0]
+    windows = read_windows(trainer.tokens, trainer.windows[1].rows[:2], 4, 1)
+    trainer.model.load_state_dict(weights)
+    with torch.no_grad():
+        found = trainer.model(windows.tokens[:, :4], windows.actions)
+        before = checkpoint.load_world_model(old)[0](windows.tokens[:, :4], windows.actions)
+    assert (found.logits == before.logits).all() and trainer.model.config.local_layers == 2
+
+
+def test_the_last_steps_learn_at_all_positions(small_models, data_path, tmp_path, monkeypatch):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    counts, call = [], WorldModelLoss.__call__
+
+    def noting(loss, model, windows, is_forced, count, *draws):
+        counts.append(count)
+        return call(loss, model, windows, is_forced, count, *draws)
+
+    monkeypatch.setattr(WorldModelLoss, "__call__", noting)
+    flags = ["--steps", "6", "--positions", "64", "--rollout-steps", "2"]
+    flags += ["--rollout-start", "0.5", "--rollout-ratio", "1", "--whole-share", "0.34"]
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
+    assert counts == [64, 64, 64, 64, 0, 0]
 
 
 def test_weights_learnt_on_other_tokens_go_on_only_when_asked(small_models, data_path, tmp_path):

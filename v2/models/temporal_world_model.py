@@ -30,7 +30,7 @@ class WorldModelConfig:
     heads: int = 8
     layers: int = 10
     ffn_dim: int = 1024
-    local_layers: int = 4  # first layers with a 3x3 depthwise convolution: a short path for motion
+    local_layers: int = 10  # first layers with a 3x3 depthwise convolution: a short path for motion
     copy_bias: float = COPY_BIAS  # initial logit of the last frame's token
     past_actions: int = 3  # how many are read of those between the frames of the history
 

@@ -27,8 +27,9 @@ from v2.files import check_writable, write_text
 from v2.run_dir import CHECKPOINTS, is_finished
 
 BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
-        "rollout-batch-size": "12"}  # fmt: skip
+        "rollout-batch-size": "12", "whole-share": "0.1"}  # fmt: skip
 ROLLOUT_COST = 0.057  # of one predicted frame of a rollout, in one-step batches of 32 windows
+WHOLE_COST = 3.6  # of a step at all positions, over one at few
 ROWS: dict[str, dict[str, str]] = {
     "the recipe": {},
     "the recipe, seed 1": {"seed": "1"},
@@ -37,6 +38,7 @@ ROWS: dict[str, dict[str, str]] = {
     "rollouts: from the start": {"rollout-start": "0"},
     "rollouts: K = 10": {"rollout-steps": "10", "rollout-batch-size": "6"},
     "rollouts: never back to the truth for being wrong": {"max-wrong": "336"},
+    "whole frames: none": {"whole-share": "0"},
     "teacher forcing 0": {"teacher-forcing-prob": "0"},
     "importance: equal weights": {"no-importance": ""},
     "importance: no motion": {"motion-scale": "0"},
@@ -130,11 +132,13 @@ def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str
 
 
 def num_steps(budget: int, flags: dict[str, str]) -> int:
-    """Return how many steps a budget allows, at the cost of this row's rollouts."""
+    """Return how many steps a budget allows, at what rollouts and whole frames cost in a row."""
     start, ratio = float(flags["rollout-start"]), float(flags["rollout-ratio"])
     frames = int(flags["rollout-steps"]) * int(flags["rollout-batch-size"])
-    rollouts = (1 - start) * ratio
-    return round(budget / (1 + rollouts * (frames * ROLLOUT_COST - 1)))
+    more = ratio * (frames * ROLLOUT_COST - 1)  # what a step costs more once rollouts began
+    whole = float(flags["whole-share"])
+    few_cost = 1 + (1 - start) * more
+    return round(budget / (few_cost + (WHOLE_COST - 1) * (whole + min(whole, 1 - start) * more)))
 
 
 def print_table(out: Path, names: list[str], budget: int) -> None:

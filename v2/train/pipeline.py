@@ -15,6 +15,7 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 import argparse
+import functools
 import time
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ from v2.files import file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import CHECKPOINTS, find_weights, is_finished, read_config, read_status
-from v2.train.steps import step_rng, unrolls
+from v2.train.steps import positions_learnt, step_rng, unrolls
 from v2.train.work import SURE_TO_COPY, image_flops, matrix_products, window_flops
 
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
@@ -56,8 +57,8 @@ class Preset:
 PRESETS = {
     "default": Preset(
         200_000, ("--epochs", "50"),
-        ("--epochs", "60", "--rollout-steps", "5", "--rollout-ratio", "0.5",
-         "--history-noise", "0.15"), ("--tier", "gold"),
+        ("--epochs", "50", "--rollout-steps", "5", "--rollout-ratio", "0.5",
+         "--history-noise", "0.15"), ("--tier", "gold", "--long-dreams", "10"),
     ),
     "smoke": Preset(
         4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),
@@ -156,12 +157,12 @@ def share_of_peak(run: Path, peak: float) -> str:
     num_steps = status["step"]
     if hasattr(args, "rollout_steps"):
         model = TemporalWorldModel(WorldModelConfig(num_actions=4, copy_bias=SURE_TO_COPY))
-        rngs = (step_rng(args.seed, k) for k in range(num_steps))
-        rollouts = sum(unrolls(args, rng, k, num_steps) for k, rng in enumerate(rngs))
-        frames = rollouts * args.rollout_batch_size * args.rollout_steps
-        work = frames * window_flops(model, args.rollout_steps, args.positions)
-        windows = (num_steps - rollouts) * args.batch_size
-        work += windows * window_flops(model, 1, args.positions)
+        flops, work = functools.cache(functools.partial(window_flops, model)), 0.0
+        for k in range(num_steps):
+            windows, steps = args.batch_size, 1
+            if unrolls(args, step_rng(args.seed, k), k, num_steps):
+                windows, steps = args.rollout_batch_size, args.rollout_steps
+            work += windows * steps * flops(steps, positions_learnt(args, k, num_steps))
     else:
         work = num_steps * args.batch_size * image_flops(VQVAE(VQVAEConfig()))
     rate = work / 1e9 / (60 * status["minutes"])

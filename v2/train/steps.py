@@ -30,6 +30,11 @@ def unrolls(args, rng: np.random.Generator, step: int, num_steps: int) -> bool:
     return step >= args.rollout_start * num_steps and rng.random() < args.rollout_ratio
 
 
+def positions_learnt(args, step: int, num_steps: int) -> int:
+    """Return at how many positions of a frame a step learns; 0: at all, as in the last steps."""
+    return 0 if step >= (1 - args.whole_share) * num_steps else args.positions
+
+
 class Rows:
     """Rows to draw batches from, the draws those of `Generator.choice`, sums made only once."""
 

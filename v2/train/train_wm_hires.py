@@ -62,6 +62,7 @@ from v2.train.steps import (
     Rows,
     average_weights,
     learning_rate,
+    positions_learnt,
     step_rng,
     unrolls,
 )
@@ -113,6 +114,9 @@ def build_parser():
     recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
                         help="at how many of a frame it learns, at least "
                         f"{MIN_POSITIONS}; 0: all")  # fmt: skip
+    recipe.add_argument("--whole-share", type=command_line.probability, default=0.1,
+                        help="share of the steps, the last ones, that learn at all positions, as "
+                        "dreams are made, at three to four times the time")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
     recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
                         help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip
@@ -344,8 +348,8 @@ class Trainer:
         given_draws, draws, num_learnt = None, None, 0
         if self.loss.config.given_share:
             given_draws = self._drawn(rng, count, steps, 2)
-        if 0 < args.positions < num_positions:
-            num_learnt, draws = args.positions, self._drawn(rng, count, steps, num_positions)
+        if 0 < (asked := positions_learnt(args, self.step, self.num_steps)) < num_positions:
+            num_learnt, draws = asked, self._drawn(rng, count, steps, num_positions)
         loss, metrics = self.loss(self.forward, windows, is_forced, num_learnt, draws, given_draws)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
@@ -412,7 +416,10 @@ class Trainer:
         torch.set_rng_state(state["rng"]["torch"])
 
     def start_from(self, path: Path, data: Path) -> None:
-        """Take the weights of another world model and nothing else."""
+        """Take the weights of another world model and nothing else.
+
+        Convolutions that it lacks start at zero, and so change nothing at first.
+        """
         expected = None if self.args.other_vqvae else self.vqvae_sha256
         model, info = checkpoint.load_world_model(path, expected)
         check_emulator(data, path, info)
@@ -421,8 +428,10 @@ class Trainer:
             raise ValueError(
                 f"{path} reads {model.config.past_actions} past actions: --past-actions must agree"
             )
-        checkpoint.check_architecture(self.model, info["config"], path, ignored=("copy_bias",))
-        self.model.load_state_dict(model.state_dict())
+        ignored = ("copy_bias", "local_layers")
+        checkpoint.check_architecture(self.model, info["config"], path, ignored)
+        nothing = {k: torch.zeros_like(v) for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(nothing | model.state_dict())
         if self.average:
             self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
 
