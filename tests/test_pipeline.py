@@ -19,7 +19,7 @@ from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2 import checkpoint, play_atari_hires
 from v2.data import collect_atari, tokenize_atari
 from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env, save_game_data
-from v2.data.tokens import recording_sha256
+from v2.data.tokens import recording_sha256, tokenize
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
@@ -239,6 +239,33 @@ def test_only_runs_of_todays_recording_and_tokens_are_gone_on_with(
     for status in (tmp_path / "runs").glob("*/status.json"):
         status.unlink()  # unfinished ones cannot be resumed on it either
     assert trained() == both and trained() == []
+
+
+def test_what_is_made_and_judged_is_not_made_again(stages, tmp_path):
+    assert pipeline.main(["--out", str(tmp_path)]) == 0
+    vqvae_run, run = sorted((tmp_path / "runs").iterdir())
+    vqvae, _ = checkpoint.load_vqvae(vqvae_run / "last.pt")
+    data = tmp_path / "atari_game_data.npz"
+    tokenize(data, vqvae, torch.device("cpu")).save(tmp_path / "atari_tokens_hires.npz")
+    (run / "best.pt").touch()
+    (run / "gold.md").touch()
+    os.utime(run / "best.pt", (0, 0))
+    stages.clear()
+    assert pipeline.main(["--out", str(tmp_path)]) == 0 and not stages
+    (run / "gold.md").unlink()
+    assert pipeline.main(["--out", str(tmp_path)]) == 0
+    assert [script for script, _ in stages] == [pipeline.EVALUATE]
+
+
+def test_an_unfinished_run_of_another_architecture_is_left_out(stages, tmp_path, capsys):
+    assert pipeline.main(["--out", str(tmp_path)]) == 0
+    for status in (tmp_path / "runs").glob("*/status.json"):
+        status.unlink()  # and the models are small
+    stages.clear()
+    assert pipeline.main(["--out", str(tmp_path)]) == 0
+    trained = [args.resume for script, args in stages if script.startswith("train/")]
+    assert trained == [None, None]
+    assert "left out, unfinished and of another architecture" in capsys.readouterr().out
 
 
 def test_every_stage_that_is_done_shows_its_time_and_speed(stages, tmp_path, capsys):

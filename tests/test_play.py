@@ -270,6 +270,18 @@ def test_a_rewind_goes_back_across_a_lost_game(session):
     assert "game over" in [session.step(FIRE).notice for _ in range(10)][-1]
 
 
+def test_a_rewind_to_a_lost_game_knows_that_it_is_over(session):
+    """Both went on to the game's end, then the dream alone; both together begin a new game."""
+    session.is_over = True
+    session.set_mode("dream")
+    session.step(0)
+    session.is_over = False
+    session.rewind(1)
+    assert session.is_over
+    session.set_mode("both")
+    assert "game over" in session.step(0).notice
+
+
 def test_a_rewind_into_another_mode_syncs(session):
     """Else the two sides would go on from different moments."""
     play(session, [FIRE, RIGHT])
@@ -555,6 +567,10 @@ class SlowRecording(list):
             raise OSError("the disk is full")
         self.append(picture)
 
+    @property
+    def num_frames(self):
+        return len(self)
+
     def __enter__(self):
         return self
 
@@ -572,7 +588,7 @@ def test_a_slow_encoder_holds_up_the_game_only_when_many_pictures_wait():
     recording.write(MAX_WAITING)
     assert slow[:1] == [0]
     recording.close()
-    assert slow == list(range(MAX_WAITING + 1)) and slow.is_closed
+    assert slow == list(range(MAX_WAITING + 1)) and slow.is_closed and recording.is_saved
 
 
 def test_what_the_encoder_raises_comes_out_at_the_end_and_nothing_follows_it():
@@ -584,6 +600,7 @@ def test_what_the_encoder_raises_comes_out_at_the_end_and_nothing_follows_it():
     with pytest.raises(OSError, match="disk is full"):
         recording.close()
     assert slow.is_closed and slow == [0]  # no video with a hole
+    assert not recording.is_saved
 
 
 def count_frames(path: Path) -> int:
@@ -928,7 +945,9 @@ def test_replay_shows_what_saving_a_clip_tells(episodes, tmp_path):
     replay.command("clip")
     assert "the last clip was not saved" in replay.view().notice
     replay.close()
-    assert count_frames(tmp_path / "breakout_episode0_000003.mp4") == 1
+    (video,) = tmp_path.glob("breakout_episode0_000003_*.mp4")
+    assert count_frames(video) == 1
+    assert json.loads(video.with_suffix(".json").read_text())["open_loop_from"] == 3
 
 
 def test_replay_refuses_data_of_another_game(episodes):

@@ -341,6 +341,21 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
     assert [line["skipped"] for line in _metrics(runs[1]) if "skipped" in line][-1] == 1
 
 
+def test_weights_are_averaged_from_where_a_resumed_run_is_asked_to(
+    small_models, data_path, tmp_path
+):
+    run = _train_vqvae(tmp_path, data_path, "--steps", "6", "--ema", "0")
+    plain = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
+    assert not plain["ema"]
+    flags = ["--resume", str(run), "--steps", "7", "--ema", "0.9"]
+    assert train_vqvae_hires.main(flags) == 0
+    state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
+    name = "encoder.stem.weight"
+    average, last, first = state["ema"][name], state["model"][name], plain["model"][name]
+    assert torch.allclose(average - first, (last - first) * (1 - 7 / 16), atol=1e-6)
+    assert not torch.equal(first, last)
+
+
 def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp_path):
     first = _train_vqvae(tmp_path / "a", data_path, "--steps", "6", "--eval-steps", "6")
     state = checkpoint.load_checkpoint(first / "last.pt", "vqvae")

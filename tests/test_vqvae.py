@@ -78,6 +78,16 @@ def test_codes_follow_their_latents():
     assert torch.allclose(code, torch.full((2,), 3.0), atol=1e-3)
 
 
+def test_a_code_that_is_not_used_any_more_stays_where_it_is():
+    quantizer = Quantizer(2, 2, decay=0.5)
+    quantizer.codebook.copy_(torch.tensor([[0.0, 0], [5, 5]]))
+    quantizer.sums.copy_(quantizer.codebook)
+    latents = torch.zeros(1, 2, 4, 4)
+    for _ in range(200):  # its count runs out
+        quantizer.update(latents, quantizer.nearest(latents))
+    assert quantizer.codebook.tolist() == [[0, 0], [5, 5]]
+
+
 def test_dead_codes_revive_on_the_worst_fitted_latents():
     quantizer = Quantizer(4, 2, decay=0.5)
     quantizer.codebook.copy_(torch.tensor([[0.0, 0], [100, 100], [101, 100], [102, 100]]))

@@ -428,7 +428,7 @@ def test_certain_positions_are_drawn_and_the_others_stand_for_what_is_left():
     history = torch.zeros(1, 4, 336, dtype=torch.long)
     history[0, 2:, [40, 200]] = 1
     draws = torch.rand(4000, 336, generator=torch.Generator().manual_seed(1))
-    for num_certain, count in ((20, 144), (60, 96), (30, 40)):
+    for num_certain, count in ((20, 144), (60, 96), (30, 40), (1, 9)):
         is_certain = torch.zeros(1, 336, dtype=torch.bool)
         is_certain[0, 20 : 20 + num_certain] = True  # some of them near what moved
         positions, chances = draw_positions(
@@ -438,7 +438,7 @@ def test_certain_positions_are_drawn_and_the_others_stand_for_what_is_left():
         drawn = torch.zeros(336).index_add_(0, positions.flatten(), torch.ones(positions.numel()))
         stated = torch.zeros(336).scatter(0, positions.flatten(), chances.flatten())
         assert torch.allclose(drawn / 4000, stated, atol=0.04)
-        assert (stated[is_certain[0]] == 1).all()
+        assert (stated[is_certain[0]] == 1).all() and stated.min() > 0
     many = torch.ones(1, 336, dtype=torch.bool)  # more than are drawn: the least draws of them
     positions, chances = draw_positions(history, 96, GRID, draws[:1], many)
     assert set(positions[0].tolist()) == set(draws[0].argsort()[:96].tolist())

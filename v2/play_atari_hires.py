@@ -200,7 +200,7 @@ def _first_player(args) -> str:
 
 def _report(args, game: PlayGame, tape, stop) -> int:
     figures = game.figures()
-    if args.save_data and tape:
+    if args.save_data:
         num_frames, num_episodes, num_left_out = tape.save(args.save_data)
         if num_frames:
             figures["data"] = str(args.save_data)
@@ -210,7 +210,7 @@ def _report(args, game: PlayGame, tape, stop) -> int:
             print(f"left out: {num_left_out}, the same was played before in the other split")
         if not tape.has_held_out_game:
             print("note: training holds out the second game: play two that differ")
-    if args.record and game.recording.num_frames:
+    if args.record and game.recording.is_saved:
         figures["record"] = str(args.record)
         print(f"recording: {args.record} ({game.recording.num_frames} frames)")
     print(json.dumps(figures))

@@ -132,10 +132,7 @@ class PlayGame:
             self.session.tape.player = self.players.name
         if self._script:
             return self.session.step, self._script.pop()
-        name, action = self.players.name, self.players.act(self.session, inputs)
-        if name != self.players.name:
-            self._say(f"the script cannot read this dream: {self.players.name} plays")
-        return self.session.step, action
+        return self.session.step, self.players.act(self.session, inputs)
 
     def job_done(self, began: float, ended: float) -> None:
         """Take over what a job has left."""
@@ -303,6 +300,7 @@ class PlayGame:
             "step_ms_p95": round(self.speed.step_ms(0.95), 1),
             "mean_token_agreement": _mean(session.agreements),
             "mean_ball_px": _mean(session.ball_errors),
+            "ball_px_steps": _num_known(session.ball_errors),  # where both show a ball
             "mean_paddle_px": _mean(session.paddle_errors),
             "score": session.moment.score,
             "weights": session.engine.source,
@@ -315,6 +313,9 @@ def _thinned(values: list[float]) -> list[float]:
     return values[(len(values) - 1) % every :: every] if values else []
 
 
+def _num_known(values: list[float]) -> int:
+    return sum(not math.isnan(value) for value in values)
+
+
 def _mean(values: list[float]) -> float | None:
-    known = [value for value in values if not math.isnan(value)]
-    return round(float(np.mean(known)), 4) if known else None
+    return round(float(np.nanmean(values)), 4) if _num_known(values) else None

@@ -79,6 +79,7 @@ class _Snapshot:
     moment: Moment
     ram: np.ndarray
     seed: int
+    is_over: bool
     divergence: Divergence
     num_diverged: int
 
@@ -234,7 +235,8 @@ class PlaySession:
         self._snapshots.append(_Snapshot(
             self.env.unwrapped.clone_state(include_rng=True), self.engine.history,
             self.engine.noise, self.dream_tokens, tuple(self.frames), tuple(self.actions),
-            self.moment, self.ram, self._seed, self.divergence, len(self.divergence),
+            self.moment, self.ram, self._seed, self.is_over, self.divergence,
+            len(self.divergence),
         ))  # fmt: skip
 
     def rewind(self, num_steps: int = REWIND_STEPS) -> Moment:
@@ -251,7 +253,7 @@ class PlaySession:
         self.frames.clear(), self.actions.clear()
         self.frames.extend(snapshot.frames), self.actions.extend(snapshot.actions)
         self.divergence = snapshot.divergence.cut(snapshot.num_diverged)
-        self._seed, self.is_over = snapshot.seed, False
+        self._seed, self.is_over = snapshot.seed, snapshot.is_over
         if self.tape:
             self.tape.begin(self._seed, self.frames[-1], self.ram)
         self.moment = dataclasses.replace(

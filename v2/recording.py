@@ -161,7 +161,7 @@ class BackgroundRecording(contextlib.AbstractContextManager):
         self._recording = recording
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self._waiting: deque[Future] = deque()
-        self._has_failed = False
+        self._has_failed = self.is_saved = False
 
     def __exit__(self, *exception) -> None:
         self.close()
@@ -188,6 +188,7 @@ class BackgroundRecording(contextlib.AbstractContextManager):
         with self._recording, self._executor:
             while self._waiting:
                 self._waiting.popleft().result()
+        self.is_saved = self.num_frames > 0
 
 
 def _even(picture: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ actions; frame t is the result of actions[t - 1]. Knows no torch and no events.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, strftime
 
 import numpy as np
 
@@ -266,9 +266,11 @@ class Replay:
         details = {
             "game": self.game, "weights": self.engine.source, "episode": episode.id,
             "first_frame": first, "last_frame": self.time, "actions": actions,
+            "open_loop_from": self._shown.open_loop.anchor,
         }  # fmt: skip
         views = [self._view_at(time) for time in range(first, self.time + 1)]
-        name = f"{self.game}_episode{episode.id}_{self.time:06d}.mp4"
+        stamp = strftime("%Y%m%d_%H%M%S")
+        name = f"{self.game}_episode{episode.id}_{self.time:06d}_{stamp}.mp4"
         fps = self.steps_per_second
         self._notice = self._writer.save(self.clips / name, views, CLIP_SCALE, fps, details)
         self._notice_until = perf_counter() + NOTICE_SECONDS

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 BLOCK = 4096  # rows looked at together
 END_SHARE = 0.1  # of the draws for events
-MIN_POSITIONS = 8  # that `draw_positions` draws
+MIN_POSITIONS = 9  # that `draw_positions` draws, one of them certain
 
 
 def median_frame(pixels: torch.Tensor) -> torch.Tensor:
@@ -248,7 +248,8 @@ def draw_positions(
 
     Args:
         history: tokens (B, 4, N). What is predicted is not looked at: the choice betrays nothing.
-        count: M positions a sample, at least `MIN_POSITIONS`.
+        count: M positions a sample, at least `MIN_POSITIONS`, and 8 more than are certain, for none
+            to be left without a chance.
         draws: uniform in [0, 1), (B, N).
         is_certain: bool (B, N): drawn before all others, those with the least draws first.
     Returns:
@@ -295,7 +296,7 @@ def _shares(numbers: torch.Tensor, count: int) -> torch.Tensor:
     """
     certain = numbers[:, :1].clamp(max=count)
     left = count - certain
-    few = torch.maximum(left // 16, (left >= MIN_POSITIONS).long())
+    few = torch.maximum(left // 16, (left >= MIN_POSITIONS - 1).long())
     least = torch.cat([few, few, few, left // 4, left // 8], 1)
     least = torch.minimum(least, numbers[:, 1:])
     more = left - least.sum(1, keepdim=True)

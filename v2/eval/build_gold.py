@@ -35,6 +35,7 @@ from v2.data.recorder import SEEDS_PER_POLICY, GameJob, Segment, join_segments, 
 from v2.eval.clips import HISTORY, stratified_starts
 from v2.eval.fork_scores import FORK_STEPS, Forks
 from v2.eval.gold import gold_arrays, gold_path, save_gold
+from v2.files import check_output
 
 MIN_CLIP_FRAMES = 250
 ROLLOUT_STEPS = 200
@@ -62,8 +63,9 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     emulator = EmulatorConfig(args.game)
-    arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_FORKS)
     path = args.out or gold_path(emulator.game)
+    check_output(path)
+    arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_FORKS)
     digest = save_gold(path, arrays, meta)
     counts = {name: len(arrays[name]) for name in ("frames", "start_rows", "fork_seeds")}
     print(f"{counts['frames']} frames, {counts['start_rows']} starts, {counts['fork_seeds']} "

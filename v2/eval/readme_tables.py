@@ -20,14 +20,17 @@ from v2.files import write_text
 from v2.run_dir import CHECKPOINTS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
-CARDS = {
-    "Breakout": game_directory(CHECKPOINTS, "breakout") / "README.md",
-    "Pong": game_directory(CHECKPOINTS, "pong") / "README.md",
+CARDS = {  # of each game, by column
+    "breakout": {
+        "Breakout": game_directory(CHECKPOINTS, "breakout") / "README.md",
+        "`make train`": README.parent / "docs" / "breakout_from_zero.md",
+    },
+    "pong": {"Pong": game_directory(CHECKPOINTS, "pong") / "README.md"},
 }
 TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 5, 10, 20, 50)
 BESIDE_TRACKED = {
-    "constant velocity, ball within 2 px": "constant_velocity",
-    "the tokenizer alone, exactly one ball within 2 px": "ceiling",
+    "the same of constant velocity, within 2 px": "constant_velocity",
+    "the same of the tokenizer alone, within 2 px": "ceiling",
 }
 COPY, CHANCE, REAL = "copy_last", "chance", "real"
 RESULTS = [  # label, metric, baseline
@@ -35,8 +38,8 @@ RESULTS = [  # label, metric, baseline
     ("**rollout@5**", "rollout/token_accuracy@5", COPY),
     ("**rollout@10**", "rollout/token_accuracy@10", COPY),
     ("**ball tracking** (exactly one ball, within 2 px, at 10)", "rollout/ball_hit_2px@10", COPY),
-    *((f"ball within 1 px at {h}", f"rollout/ball_hit_1px@{h}", COPY) for h in (1, 5)),
-    *((f"ball within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY) for h in (1, 5, 20, 50)),
+    *((f"the same within 1 px at {h}", f"rollout/ball_hit_1px@{h}", COPY) for h in (1, 5)),
+    *((f"the same within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY) for h in (1, 5, 20, 50)),
     *((f"some ball is there at {h}", f"rollout/ball_seen@{h}", COPY) for h in (10, 50)),
     ("two balls at 10", "rollout/ball_duplicates@10", COPY),
     ("ball half-life, steps", "rollout/ball_half_life", COPY),
@@ -56,7 +59,7 @@ RESULTS = [  # label, metric, baseline
     *((f"right branch in forks at {h}", f"forks/right_branch@{h}", CHANCE) for h in (1, 8)),
     ("right branch by pixels at 8", "forks/right_branch_pixels@8", CHANCE),
     ("long dreams: steps with a ball", "long/ball_seen", REAL),
-    ("long dreams: exactly one ball where there is one", "long/one_ball", REAL),
+    ("long dreams: exactly one ball while one is in play", "long/one_ball", REAL),
     ("long dreams: frozen frames", "long/frozen_frames", REAL),
     ("long dreams: frames unlike the game", "long/strange_frames", REAL),
 ]
@@ -91,11 +94,12 @@ def with_tables(readme: str) -> str:
     Raises:
         ValueError: it has no such table.
     """
-    cards = [read_card(path) for path in CARDS.values()]
+    cards = [[read_card(path) for path in of_game.values()] for of_game in CARDS.values()]
     for lines in (results_table(cards), tokenizer_table(cards)):
-        start = readme.find(lines[0])
+        first = " | ".join(lines[0].split(" | ")[:2])  # the columns after may be new
+        start = readme.find(first)
         if start < 0:
-            raise ValueError(f"README has no table that begins with {lines[0]!r}")
+            raise ValueError(f"README has no table that begins with {first!r}")
         end = readme.find("\n\n", start)
         readme = readme[:start] + "\n".join(lines) + readme[end:]
     return readme
@@ -110,32 +114,39 @@ def read_card(path: Path) -> Card:
     }
 
 
-def results_table(cards: list[Card]) -> list[str]:
-    lines = ["| " + "".join(f"| {name} | copy-last " for name in CARDS) + "|"]
-    lines += ["|---" * (1 + 2 * len(CARDS)) + "|"]
+def results_table(cards: list[list[Card]]) -> list[str]:
+    """Return a column a card, and after those of a game a baseline, which is of the real game."""
+    names = [name for of_game in CARDS.values() for name in (*of_game, "copy-last")]
+    lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for label, name, baseline in RESULTS:
         cells = []
-        for card in cards:
-            value, others = card.get(name, ("", {}))
-            beside = others.get(baseline)
-            cells += [value, PREFIXES[baseline] + beside if beside else ""]
+        for of_game in cards:
+            rows = [card.get(name, ("", {})) for card in of_game]
+            beside = rows[0][1].get(baseline)
+            cells += [value for value, _ in rows]
+            cells.append(PREFIXES[baseline] + beside if beside else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
         if name == TRACKED:
             lines += [_hits_line(cards, *row) for row in BESIDE_TRACKED.items()]
     return lines
 
 
-def _hits_line(cards: list[Card], label: str, baseline: str) -> str:
+def _hits_line(cards: list[list[Card]], label: str, baseline: str) -> str:
     """Return the row of a baseline of the tracked ball, at all horizons in one cell."""
-    cells = [", ".join(card[f"rollout/ball_hit_2px@{h}"][1][baseline] for h in HIT_HORIZONS)
-             for card in cards]  # fmt: skip
-    return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' |  | '.join(cells)} |  |"
+    cells = []
+    for of_game in cards:
+        for card in of_game:
+            hits = [card[f"rollout/ball_hit_2px@{h}"][1][baseline] for h in HIT_HORIZONS]
+            cells.append(", ".join(hits))
+        cells.append("")
+    return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' | '.join(cells)} |"
 
 
-def tokenizer_table(cards: list[Card]) -> list[str]:
-    lines = [f"| tokenizer round trip | {' | '.join(CARDS)} |", "|---" * (1 + len(CARDS)) + "|"]
+def tokenizer_table(cards: list[list[Card]]) -> list[str]:
+    names, every = [name for of_game in CARDS.values() for name in of_game], sum(cards, [])
+    lines = [f"| tokenizer round trip | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for label, name in TOKENIZER.items():
-        values = [card.get(f"tokenizer/{name}", ("", {}))[0] for card in cards]
+        values = [card.get(f"tokenizer/{name}", ("", {}))[0] for card in every]
         lines.append(f"| {label} | {' | '.join(values)} |")
     return lines
 

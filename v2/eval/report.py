@@ -20,7 +20,7 @@ from v2.files import write_text
 REPORT_NAME = "index.html"
 CURVES = (
     ("rollout/token_accuracy", "token accuracy"), ("rollout/psnr", "PSNR, dB"),
-    ("rollout/ssim", "SSIM"), ("rollout/ball_hit_2px", "ball within 2 px"),
+    ("rollout/ssim", "SSIM"), ("rollout/ball_hit_2px", "exactly one ball, within 2 px"),
     ("rollout/ball_seen", "a ball is dreamed"), ("rollout/paddle_error_px", "paddle error, px"),
     ("rollout/brick_f1", "brick map F1"), ("forks/right_branch", "right branch in forks"),
 )  # fmt: skip

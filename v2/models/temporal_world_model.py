@@ -194,7 +194,7 @@ class Block(nn.Module):
         return self.attended(mixed.transpose(1, 2).reshape(B, N, D))
 
     def initialise(self) -> None:
-        """Start as the identity: no FiLM, no local path, no residual branch."""
+        """Start with no FiLM, no attention and no MLP: little mixing, and that of neighbours."""
         nn.init.zeros_(self.film.weight)
         for layer in (self.qkv, self.expand):
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)

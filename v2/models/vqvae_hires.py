@@ -230,7 +230,8 @@ class Quantizer(nn.Module):
         _all_reduce(counts, sums)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        self.codebook.copy_(self.sums / self.counts.clamp_min(1e-5).unsqueeze(1))
+        counts = self.counts.unsqueeze(1)  # of a code that is not used any more they run out
+        self.codebook.copy_(torch.where(counts > 1e-5, self.sums / counts, self.codebook))
         dead = (self.counts < revive_below).nonzero().flatten()
         if len(dead):
             self._revive(dead, flat, chosen)

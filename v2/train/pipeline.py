@@ -15,9 +15,9 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 import argparse
+import dataclasses
 import functools
 import time
-from dataclasses import dataclass
 
 from v2 import checkpoint
 from v2.data.atari_dataset import (
@@ -28,7 +28,7 @@ from v2.data.atari_dataset import (
     read_episodes,
 )
 from v2.data.policies import policy_mix
-from v2.data.tokens import TOKENS_NAME, recording_sha256
+from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.device import choose_device
 from v2.eval.gold import GOLD_SHA256
 from v2.files import file_sha256, write_text
@@ -41,10 +41,11 @@ from v2.train.work import SURE_TO_COPY, image_flops, matrix_products, window_flo
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
+OF_A_RUN = ("num_actions", "copy_bias", "past_actions")  # of a model's config: game and flags
 SOURCES = {"data_sha256": "another recording", "vqvae_sha256": "another VQ-VAE's tokens"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Preset:
     """The flags of each stage; empty ones mean the scripts' defaults."""
 
@@ -95,18 +96,20 @@ def main(argv=None) -> int:
     print(f"{num_frames} frames: {data}")
     wanted = {"data_sha256": recording_sha256(data)}
     vqvae = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data, *preset.vqvae)
-    pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
     model, _ = checkpoint.load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
+    if not tokens.exists() or staleness(tokens, model, data):
+        pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
     wanted |= {"vqvae_sha256": checkpoint.tokenizer_sha256(model)}
     world_model = pipeline.train(
         "world_model", wanted, TRAIN_WM,
         "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
     )  # fmt: skip
     if game_id(args.game) in GOLD_SHA256:
-        results = ("--json", world_model / "gold.json", "--model-card", world_model / "gold.md")
-        judged = world_model / "best.pt"
-        pipeline.run(EVALUATE, "--checkpoint", judged, *results, *preset.evaluation)
-        print(f"its results: {world_model / 'gold.md'}")
+        judged, card = world_model / "best.pt", world_model / "gold.md"
+        if not (card.exists() and card.stat().st_mtime > judged.stat().st_mtime):
+            results = ("--json", world_model / "gold.json", "--model-card", card)
+            pipeline.run(EVALUATE, "--checkpoint", judged, *results, *preset.evaluation)
+        print(f"its results: {card}")
     else:
         print(f"no gold set for {args.game}: gold_eval.py --data FILE judges a recording")
     peak = max(matrix_products(choose_device("auto"), 1.0).values())
@@ -153,7 +156,9 @@ def stage_lines(
 
 def share_of_peak(run: Path, peak: float) -> str:
     """Say how fast a run computed, all of its minutes counted, beside a peak in GFLOP/s."""
-    args, status = argparse.Namespace(**read_config(run)["args"]), read_status(run)
+    older = {"whole_share": 0.0}  # what runs did before there was the flag
+    args = argparse.Namespace(**older | read_config(run)["args"])
+    status = read_status(run)
     num_steps = status["step"]
     if hasattr(args, "rollout_steps"):
         model = TemporalWorldModel(WorldModelConfig(num_actions=4, copy_bias=SURE_TO_COPY))
@@ -225,10 +230,21 @@ class Pipeline:
                 continue
             state = checkpoint.load_last(path.parent, kind)
             differing = [key for key in wanted if state.get(key, wanted[key]) != wanted[key]]
-            if not differing:
+            if differing:
+                print(f"{kind}: {path.parent} is left out, it learnt from {SOURCES[differing[0]]}")
+            elif not is_finished(path.parent) and _is_of_older_code(state):
+                print(f"{kind}: {path.parent} is left out, unfinished and of another architecture")
+            else:
                 return path.parent
-            print(f"{kind}: {path.parent} is left out, it learnt from {SOURCES[differing[0]]}")
         return None
+
+
+def _is_of_older_code(state: dict) -> bool:
+    """Tell whether training would build another model today, so that it cannot go on with this."""
+    today = {"vqvae": VQVAEConfig, "world_model": WorldModelConfig}[state["kind"]](
+        **{k: v for k, v in state["config"].items() if k in OF_A_RUN}
+    )
+    return dataclasses.asdict(today) != state["config"]
 
 
 def _hashes(data: Path) -> str:

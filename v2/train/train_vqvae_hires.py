@@ -163,7 +163,9 @@ class Trainer:
         self.args, self.model, self.data, self.device = args, model, data, device
         self.workers = workers
         self.train_rows, self.num_steps, self.step = train_rows, num_steps, 0
-        self.warmup = 0 if args.init_from else max(1, int(args.unquantized * num_steps))
+        self.warmup = 0  # steps without quantization
+        if not args.init_from:
+            self.warmup = min(max(1, int(args.unquantized * num_steps)), num_steps - 1)
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs that --init-from began with
         if args.decoder_only:
@@ -210,7 +212,7 @@ class Trainer:
         rows = self.workers.part(np.sort(rows))
         self.batch = {"frames": self.data.frames[rows]}
         pixels = self.pixels(rows)
-        if step == self.warmup > 0:
+        if step == self.warmup and not args.init_from:
             self.start_codebook()
         with autocast(self.device):
             output = self.model(pixels, is_quantized=step >= self.warmup)
@@ -330,8 +332,9 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        average = state["ema"]
-        self.average = average and {k: v.to(self.device) for k, v in average.items()}
+        if average := state["ema"] or (self.average and self.model.state_dict()):
+            average = {k: v.to(self.device, copy=True) for k, v in average.items()}
+        self.average = average
         self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])

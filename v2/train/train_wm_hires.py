@@ -408,8 +408,9 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        average = state["ema"]
-        self.average = average and {k: v.to(self.device) for k, v in average.items()}
+        if average := state["ema"] or (self.average and self.model.state_dict()):
+            average = {k: v.to(self.device, copy=True) for k, v in average.items()}
+        self.average = average
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
