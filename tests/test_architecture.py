@@ -46,8 +46,30 @@ def test_the_models_know_only_torch():
         assert not {name for name in _imports(path) if name.startswith("v2")}
 
 
+TIERS = (  # from the lowest; each imports nothing of a later one
+    ("v2.files", "v2.device", "v2.models", "v2.data.frames", "v2.data.npz"),
+    ("v2.checkpoint", "v2.data"),
+    ("v2.dream", "v2.rollout", "v2.run_dir"),
+    ("v2.train", "v2.eval", "v2.play_loop", "v2.play_session", "v2.play_game"),
+)
+
+
+def test_dependencies_point_one_way():
+    tier_of = {name: rank for rank, names in enumerate(TIERS) for name in names}
+
+    def tier(module: str, unknown: int) -> int:
+        known = [name for name in tier_of if f"{module}.".startswith(f"{name}.")]
+        return tier_of[max(known, key=len)] if known else unknown
+
+    for path in set(MODULES) - set(SCRIPTS):
+        own = tier(_name(path), len(TIERS))
+        later = {name for name in _imports(path) if tier(name, 0) > own}
+        assert not later, (path, later)
+
+
 def test_the_window_knows_no_torch_and_the_dream_neither_pygame_nor_gymnasium():
-    assert not {n for n in _imports(ROOT / "v2/render.py") if n.split(".")[0] == "torch"}
+    for name in ("render", "window", "pen"):
+        assert not {n for n in _imports(ROOT / f"v2/{name}.py") if n.split(".")[0] == "torch"}
     dream = _imports(ROOT / "v2/dream.py")
     assert not {n for n in dream if n.split(".")[0] in ("pygame", "gymnasium", "ale_py")}
 

@@ -100,7 +100,7 @@ def test_flags_of_the_world_model_are_refused_before_anything_is_read(flags, tex
     ["--frameskip", "61"], ["--seed", "99"], ["--frames", "1"], ["--frames-per-shard", "0"],
 ])  # fmt: skip
 def test_absurd_collecting_is_refused(flags, ends, tmp_path):
-    ends(collect_atari.main, [*flags, "--out", tmp_path / "new"], 2)
+    ends(collect_atari.main, [*flags, "--out", tmp_path / "new"], 2, flags[0][2:])
     assert not (tmp_path / "new").exists()
 
 
@@ -318,14 +318,34 @@ def test_game_data_given_as_tokens_is_refused_and_untouched(
 def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, monkeypatch):
     flags = ["--policy", "sticky", "--workers", "1", "--out", str(tmp_path), "--frames", "900"]
     assert collect_atari.main([*flags, "--frames-per-shard", "400"]) == 0
-    before = _content(tmp_path)
-    monkeypatch.setattr(collect_atari, "save_game_data", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        collect_atari.main([*flags, "--overwrite"])
-    assert len(before) > 1 and _content(tmp_path) == before
+    before, real = _content(tmp_path), collect_atari.save_game_data
+
+    def save(path, data):
+        real(path, data)
+        if "00001" in path.name or data.meta["seed"] == 0:
+            1 / 0  # noqa: B018
+
+    monkeypatch.setattr(collect_atari, "save_game_data", save)
+    for more in ([], ["--seed", "1", "--frames-per-shard", "400"]):
+        with pytest.raises(ZeroDivisionError):
+            collect_atari.main([*flags, "--overwrite", *more])
+        assert len(before) > 1 and _content(tmp_path) == before
     monkeypatch.undo()
     assert collect_atari.main([*flags, "--overwrite"]) == 0
     assert [p.name for p in _content(tmp_path)] == ["atari_game_data.npz"]
+
+
+def test_a_recording_that_came_meanwhile_is_kept(ends, tmp_path, monkeypatch):
+    data, record = tmp_path / "atari_game_data.npz", collect_atari.record
+
+    def recording(*args):
+        yield from record(*args)
+        data.write_bytes(b"another's")
+
+    monkeypatch.setattr(collect_atari, "record", recording)
+    flags = ["--policy", "sticky", "--workers", "1", "--frames", "100", "--out", tmp_path]
+    ends(collect_atari.main, flags, 2, "came meanwhile")
+    assert data.read_bytes() == b"another's"
 
 
 def test_a_full_disk_while_collecting_keeps_the_finished_shards(ends, tmp_path, monkeypatch):
@@ -557,19 +577,17 @@ def test_a_world_model_of_other_emulator_settings_is_refused(world_run, data_pat
     ends(train_wm_hires.main, [*flags, "--steps", "1", "--init-from", weights], 2, text)
 
 
-def test_shards_of_different_recordings_are_refused(game_data, tmp_path):
-    for index in range(2):
-        game_data.meta["seed"] = index
+@pytest.mark.parametrize("seeds, text", [
+    ((0, 1), "the shards of .* differ in 'seed'"),
+    ((0, 0), "do not follow one another"),  # both begin with episode 0
+])  # fmt: skip
+def test_shards_that_are_not_of_one_recording_are_refused(seeds, text, vqvae, game_data, tmp_path):
+    for index, game_data.meta["seed"] in enumerate(seeds):
         save_game_data(tmp_path / f"data-{index:05d}.npz", game_data)
-    with pytest.raises(ValueError, match="the shards of .* differ in 'seed'"):
+    with pytest.raises(ValueError, match=text):
         load_game_data(tmp_path / "data.npz")
-
-
-def test_shards_that_do_not_follow_one_another_are_refused(game_data, tmp_path):
-    for shard in range(2):  # both begin with episode 0
-        save_game_data(tmp_path / f"data-{shard:05d}.npz", game_data)
-    with pytest.raises(ValueError, match="do not follow one another"):
-        load_game_data(tmp_path / "data.npz")
+    with pytest.raises(ValueError, match=text):
+        tokenize(tmp_path / "data.npz", vqvae, torch.device("cpu"))
 
 
 def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(

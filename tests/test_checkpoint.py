@@ -231,6 +231,19 @@ checkpoint.save_rotating(sys.argv[1], "vqvae", VQVAE(VQVAEConfig()), step=2)
 """
 
 
+def test_what_a_link_names_is_written_and_the_link_stays(vqvae, tmp_path):
+    link, there = tmp_path / "vqvae.pt", tmp_path / "disk" / "vqvae.pt"
+    there.parent.mkdir()
+    there.write_bytes(b"old")
+    link.symlink_to(there)
+    checkpoint.save_checkpoint(link, "vqvae", vqvae)
+    assert link.is_symlink() and not there.is_symlink()
+    assert checkpoint.tokenizer_sha256(checkpoint.load_vqvae(there)[0]) == (
+        checkpoint.tokenizer_sha256(checkpoint.load_vqvae(link)[0])
+    )
+    assert [path.name for path in there.parent.iterdir()] == ["vqvae.pt"]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(vqvae, tmp_path):
     path = tmp_path / "last.pt"
     _save(path, VQVAE(VQVAEConfig(latent_dim=16, stem_dim=8)), step=1)

@@ -21,12 +21,21 @@ from v2.data.atari_dataset import (
     split_of_game,
     window_starts,
 )
+from v2.data.frames import downsample_screen
 from v2.data.importance import event_chances, event_steps
 from v2.data.npz import read_rows
 from v2.data.policies import REWIND, SCRIPTED, STICKY, policy_mix
-from v2.data.recorder import GameJob, join_segments, record, record_game
+from v2.data.recorder import (
+    SEEDS_PER_POLICY,
+    SEEDS_PER_RUN,
+    GameJob,
+    join_segments,
+    record,
+    record_game,
+)
 from v2.data.tokens import tokenize
 from v2.eval import truth
+from v2.recording import HUMAN_SEED_START
 
 
 def _hashes(segments):
@@ -54,12 +63,19 @@ def test_games_give_frames_and_their_own_actions(game, least_actions):
 
 
 def test_max_pooling_takes_the_brighter_of_the_last_two_screens():
-    pooled, plain = (make_atari_env(config=EmulatorConfig("space_invaders", max_pool=p))
-                     for p in (True, False))  # fmt: skip
-    pooled.reset(), plain.reset()
+    pooled = make_atari_env(config=EmulatorConfig("space_invaders", max_pool=True))
+    single = make_atari_env(config=EmulatorConfig("space_invaders", frameskip=1))
+    pooled.reset(), single.reset()
+    num_brighter = 0
     for step in range(60):
-        a, b = pooled.step(step % 6)[0], plain.step(step % 6)[0]
-    assert (a >= b).all() and (a > b).any()
+        frame = pooled.step(step % 6)[0]
+        for _ in range(4):
+            before = single.unwrapped.ale.getScreenRGB()
+            single.step(step % 6)
+        last = single.unwrapped.ale.getScreenRGB()
+        assert np.array_equal(frame, downsample_screen(np.maximum(before, last)))
+        num_brighter += (before > last).any()
+    assert num_brighter
 
 
 def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch, tmp_path):
@@ -132,10 +148,11 @@ def test_no_episode_stands_twice_and_splits_share_no_seed():
     segments += list(record(EmulatorConfig(), mix, 1500, GOLD_SEED_START, workers=1))
     hashes = _hashes(segments)
     assert len(set(hashes)) == len(hashes)
-    splits = {split_of_game(segment.seed) for segment in segments}
-    assert splits == {"train", "val", "gold"}
-    seeds = {k: {s.seed for s in segments if split_of_game(s.seed) == k} for k in splits}
-    assert not seeds["train"] & seeds["val"] and not seeds["val"] & seeds["gold"]
+    assert {split_of_game(segment.seed) for segment in segments} == {"train", "val", "gold"}
+    owners = {segment.seed: segment.policy for segment in segments}  # a game is of one policy
+    assert all(owners[segment.seed] == segment.policy for segment in segments)
+    assert len(mix) * SEEDS_PER_POLICY <= SEEDS_PER_RUN  # and of one run
+    assert (collect_atari.MAX_SEED + 1) * SEEDS_PER_RUN <= HUMAN_SEED_START <= GOLD_SEED_START
 
 
 def test_a_rewind_begins_an_episode_of_the_same_game_without_a_lost_life_inside():

@@ -3,6 +3,7 @@ import importlib.metadata
 import pytest
 
 from v2 import doctor
+from v2.device import choose_device
 from v2.doctor import Finding
 
 
@@ -60,7 +61,8 @@ def test_a_display_that_nobody_sees_is_noted(driver, monkeypatch):
 
 def test_the_gain_of_bfloat16_is_measured():
     found = _names(doctor.check_device())
-    assert "times as fast" in found["bfloat16"].text and "cpu" in found["device"].text
+    assert "times as fast" in found["bfloat16"].text
+    assert choose_device("auto").type in found["device"].text
 
 
 def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, world_model):
@@ -78,5 +80,8 @@ def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, wor
         )
         (finding,) = doctor.check_weights()
         assert bool(finding.stops) != is_whole and (digest[:12] in finding.text)
+    paths["vqvae"].unlink()  # the other alone is nothing to play with
+    (finding,) = doctor.check_weights()
+    assert "absent" in finding.text and finding.stops == "play, eval"
     checkpoint.save_checkpoint(tmp_path / "pong" / "x.pt", "vqvae", vqvae)
     assert "pong" in doctor.check_weights()[1].text

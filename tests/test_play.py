@@ -447,6 +447,19 @@ def test_forks_show_what_each_action_leads_to_and_leave_no_trace(session):
     assert np.array_equal(play(session, [LEFT] * 3)[-1], forks.real[3][LEFT])
 
 
+def test_forks_leave_the_noise_of_a_sampled_dream_where_it_was(vqvae, world_model):
+    engine = DreamEngine(vqvae, world_model, sampling=Sampling(temperature=1.0))
+    session = PlaySession(make_atari_env("breakout"), engine)
+    play(session, [FIRE, RIGHT])
+    future = [session.step(LEFT).dream_frame for _ in range(3)]
+    session.rewind(3)
+    forks = Forks(session, num_steps=3)
+    while not forks.is_done:
+        forks.advance()
+    assert np.array_equal([frames[LEFT] for frames in forks.dream[1:]], future)  # the same noise
+    assert np.array_equal([session.step(LEFT).dream_frame for _ in range(3)], future)
+
+
 def test_the_distances_are_zero_while_the_dream_is_the_game(session):
     session.step(FIRE)
     session.engine.step = lambda action: session.moment.real_frame

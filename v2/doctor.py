@@ -181,7 +181,10 @@ def _check_pair(game: str, directory: Path) -> Finding:
     if absent:
         text = f"{game}: {' and '.join(absent)} absent"
         try:
-            text += f"; play takes {find_weights('latest', 'world_model', game)}"
+            found = find_weights("latest", "world_model", game)
+            if found == paths["world_model"]:  # half of a pair is none
+                raise FileNotFoundError
+            text += f"; play takes {found}"
         except (FileNotFoundError, ValueError):  # no such game
             fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
             return Finding("weights", text, fix, "play, eval")

@@ -22,6 +22,8 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 def atomic_path(path: Path):
     """Yield a temporary path to write; fsync and move it to `path` when the block succeeds."""
     path = Path(path)
+    if path.is_symlink():  # the link stays, and what it names is written
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(path.parent, path.name)
     temporary = temporary_path(path)
@@ -95,7 +97,8 @@ def check_output(path: Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a folder; name a file")
-    temporary_path(path).exists()  # an OSError where the name has no room for it
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        temporary_path(path).stat()  # an OSError where the name has no room for it
     check_writable(path.parent)
 
 

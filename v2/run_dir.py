@@ -1,10 +1,10 @@
 """Run folders: checkpoints/v2/<game>/runs/<YYYYMMDD_HHMMSS>/.
 
-Contract: a run writes only into its own folder (and the game's tokens, where they are missing), one
-process at a time: config.json, metrics.jsonl (one line an event, no step twice), last.pt,
-last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json, lock
-(held by whoever has it locked, and by nobody once that process is gone). `latest` is the newest
-finished run that is no smoke run, else the shipped weights.
+Contract: a run writes only into its own folder (and the game's tokens, where they are missing or
+stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
+last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
+lock (held by whoever has it locked, and by nobody once that process is gone). `latest` is the
+newest finished run that is no smoke run, else the shipped weights.
 Knows nothing of models.
 """
 

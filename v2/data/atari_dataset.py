@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import itertools
 import math
 import os
 import re
@@ -240,8 +239,10 @@ def load_game_data(path: Path) -> GameData:
     """
     paths = data_paths(path)
     folder = paths[0].parent if os.access(paths[0].parent, os.W_OK) else tempfile.gettempdir()
-    if _unpacked_bytes(path) > shutil.disk_usage(folder).free:
-        raise _no_room(path, folder)
+    episodes = read_episodes(path)
+    num_frames = sum(episode["frames"] for episode in episodes)
+    if _unpacked_bytes(num_frames) > shutil.disk_usage(folder).free:
+        raise _no_room(path, folder, num_frames)
     files = {name: tempfile.TemporaryFile(dir=folder) for name in LARGE_FIELDS}
     parts, metas = [], []
     for shard in tqdm(paths, unit="file", desc="unpack", disable=None):
@@ -254,65 +255,67 @@ def load_game_data(path: Path) -> GameData:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise _no_room(path, folder) from error
+            raise _no_room(path, folder, num_frames) from error
         parts.append(arrays)
         metas.append(meta)
-    for key in ("emulator", "action_meanings", "policy", "seed"):
-        if any(meta.get(key) != metas[0].get(key) for meta in metas):
-            raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
-    for before, part in itertools.pairwise(parts):
-        if part["episode_ids"][0] <= before["episode_ids"][-1]:
-            raise ValueError(f"the shards of {path} do not follow one another: collect again")
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     for name, file in files.items():  # a map outlives its file; writable, as torch wants it
         dtype, tail = ARRAY_FIELDS[name]
         joined[name] = np.memmap(file, dtype, "r+", shape=(len(joined["actions"]), *tail))
-    episodes = [episode for meta in metas for episode in meta["episodes"]]
     meta = metas[0] | {"episodes": episodes, "shards": [meta["sha256"] for meta in metas]}
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
     check_splits(path, joined["episode_ids"], (joined["ram"], joined["actions"]), splits, {})
     return GameData(**joined, meta=meta)
 
 
-def _unpacked_bytes(path: Path) -> int:
+def _unpacked_bytes(num_frames: int) -> int:
     large = [ARRAY_FIELDS[name] for name in LARGE_FIELDS]
-    each = sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
-    return each * _num_frames(path)
+    return num_frames * sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
 
 
-def _num_frames(path: Path) -> int:
-    return sum(episode["frames"] for episode in read_episodes(path))
-
-
-def _no_room(path: Path, folder: Path | str) -> OSError:
+def _no_room(path: Path, folder: Path | str, num_frames: int) -> OSError:
     free = shutil.disk_usage(folder).free
     return OSError(
-        f"unpacking {_num_frames(path)} frames of {path} takes {_unpacked_bytes(path) / 1e9:.1f} "
+        f"unpacking {num_frames} frames of {path} takes {_unpacked_bytes(num_frames) / 1e9:.1f} "
         f"GB, and {folder} has {free / 1e9:.1f} GB left: make room there"
     )
 
 
 def read_episodes(path: Path) -> list[dict]:
-    """Return the episodes of a data file or its shards, from their metas alone."""
-    episodes = []
+    """Return the episodes of a data file or its shards, from their metas alone.
+
+    Raises:
+        ValueError: a damaged list, or shards of different recordings.
+    """
+    metas = []
     for shard in data_paths(path):
-        meta = read_meta(shard, META_FIELDS)
-        check_episodes(shard, meta)
-        episodes += meta["episodes"]
+        metas.append(read_meta(shard, META_FIELDS))
+        check_episodes(shard, metas[-1])
+    for key in ("emulator", "action_meanings", "policy", "seed"):
+        if any(meta.get(key) != metas[0].get(key) for meta in metas):
+            raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
+    episodes = [episode for meta in metas for episode in meta["episodes"]]
+    ids = [episode["id"] for episode in episodes]
+    if len(metas) > 1 and sorted(set(ids)) != ids:
+        raise ValueError(f"the shards of {path} do not follow one another: collect again")
     return episodes
 
 
 def data_paths(path: Path) -> list[Path]:
     """Return the file itself, or its shards in order."""
     path = Path(path)
-    if path.exists():
-        return [path]
-    shards = sorted(path.parent.glob(f"{path.stem}-[0-9][0-9][0-9][0-9][0-9].npz"))
-    if not shards:
+    paths = recorded_files(path)
+    if not paths:
         raise FileNotFoundError(
             f"no game data at {path}: run python v2/data/collect_atari.py --out {path.parent}"
         )
-    return shards
+    return paths[:1] if paths[0] == path else paths
+
+
+def recorded_files(path: Path) -> list[Path]:
+    """Return what there is of a recording: the file itself, its shards, by accident both."""
+    single = [path] if path.exists() else []
+    return single + sorted(path.parent.glob(f"{path.stem}-[0-9][0-9][0-9][0-9][0-9].npz"))
 
 
 def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     command_line.explain_errors()
 
 import contextlib
+import shutil
 import time
 
 import numpy as np
@@ -24,11 +25,11 @@ from v2.data.atari_dataset import (
     DATA_NAME,
     EmulatorConfig,
     GameData,
-    data_paths,
     emulator_dict,
     emulator_version,
     game_directory,
     make_atari_env,
+    recorded_files,
     save_game_data,
 )
 from v2.data.policies import POLICY_NAMES, policy_mix
@@ -65,6 +66,8 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    if args.sticky == 1:
+        raise ValueError("--sticky must be below 1, got 1.0")
     emulator = EmulatorConfig(args.game, args.frameskip, args.sticky, max_pool=args.max_pool)
     mix = policy_mix(args.policy, emulator.game)
     if args.seed > MAX_SEED:
@@ -73,7 +76,7 @@ def main(argv=None) -> int:
         raise ValueError(f"--frames must be at least {2 * len(mix)}, got {args.frames}")
     directory = args.out or game_directory(CHECKPOINTS, emulator.game)
     single = Path(directory) / f"{DATA_NAME}.npz"
-    old = _existing(single)
+    old = recorded_files(single)
     if old and not args.overwrite:
         raise FileExistsError(f"{old[0]} is there already: --overwrite replaces it")
     check_writable(directory)
@@ -83,10 +86,20 @@ def main(argv=None) -> int:
         "ale_py": emulator_version(), "policy": args.policy,
         "mix": {config.name: config.share for config in mix}, "seed": args.seed,
     }  # fmt: skip
+    folder = single.parent / "overwrite.tmp" if old else single.parent
     began = time.perf_counter()
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
-    with command_line.StopRequest() as stop, contextlib.closing(segments):
-        num_frames, scores = _write(segments, args, single, meta, stop, old)
+    try:
+        with command_line.StopRequest() as stop, contextlib.closing(segments):
+            num_frames, scores = _write(segments, args, folder, meta, stop, single, old)
+        if old and not stop:
+            _replace(old, folder)
+    finally:
+        if old:
+            shutil.rmtree(folder, ignore_errors=True)
+    if old and stop:
+        print(f"stopped: {old[0]} is what it was")
+        return stop.exit_code
     seconds = time.perf_counter() - began
     print(f"{num_frames} frames of {len(scores)} episodes (mean score {np.mean(scores):.1f}) in "
           f"{seconds:.0f} s, {num_frames / seconds:.0f} frames a second: {directory}")  # fmt: skip
@@ -94,27 +107,29 @@ def main(argv=None) -> int:
     return stop.exit_code
 
 
-def _existing(single: Path) -> list[Path]:
-    try:
-        return data_paths(single)
-    except FileNotFoundError:
-        return []
+def _replace(old: list[Path], folder: Path) -> None:
+    """Put the files of a folder, a whole recording, in place of the old ones beside it."""
+    for stale in old:
+        stale.unlink()
+    for path in sorted(folder.iterdir()):
+        path.replace(folder.parent / path.name)
 
 
-def _write(segments, args, single: Path, meta: dict, stop, old) -> tuple[int, list[float]]:
-    """Write the segments as they come; the first file that is complete removes the `old` ones."""
+def _write(
+    segments, args, folder: Path, meta: dict, stop, single: Path, old: list[Path]
+) -> tuple[int, list[float]]:
+    """Write the segments as they come."""
     shard, shard_frames, num_shards, scores, total = [], 0, 0, [], 0
     sharded = args.frames > args.frames_per_shard
     first_id = 0
 
     def flush():
         nonlocal shard, shard_frames, num_shards, first_id
-        path = single.with_name(f"{DATA_NAME}-{num_shards:05d}.npz") if sharded else single
+        if not num_shards and (others := set(recorded_files(single)) - set(old)):
+            raise FileExistsError(f"{min(others)} came meanwhile: name another --out")
+        path = folder / (f"{DATA_NAME}-{num_shards:05d}.npz" if sharded else single.name)
         arrays, episodes = join_segments(shard, first_id, is_last_use=True)
         save_game_data(path, GameData(**arrays, meta=meta | {"episodes": episodes}))
-        for stale in set(old) - {path}:
-            stale.unlink()
-        old.clear()
         first_id += len(shard)
         shard, shard_frames, num_shards = [], 0, num_shards + 1
 
@@ -130,7 +145,7 @@ def _write(segments, args, single: Path, meta: dict, stop, old) -> tuple[int, li
             bar.set_postfix(policy=segment.policy, score=f"{np.mean(scores):.1f}")
             if stop:
                 break
-    if shard and not (stop and old):  # a recording that was there is not given up for a part
+    if shard and not (old and stop):  # a recording that was there is not given up for a part
         flush()
     return total, scores
 

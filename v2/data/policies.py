@@ -5,7 +5,7 @@ it was given. A controller without randomness would repeat one game for ever, so
 player aims at random offsets and errs. Knows nothing of emulators or files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -56,7 +56,7 @@ def policy_mix(name: str, game: str) -> list[PolicyConfig]:
     if not chosen:
         raise ValueError(f"{game} has no {name} policy: use mix, random or sticky")
     total = sum(config.share for config in chosen)
-    return [PolicyConfig(**{**config.__dict__, "share": config.share / total}) for config in chosen]
+    return [replace(config, share=config.share / total) for config in chosen]
 
 
 def make_policy(

@@ -21,7 +21,7 @@ def add_noise(tokens: np.ndarray, others: np.ndarray, grid: tuple[int, int], kin
     `uniform` puts random codes of the window in place of up to a fifth of the tokens. `plausible`
     takes an object (what differs from the window's most frequent tokens) and drops it, doubles it
     three to five cells away, or shifts it by one cell; or it pastes a patch of another frame where
-    the two differ, as what a dream got wrong stands still in it. In the last frame or the last few.
+    the two differ, as what a dream got wrong stands still in it. In the last frame or more of them.
 
     Args:
         tokens: int64 (B, 4 + K, N), all of each window.

@@ -26,6 +26,7 @@ from v2.data.atari_dataset import (
     game_directory,
     game_id,
     read_episodes,
+    recorded_files,
 )
 from v2.data.policies import policy_mix
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
@@ -196,11 +197,11 @@ class Pipeline:
         """
         mark = self.directory / "collecting.tmp"
         is_ours = mark.exists() and mark.read_text("utf-8") in ("", _hashes(data))
-        if _exists(data) and not is_ours:
+        if recorded_files(data) and not is_ours:
             mark.unlink(missing_ok=True)
             return
         write_text(mark, "")
-        again = ["--overwrite"] if _exists(data) else []
+        again = ["--overwrite"] if recorded_files(data) else []
         try:
             self.run(COLLECT, "--frames", frames, "--out", self.directory, *again)
         except SystemExit:
@@ -248,15 +249,7 @@ def _is_of_older_code(state: dict) -> bool:
 
 
 def _hashes(data: Path) -> str:
-    paths = data_paths(data) if _exists(data) else []
-    return " ".join(map(file_sha256, paths)) or "nothing"
-
-
-def _exists(data: Path) -> bool:
-    try:
-        return bool(data_paths(data))
-    except FileNotFoundError:
-        return False
+    return " ".join(map(file_sha256, recorded_files(data))) or "nothing"
 
 
 if __name__ == "__main__":
