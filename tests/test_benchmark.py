@@ -22,6 +22,15 @@ def test_attention_is_counted_forward_and_backward(dtype):
     assert count_flops(lambda: attend(q, k, v, bias).sum().backward()) == 3.5 * forward
 
 
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_flops_of_a_convolution_in_groups_are_those_of_its_forward_and_two_gradients(groups):
+    layer = torch.nn.Conv2d(8, 8, 3, padding=1, groups=groups)
+    x = torch.rand(2, 8, 21, 16, requires_grad=True)
+    forward = 2 * (2 * 21 * 16) * 8 * (8 // groups) * 9
+    assert count_flops(lambda: layer(x)) == forward
+    assert count_flops(lambda: layer(x).sum().backward()) == 3 * forward
+
+
 def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, tmp_path, capsys):
     for name, config, small in (
         ("VQVAEConfig", VQVAEConfig, SMALL_VQVAE),

@@ -29,7 +29,7 @@ from v2.run_dir import CHECKPOINTS, is_finished
 BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
         "rollout-batch-size": "12", "whole-share": "0.1"}  # fmt: skip
 ROLLOUT_COST = 0.057  # of one predicted frame of a rollout, in one-step batches of 32 windows
-WHOLE_COST = 3.6  # of a step at all positions, over one at few
+WHOLE_COST = 2.8  # of a step at all positions, over one at few
 ROWS: dict[str, dict[str, str]] = {
     "the recipe": {},
     "the recipe, seed 1": {"seed": "1"},

@@ -59,7 +59,7 @@ class Preset:
 PRESETS = {
     "default": Preset(
         200_000, ("--epochs", "50"),
-        ("--epochs", "50", "--rollout-steps", "5", "--rollout-ratio", "0.5",
+        ("--epochs", "80", "--rollout-steps", "5", "--rollout-ratio", "0.5",
          "--history-noise", "0.15"), ("--tier", "gold", "--long-dreams", "10"),
     ),
     "smoke": Preset(

@@ -93,7 +93,7 @@ def build_parser():
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
     length.add_argument("--epochs", type=command_line.positive_int, default=100)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=1280,
+    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=800,
                         help="random draws of windows an epoch, some of them drawn twice; "
                         "0: as many draws as there are windows")  # fmt: skip
     length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
@@ -116,7 +116,7 @@ def build_parser():
                         f"{MIN_POSITIONS}; 0: all")  # fmt: skip
     recipe.add_argument("--whole-share", type=command_line.probability, default=0.1,
                         help="share of the steps, the last ones, that learn at all positions, as "
-                        "dreams are made, at three to four times the time")  # fmt: skip
+                        "dreams are made, at about three times the time")  # fmt: skip
     recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
     recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
                         help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip

@@ -4,11 +4,17 @@ Contract: FLOPs are multiplications and additions of matrix products, attention 
 speeds are of the device at this moment. For the benchmark and the pipeline; no training uses it.
 """
 
+import math
 import time
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop,
+    sdpa_flop,
+    shape_wrapper,
+)
 
 from v2.data.tokens import TokenData
 from v2.device import has_fast_bfloat16
@@ -18,7 +24,24 @@ from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
 
 ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ON_CPU_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-UNKNOWN_TO_TORCH = {ON_CPU: sdpa_flop, ON_CPU_BACKWARD: sdpa_backward_flop}
+
+
+@shape_wrapper
+def _convolution_backward_flop(gradient, _, weight, *flags, **__) -> int:
+    """Count the gradients of input and weight: torch counts a depthwise weight's as a dense one's.
+
+    Args:
+        gradient: shape of the output's; weight: (out, in / groups, ...); flags: the last says
+            which gradients are computed.
+    """
+    return 2 * math.prod(gradient) * math.prod(weight[1:]) * sum(flags[-1][:2])
+
+
+FORMULAS = {
+    ON_CPU: sdpa_flop,
+    ON_CPU_BACKWARD: sdpa_backward_flop,
+    torch.ops.aten.convolution_backward: _convolution_backward_flop,
+}
 SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # long enough to hide a launch
 
@@ -52,7 +75,7 @@ def matrix_products(device: torch.device, seconds: float) -> dict[str, float]:
 
 def count_flops(work) -> float:
     counter = FlopCounterMode(display=False)
-    counter.flop_registry |= UNKNOWN_TO_TORCH
+    counter.flop_registry |= FORMULAS
     with counter:
         work()
     return float(counter.get_total_flops())
