@@ -21,7 +21,10 @@ from v2.run_dir import CHECKPOINTS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 CARDS = {  # of each game, by column
-    "breakout": {"Breakout": game_directory(CHECKPOINTS, "breakout") / "README.md"},
+    "breakout": {
+        "Breakout": game_directory(CHECKPOINTS, "breakout") / "README.md",
+        "`make train`": README.parent / "docs" / "breakout_from_zero.md",
+    },
     "pong": {"Pong": game_directory(CHECKPOINTS, "pong") / "README.md"},
 }
 TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 5, 10, 20, 50)
