@@ -331,8 +331,12 @@ def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, 
             collect_atari.main([*flags, "--overwrite", *more])
         assert len(before) > 1 and _content(tmp_path) == before
     monkeypatch.undo()
+    stray = tmp_path / "overwrite.tmp" / "atari_game_data-00007.npz"  # of a killed process
+    stray.parent.mkdir()
+    stray.touch()
     assert collect_atari.main([*flags, "--overwrite"]) == 0
     assert [p.name for p in _content(tmp_path)] == ["atari_game_data.npz"]
+    assert len(load_game_data(tmp_path / "atari_game_data.npz")) == 900
 
 
 def test_a_recording_that_came_meanwhile_is_kept(ends, tmp_path, monkeypatch):

@@ -86,7 +86,10 @@ def main(argv=None) -> int:
         "ale_py": emulator_version(), "policy": args.policy,
         "mix": {config.name: config.share for config in mix}, "seed": args.seed,
     }  # fmt: skip
-    folder = single.parent / "overwrite.tmp" if old else single.parent
+    folder = single.parent
+    if old:  # they stay until all of the new ones are there
+        folder = single.parent / "overwrite.tmp"
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     began = time.perf_counter()
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
     try:
@@ -109,10 +112,9 @@ def main(argv=None) -> int:
 
 def _replace(old: list[Path], folder: Path) -> None:
     """Put the files of a folder, a whole recording, in place of the old ones beside it."""
-    for stale in old:
+    new = [path.replace(folder.parent / path.name) for path in sorted(folder.iterdir())]
+    for stale in set(old) - set(new):
         stale.unlink()
-    for path in sorted(folder.iterdir()):
-        path.replace(folder.parent / path.name)
 
 
 def _write(
