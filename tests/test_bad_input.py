@@ -275,7 +275,7 @@ def test_a_misspelt_display_driver_is_refused(ends, monkeypatch):
 ])  # fmt: skip
 def test_a_name_that_is_too_long_is_refused_before_any_work(main, flag, name, ends):
     more = ["--headless"] if main is play_atari_hires.main else []
-    ends(main, [flag, name, *more], 2, name[:80], "is too long", "give a shorter one")
+    ends(main, [flag, name, *more], 2, name[:20], "is too long", "give a shorter one")
 
 
 def test_where_folders_cannot_be_opened_a_save_does_without(monkeypatch, tmp_path):
