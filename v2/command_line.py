@@ -267,6 +267,13 @@ def probability(text: str) -> float:
     return _between(text, float, 0, 1)
 
 
+def probability_below_one(text: str) -> float:
+    value = probability(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError(f"must be below 1, got {text}")
+    return value
+
+
 def _between(text: str, kind: type, least: float, most: float):
     try:
         value = kind(text)

@@ -174,21 +174,16 @@ def check_weights() -> list[Finding]:
 def _check_pair(game: str, directory: Path) -> Finding:
     """Load a game's shipped weights."""
     from v2 import checkpoint
-    from v2.run_dir import SHIPPED, find_weights
+    from v2.run_dir import SHIPPED, finished_runs
 
     paths = {kind: directory / name for kind, name in SHIPPED.items()}
     absent = [path.name for path in paths.values() if not path.exists()]
     if absent:
         text = f"{game}: {' and '.join(absent)} absent"
-        try:
-            found = find_weights("latest", "world_model", game)
-            if found == paths["world_model"]:  # half of a pair is none
-                raise FileNotFoundError
-            text += f"; play takes {found}"
-        except (FileNotFoundError, ValueError):  # no such game
-            fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
-            return Finding("weights", text, fix, "play, eval")
-        return Finding("weights", text, f"make ship GAME={game}")
+        if runs := finished_runs(directory, "world_model"):
+            return Finding("weights", f"{text}; play takes {runs[-1]}", f"make ship GAME={game}")
+        fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
+        return Finding("weights", text, fix, "play, eval")
     try:
         vqvae, _ = checkpoint.load_vqvae(paths["vqvae"])
         vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)

@@ -56,7 +56,7 @@ def build_parser():
     parser.add_argument("--overwrite", action="store_true", help="replace data that is there")
     group = parser.add_argument_group("emulator")
     group.add_argument("--frameskip", type=command_line.positive_int, default=emulator.frameskip)
-    group.add_argument("--sticky", type=command_line.probability, metavar="PROB",
+    group.add_argument("--sticky", type=command_line.probability_below_one, metavar="PROB",
                        default=emulator.repeat_action_probability,
                        help="probability that the emulator repeats the last action")  # fmt: skip
     group.add_argument("--max-pool", action="store_true",
@@ -66,8 +66,6 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    if args.sticky == 1:
-        raise ValueError("--sticky must be below 1, got 1.0")
     emulator = EmulatorConfig(args.game, args.frameskip, args.sticky, max_pool=args.max_pool)
     mix = policy_mix(args.policy, emulator.game)
     if args.seed > MAX_SEED:
@@ -94,7 +92,7 @@ def main(argv=None) -> int:
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
     try:
         with command_line.StopRequest() as stop, contextlib.closing(segments):
-            num_frames, scores = _write(segments, args, folder, meta, stop, single, old)
+            num_frames, scores = _write(segments, args, folder, meta, stop)
         if old and not stop:
             _replace(old, folder)
     finally:
@@ -117,19 +115,18 @@ def _replace(old: list[Path], folder: Path) -> None:
         stale.unlink()
 
 
-def _write(
-    segments, args, folder: Path, meta: dict, stop, single: Path, old: list[Path]
-) -> tuple[int, list[float]]:
-    """Write the segments as they come."""
+def _write(segments, args, folder: Path, meta: dict, stop) -> tuple[int, list[float]]:
+    """Write the segments into a folder without a recording, as they come."""
     shard, shard_frames, num_shards, scores, total = [], 0, 0, [], 0
     sharded = args.frames > args.frames_per_shard
     first_id = 0
 
     def flush():
         nonlocal shard, shard_frames, num_shards, first_id
-        if not num_shards and (others := set(recorded_files(single)) - set(old)):
-            raise FileExistsError(f"{min(others)} came meanwhile: name another --out")
-        path = folder / (f"{DATA_NAME}-{num_shards:05d}.npz" if sharded else single.name)
+        single = folder / f"{DATA_NAME}.npz"
+        if not num_shards and (others := recorded_files(single)):
+            raise FileExistsError(f"{others[0]} came meanwhile: name another --out")
+        path = folder / f"{DATA_NAME}-{num_shards:05d}.npz" if sharded else single
         arrays, episodes = join_segments(shard, first_id, is_last_use=True)
         save_game_data(path, GameData(**arrays, meta=meta | {"episodes": episodes}))
         first_id += len(shard)
@@ -147,7 +144,7 @@ def _write(
             bar.set_postfix(policy=segment.policy, score=f"{np.mean(scores):.1f}")
             if stop:
                 break
-    if shard and not (old and stop):  # a recording that was there is not given up for a part
+    if shard:
         flush()
     return total, scores
 

@@ -107,13 +107,15 @@ class TemporalWorldModel(nn.Module):
         # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
         bias = F.embedding(actions_now, self.spatial_bias.flatten(1)).view(B, N, -1)
         place = self.position + bias  # (B, N, D)
-        key_bias, stand_for = None, 0.0  # log of how many positions each stands for
+        key_bias, rows, stand_for = None, None, 0.0  # log of how many positions each stands for
         if subset is not None:
             place = place.gather(1, subset.positions.unsqueeze(2).expand(-1, -1, place.shape[2]))
             history = history.gather(2, subset.positions.unsqueeze(1).expand(-1, T, -1))
             given = given if given is None else given.gather(1, subset.positions)
             stand_for = -subset.chances.log().unsqueeze(2)  # (B, M, 1)
             key_bias = stand_for.squeeze(2)[:, None, None]  # (B, 1, 1, M)
+            of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
+            rows = (subset.positions + of_sample).flatten()  # (B * M,) of all B * N places
         slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
         x = self.token_tables(history + slots).sum(1) + place
         if given is not None:
@@ -122,7 +124,7 @@ class TemporalWorldModel(nn.Module):
             past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
             x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
         for block in self.blocks:
-            x = block(x, actions_now, subset and subset.positions, key_bias)
+            x = block(x, actions_now, rows, key_bias)
         x = F.layer_norm(x, x.shape[-1:])
         logits = self.to_logits(x) + self.copy_table(history[:, -1])
         evidence = self.to_outcome(x).float() + stand_for  # (B, N, 3): it happens somewhere
@@ -162,26 +164,24 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         action: torch.Tensor,
-        positions: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
         key_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         scale_a, shift_a, scale_m, shift_m = self.film(action).unsqueeze(1).chunk(4, dim=-1)
         if self.local is not None:
-            x = x + self._mix_neighbours(x, positions)
+            x = x + self._mix_neighbours(x, rows)
         x = x + self._attend(_modulated(x, scale_a, shift_a), key_bias)
         hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m))).square()
         return x + self.contract(hidden)
 
-    def _mix_neighbours(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def _mix_neighbours(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         B, M, D = x.shape
-        if positions is not None:  # zero where there is none
-            N = self.grid[0] * self.grid[1]
-            rows = (positions + torch.arange(B, device=x.device).unsqueeze(1) * N).flatten()
-            # Whole rows are copied faster than scattered and gathered.
-            x = x.new_zeros(B * N, D).index_copy(0, rows, x.flatten(0, 1)).view(B, N, D)
+        if rows is not None:  # zero where there is none; faster than `scatter` and `gather`
+            places = x.new_zeros(B * self.grid[0] * self.grid[1], D)
+            x = places.index_copy(0, rows, x.flatten(0, 1)).view(B, -1, D)
         grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
         mixed = self.local(grid).flatten(2).transpose(1, 2)
-        if positions is None:
+        if rows is None:
             return mixed
         return mixed.reshape(-1, D).index_select(0, rows).view(B, M, D)
 

@@ -200,3 +200,13 @@ def average_weights(
     decay = min(decay, (1 + step) / (10 + step))
     state = model.state_dict()
     torch._foreach_lerp_([average[k] for k in state], list(state.values()), 1 - decay)
+
+
+def resumed_average(
+    stored: dict[str, torch.Tensor] | None, model: torch.nn.Module, is_asked: bool
+) -> dict[str, torch.Tensor] | None:
+    """Return the averaged weights of a checkpoint; where it has none, the model's if asked for."""
+    if not stored and not is_asked:
+        return None
+    weights = model.state_dict()
+    return {k: (stored or weights)[k].to(v.device, copy=True) for k, v in weights.items()}

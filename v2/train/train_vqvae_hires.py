@@ -50,7 +50,14 @@ from v2.pictures import save_grid
 from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
 from v2.train.distributed import Workers, join
 from v2.train.loop import run_trainer
-from v2.train.steps import GradientGuard, Rows, average_weights, learning_rate, step_rng
+from v2.train.steps import (
+    GradientGuard,
+    Rows,
+    average_weights,
+    learning_rate,
+    resumed_average,
+    step_rng,
+)
 
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
@@ -332,9 +339,7 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        if average := state["ema"] or (self.average and self.model.state_dict()):
-            average = {k: v.to(self.device, copy=True) for k, v in average.items()}
-        self.average = average
+        self.average = resumed_average(state["ema"], self.model, bool(self.args.ema))
         self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])

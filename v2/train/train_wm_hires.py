@@ -63,6 +63,7 @@ from v2.train.steps import (
     average_weights,
     learning_rate,
     positions_learnt,
+    resumed_average,
     step_rng,
     unrolls,
 )
@@ -408,9 +409,7 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        if average := state["ema"] or (self.average and self.model.state_dict()):
-            average = {k: v.to(self.device, copy=True) for k, v in average.items()}
-        self.average = average
+        self.average = resumed_average(state["ema"], self.model, bool(self.args.ema))
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
