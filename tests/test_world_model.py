@@ -23,13 +23,16 @@ from v2.models.temporal_world_model import (
     WorldModelConfig,
 )
 from v2.rollout import (
+    GREEDY,
+    ONE_LOOK,
     Sampling,
+    advance,
     change_probs,
     choose_tokens,
     decide_first,
     predict_next,
-    unroll,
 )
+from v2.train import wm_loss
 from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
 
 GRID = (21, 16)
@@ -212,6 +215,15 @@ def test_a_frame_without_doubt_is_predicted_once(world_model):
     assert len(calls) == 1 and torch.equal(tokens, history[:, -1])
 
 
+def _dream(model, history, actions, sampling=GREEDY) -> list[torch.Tensor]:
+    frames, doubt = [], None
+    for k in range(actions.shape[1] - 3):
+        step = predict_next(model, history, actions[:, k : k + 4], sampling, doubt=doubt)
+        history, doubt = advance(history, step.tokens), step.doubt
+        frames.append(step.tokens)
+    return frames
+
+
 def test_a_token_that_is_doubted_for_long_changes_when_it_is_overdue(world_model):
     torch.nn.init.zeros_(world_model.to_logits.weight)
     torch.nn.init.zeros_(world_model.to_logits.bias)
@@ -223,9 +235,8 @@ def test_a_token_that_is_doubted_for_long_changes_when_it_is_overdue(world_model
     with torch.no_grad():
         rate = change_probs(world_model(history, actions[:, :4]).logits, history[:, -1])[0, 5]
         assert 0.05 < rate < 0.2
-        steps = [tokens for tokens, *_ in unroll(world_model, history, actions)]
-        never = Sampling(max_doubt=float("inf"))
-        patient = [tokens for tokens, *_ in unroll(world_model, history, actions, sampling=never)]
+        steps = _dream(world_model, history, actions)
+        patient = _dream(world_model, history, actions, Sampling(max_doubt=float("inf")))
     changes = [int(tokens[0, 5]) for tokens in steps]
     assert changes == [1] * math.ceil(1 / rate - 1) + [2] * (30 - math.ceil(1 / rate - 1))
     assert all(torch.equal(tokens, history[:, 0]) for tokens in patient)
@@ -256,58 +267,56 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
     assert torch.allclose(total, expected, atol=1e-6)
 
 
-def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_model):
-    windows = _windows(steps=4)
-    engine = DreamEngine(vqvae, world_model)
-    engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
-    steps = unroll(world_model, windows.tokens[:, :4], windows.actions)
-    with torch.no_grad(), autocast(engine.device):
-        for k, (tokens, prediction, _) in enumerate(steps):
-            engine.step_tokens(windows.actions[:, 3 + k].numpy())
-            assert np.array_equal(engine.tokens.reshape(2, -1), tokens.numpy())
-            assert torch.equal(engine.logits, prediction.logits)
-
-
-def test_what_the_loss_reads_in_a_rollout_is_what_the_dream_reads(vqvae, world_model, monkeypatch):
+def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_model, monkeypatch):
     monkeypatch.setattr("v2.device.has_fast_bfloat16", lambda device: False)
-    windows, learnt = _windows(steps=3), []
+    windows, steps = _windows(steps=4), []
+    predict = wm_loss.predict_next
 
-    def note(model, inputs):
-        if torch.is_grad_enabled():
-            learnt.append(inputs)
+    def note(model, history, actions, *args, **options):
+        step = predict(model, history, actions, *args, **options)
+        steps.append((history, actions, step))
+        return step
 
-    noting = world_model.register_forward_pre_hook(note)
-    never = torch.zeros(2, 3, dtype=torch.bool)
-    _loss(LossConfig(max_wrong=336, given_share=0.0))(world_model, windows, never)
-    noting.remove()
-    assert len(learnt) == 3
-    engine = DreamEngine(vqvae, world_model)
+    monkeypatch.setattr(wm_loss, "predict_next", note)
+    never = torch.zeros(2, 4, dtype=torch.bool)
+    _loss(LossConfig(max_wrong=336))(world_model, windows, never)
+    assert len(steps) == 4
+    engine = DreamEngine(vqvae, world_model, sampling=ONE_LOOK)
     engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
-    for k, (history, actions, *_) in enumerate(learnt):
+    for k, (history, actions, step) in enumerate(steps):
         now = windows.actions[:, 3 + k]
         assert torch.equal(history, engine.history.tokens)
         assert torch.equal(actions, torch.cat([engine.history.actions, now[:, None]], 1))
         engine.step_tokens(now.numpy())
-    assert not torch.equal(learnt[2][0][:, 2:], windows.tokens[:, 4:6])  # its own, not the truth
+        assert np.array_equal(engine.tokens.reshape(2, -1), step.tokens.numpy())
+        assert torch.equal(engine.logits, step.prediction.logits)
+    assert not torch.equal(steps[3][0][:, 1:], windows.tokens[:, 4:7])  # its own, not the truth
 
 
-def test_a_rollout_that_leaves_the_truth_goes_on_from_it(world_model):
-    windows = _windows(steps=2)
-    truth, never = windows.tokens[:, 4:], torch.zeros(2, 2, dtype=torch.bool)
+def test_a_rollout_goes_on_from_the_truth_where_it_left_it_or_predicted_nothing():
+    loss = _loss(LossConfig(max_wrong=2))
+    truth, tokens = torch.zeros(4, 336, dtype=torch.long), torch.zeros(4, 336, dtype=torch.long)
+    tokens[0, :2] = tokens[1, :3] = tokens[2, :1] = 7
+    is_forced = torch.tensor([False, False, True, False])
+    fed = loss._fed_back(tokens, truth, is_forced, None)
+    assert torch.equal(fed[0], tokens[0]) and not fed[1:].any()
+    tokens[:, 5:] = 9
+    seen = Subset(torch.arange(5).expand(4, 5), torch.ones(4, 5))
+    assert torch.equal(loss._fed_back(tokens, truth, is_forced, seen), fed)
 
-    def first_history(max_wrong):
-        steps = unroll(world_model, windows.tokens[:, :4], windows.actions, truth, never,
-                       max_wrong=max_wrong)  # fmt: skip
-        with torch.no_grad():
-            tokens, _, history = next(steps)
-        return (tokens != truth[:, 0]).sum(1), history[:, -1]
 
-    wrong, own = first_history(None)
-    most = int(wrong.max())
-    assert torch.equal(first_history(most)[1], own)
-    expected = torch.where((wrong > most - 1)[:, None], truth[:, 0], own)
-    assert torch.equal(first_history(most - 1)[1], expected)
-    assert not torch.equal(expected, own)
+def test_what_is_given_stands_in_the_frame_that_is_fed_back(world_model):
+    history, actions = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4, dtype=torch.long)
+    given = torch.full((2, 336), 32)
+    given[:, 7] = (history[:, -1, 7] + 5) % 32
+    seen = Subset(torch.tensor([[3, 7, 9]] * 2), torch.ones(2, 3))
+    with torch.no_grad():
+        step = predict_next(world_model, history, actions, ONE_LOOK, subset=seen, given=given)
+    assert torch.equal(step.tokens[:, 7], given[:, 7])
+    rest = torch.ones(336, dtype=torch.bool)
+    rest[[3, 7, 9]] = False
+    assert torch.equal(step.tokens[:, rest], history[:, -1, rest])
+    assert torch.equal(step.tokens[:, 3], step.prediction.logits[:, 0].argmax(-1))
 
 
 def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatch):

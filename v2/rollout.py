@@ -1,8 +1,7 @@
-"""One step of the world model and K steps: the same code in training, evaluation and play.
+"""One step of the world model: the same code in training, evaluation and play.
 
-Contract: `predict_next` turns history and actions into the next tokens; `unroll` applies it K
-times, feeding its own tokens back unless the truth is given for a sample. Horizons count steps
-after the last real frame. Knows nothing of pixels, files or losses.
+Contract: `predict_next` turns history and actions into the next tokens, `advance` feeds them back.
+Horizons count steps after the last real frame. Knows nothing of pixels, files or losses.
 
 Positions are predicted side by side, so where the outcome is open each by itself would rather stay
 as it is, and an object is left out; or each chooses another outcome, and it is doubled or a digit
@@ -12,7 +11,6 @@ what has one chance in ten at every step would never come, and is decided when i
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +48,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+ONE_LOOK = Sampling(max_missing=math.inf)
 
 # Training counts changes up to 20 times, draws windows with events oftener, and counts a token that
 # stays though it was doubted up to 9 times. So the odds of a change come out too high, by about
@@ -89,6 +88,8 @@ def predict_next(
     sampling: Sampling = GREEDY,
     generator: torch.Generator | None = None,
     doubt: torch.Tensor | None = None,
+    subset: Subset | None = None,
+    given: torch.Tensor | None = None,
 ) -> Step:
     """Predict one step.
 
@@ -100,13 +101,20 @@ def predict_next(
         history: tokens (B, 4, N), oldest first.
         actions: (B, 4), the three between them and the one taken now.
         doubt: (B, N), what the step before returned; None: none yet.
+        subset: as in training, with one look only: the other tokens stay as they are.
+        given: the same, next tokens that were decided beforehand, (B, N), K where none was.
     """
-    prediction = model(history, actions)
+    prediction = model(history, actions, subset, given)
     logits, K, last = prediction.logits, prediction.logits.shape[-1], history[:, -1]
     if doubt is None:
         doubt = torch.zeros_like(last, dtype=torch.float32)
     if math.isinf(sampling.max_missing):
-        return Step(choose_tokens(logits, sampling, generator), prediction, doubt)
+        tokens = choose_tokens(logits, sampling, generator)
+        if subset is not None:
+            tokens = last.scatter(1, subset.positions, tokens)
+        if given is not None:
+            tokens = torch.where(given < K, given, tokens)
+        return Step(tokens, prediction, doubt)
     change = change_probs(logits, last)
     doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
     given = decide_first(logits, change, last, doubt, sampling, generator)
@@ -207,40 +215,3 @@ def _look_again(model, history, actions, change, given) -> tuple[Prediction, tor
 def advance(history: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Drop the oldest frame of (B, 4, N) and append tokens (B, N)."""
     return torch.cat([history[:, 1:], tokens.unsqueeze(1)], dim=1)
-
-
-def unroll(
-    model: TemporalWorldModel,
-    history: torch.Tensor,
-    actions: torch.Tensor,
-    truth: torch.Tensor | None = None,
-    is_teacher_forced: torch.Tensor | None = None,
-    sampling: Sampling = GREEDY,
-    generator: torch.Generator | None = None,
-    max_wrong: int | None = None,
-) -> Iterator[tuple[torch.Tensor, Prediction, torch.Tensor]]:
-    """Yield tokens (B, N), prediction and the history (B, 4, N) that follows, for each of K steps.
-
-    Args:
-        history: tokens (B, 4, N).
-        actions: (B, 3 + K).
-        truth: tokens (B, K, N) of the real frames, needed with `is_teacher_forced`.
-        is_teacher_forced: bool (B, K): after this step, go on from the real frame.
-        max_wrong: with `is_teacher_forced`, go on from the real frame also where more tokens are
-            wrong; None: never.
-    """
-    num_past, doubt = history.shape[1] - 1, None
-    for k in range(actions.shape[1] - num_past):
-        window = actions[:, k : k + num_past + 1]
-        tokens, prediction, doubt = predict_next(
-            model, history, window, sampling, generator, doubt
-        )
-        fed = tokens
-        if is_teacher_forced is not None:
-            is_real = is_teacher_forced[:, k]
-            if max_wrong is not None:
-                is_real = is_real | ((tokens != truth[:, k]).sum(1) > max_wrong)
-            fed = torch.where(is_real[:, None], truth[:, k], tokens)
-            doubt = doubt.masked_fill(is_real[:, None], 0)
-        history = advance(history, fed)
-        yield tokens, prediction, history

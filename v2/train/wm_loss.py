@@ -27,7 +27,7 @@ from v2.data.tokens import TokenData
 from v2.device import autocast, moved
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
-from v2.rollout import unroll
+from v2.rollout import ONE_LOOK, advance, predict_next
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class WorldModelLoss:
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """Leave the gradients in the model; return the detached loss and metrics.
 
-        What is fed back are whole frames, predicted without gradients (none would pass the
-        argmax). With a count, over the draws the expectation is the loss of all positions, but for
-        attention, which sees fewer keys, each weighted by what it stands for, and for the 3x3
-        convolutions, which see zeros where a position is left out.
+        What is fed back is what was just predicted, so that K steps cost no more than K single
+        ones; no gradient would pass the argmax. With a count, over the draws the expectation is the
+        loss of all positions, but for attention, which sees fewer keys, each weighted by what it
+        stands for, and for the 3x3 convolutions, which see zeros where a position is left out.
 
         Args:
             is_forced: bool (B, K): the model reads the true frame after this step.
@@ -109,13 +109,7 @@ class WorldModelLoss:
         T = model.config.history
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
-        histories = [windows.read_history(T)]
-        with torch.no_grad(), autocast(self.device):
-            rollout = unroll(
-                model, histories[0], windows.actions[:, :-1], truth, is_forced,
-                max_wrong=self.config.max_wrong,
-            )  # fmt: skip
-            histories += [history for *_, history in rollout]
+        history, read = windows.read_history(T), []
         if draws is not None:
             draws = moved(draws, self.device)
         if given_draws is not None:
@@ -128,18 +122,32 @@ class WorldModelLoss:
                 is_given = given < model.config.num_codes
                 weights = weights.masked_fill(is_given, 0)
             if count:
-                drawn = draw_positions(histories[k], count, self.grid, draws[:, k], is_given)
+                drawn = draw_positions(history, count, self.grid, draws[:, k], is_given)
                 subset = Subset(*drawn)
             with autocast(self.device):
-                prediction = model(histories[k], windows.actions[:, k : k + T], subset, given)
+                tokens, prediction, _ = predict_next(
+                    model, history, windows.actions[:, k : k + T], ONE_LOOK,
+                    subset=subset, given=given,
+                )  # fmt: skip
             loss, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
             (factor * loss).backward()
             total = total + factor * loss.detach()
+            fed = self._fed_back(tokens, truth[:, k], is_forced[:, k], subset)
+            history = advance(history, fed)
+            read.append(fed)
         metrics |= {"loss": total, "accuracy": _accuracy(prediction, truth[:, -1], subset)}
-        if len(histories) > 1:  # how much of the rollout was the model's own
-            read = torch.stack([history[:, -1] for history in histories[1:]], 1)
-            metrics["read_unlike_truth"] = (read != truth[:, :-1]).any(2).float().mean()
+        if len(read) > 1:  # how much of the rollout was the model's own
+            own = torch.stack(read[:-1], 1) != truth[:, :-1]
+            metrics["read_unlike_truth"] = own.any(2).float().mean()
         return total, metrics
+
+    def _fed_back(self, tokens, truth, is_forced, subset: Subset | None) -> torch.Tensor:
+        """Return what the next step reads as the last frame, (B, N): the truth where `is_forced`,
+        (B,), where too much is wrong, and at the positions that were not predicted."""
+        if subset is not None:
+            tokens = truth.scatter(1, subset.positions, tokens.gather(1, subset.positions))
+        is_real = is_forced | ((tokens != truth).sum(1) > self.config.max_wrong)
+        return torch.where(is_real[:, None], truth, tokens)
 
     def _give(self, weights, windows: Windows, k: int, history: int, draws) -> torch.Tensor:
         """Choose one token that changes, the weightier the likelier, in a share of the samples.
