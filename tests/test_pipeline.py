@@ -323,7 +323,7 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     whole = plain | {"whole-share": "0.5"}
     assert ablations.num_steps(1000, whole) == round(1000 / (0.5 + 0.5 * ablations.WHOLE_COST))
     unrolled = plain | {"rollout-ratio": "1", "rollout-start": "0"}
-    cost = 60 * ablations.ROLLOUT_COST
+    cost = 60 / 32
     assert ablations.num_steps(1000, unrolled) == round(1000 / cost)
     both = unrolled | {"whole-share": "1"}
     assert ablations.num_steps(1000, both) == round(1000 / (cost * ablations.WHOLE_COST))

@@ -34,7 +34,6 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.rollout import Sampling
 from v2.train.wm_loss import read_windows
 from v2.train.work import (
-    SURE_TO_COPY,
     count_flops,
     image_flops,
     learn_images,
@@ -46,6 +45,7 @@ from v2.train.work import (
 )
 
 NUM_ACTIONS = 4
+SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
 
 
 def build_parser():

@@ -37,7 +37,7 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import CHECKPOINTS, find_weights, is_finished, read_config, read_status
 from v2.train.steps import positions_learnt, step_rng, unrolls
-from v2.train.work import SURE_TO_COPY, image_flops, matrix_products, window_flops
+from v2.train.work import image_flops, matrix_products, window_flops
 
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
@@ -162,7 +162,7 @@ def share_of_peak(run: Path, peak: float) -> str:
     status = read_status(run)
     num_steps = status["step"]
     if hasattr(args, "rollout_steps"):
-        model = TemporalWorldModel(WorldModelConfig(num_actions=4, copy_bias=SURE_TO_COPY))
+        model = TemporalWorldModel(WorldModelConfig(num_actions=4))
         flops, work = functools.cache(functools.partial(window_flops, model)), 0.0
         for k in range(num_steps):
             windows, steps = args.batch_size, 1

@@ -42,7 +42,6 @@ FORMULAS = {
     ON_CPU_BACKWARD: sdpa_backward_flop,
     torch.ops.aten.convolution_backward: _convolution_backward_flop,
 }
-SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # long enough to hide a launch
 
 
@@ -88,7 +87,7 @@ def image_flops(vqvae: VQVAE) -> float:
 
 
 def window_flops(model: TemporalWorldModel, steps: int, positions: int) -> float:
-    """Count what a predicted frame takes in training, second looks left out."""
+    """Count what a predicted frame takes in training."""
     windows = read_windows(random_tokens(), np.arange(2) * 9, 4, steps)
     windows = windows.to(next(model.parameters()).device)
     return count_flops(lambda: learn_windows(model, windows, positions)) / (2 * steps)
