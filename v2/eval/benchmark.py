@@ -183,7 +183,7 @@ class Benchmark:
         """The loss and its gradients for a batch, without the optimizer; and its data."""
         tokens = random_tokens()
         model = compiled(self.world_model) if with_compiled else None
-        for steps, batch, positions in ((1, 16, 0), (1, 32, 96), (5, 4, 0), (5, 16, 96)):
+        for steps, batch, positions in ((1, 8, 0), (1, 16, 96), (5, 8, 0), (5, 16, 96)):
             starts = np.arange(batch) * 9
             windows = read_windows(tokens, starts, 4, steps).to(self.device)
             name = f"world model training sample, K={steps}"
