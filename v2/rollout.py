@@ -101,8 +101,8 @@ def predict_next(
         history: tokens (B, 4, N), oldest first.
         actions: (B, 4), the three between them and the one taken now.
         doubt: (B, N), what the step before returned; None: none yet.
-        subset: as in training, with one look only: the other tokens stay as they are.
-        given: the same, next tokens that were decided beforehand, (B, N), K where none was.
+        subset: as in training, with `ONE_LOOK` only: the other tokens stay as they are.
+        given: with it too, next tokens that were decided beforehand, (B, N), K where none was.
     """
     prediction = model(history, actions, subset, given)
     logits, K, last = prediction.logits, prediction.logits.shape[-1], history[:, -1]

@@ -142,8 +142,11 @@ class WorldModelLoss:
         return total, metrics
 
     def _fed_back(self, tokens, truth, is_forced, subset: Subset | None) -> torch.Tensor:
-        """Return what the next step reads as the last frame, (B, N): the truth where `is_forced`,
-        (B,), where too much is wrong, and at the positions that were not predicted."""
+        """Return what the next step reads as the last frame, (B, N).
+
+        The truth stands where nothing was predicted, and everywhere in samples with too many wrong
+        tokens or with `is_forced`, (B,).
+        """
         if subset is not None:
             tokens = truth.scatter(1, subset.positions, tokens.gather(1, subset.positions))
         is_real = is_forced | ((tokens != truth).sum(1) > self.config.max_wrong)
