@@ -132,12 +132,12 @@ class WorldModelLoss:
             loss, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
             (factor * loss).backward()
             total = total + factor * loss.detach()
-            fed = self._fed_back(tokens, truth[:, k], is_forced[:, k], subset)
-            history = advance(history, fed)
-            read.append(fed)
+            if k + 1 < len(factors):
+                read.append(self._fed_back(tokens, truth[:, k], is_forced[:, k], subset))
+                history = advance(history, read[-1])
         metrics |= {"loss": total, "accuracy": _accuracy(prediction, truth[:, -1], subset)}
-        if len(read) > 1:  # how much of the rollout was the model's own
-            own = torch.stack(read[:-1], 1) != truth[:, :-1]
+        if read:  # how much of the rollout was the model's own
+            own = torch.stack(read, 1) != truth[:, :-1]
             metrics["read_unlike_truth"] = own.any(2).float().mean()
         return total, metrics
 
