@@ -199,7 +199,7 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
     assert judged.json.parent == judged.model_card.parent == Path(judged.checkpoint).parent
     if preset == "default":  # what ends in two hours
         args = stages[3][1]
-        assert args.epochs * args.samples_per_epoch == 2000 * args.batch_size
+        assert args.epochs * args.samples_per_epoch == 2500 * args.batch_size
 
 
 def test_the_gold_set_is_found_however_the_game_is_spelt(stages, tmp_path):

@@ -59,8 +59,8 @@ class Preset:
 PRESETS = {
     "default": Preset(
         200_000, ("--epochs", "50"),
-        ("--epochs", "80", "--rollout-steps", "5", "--rollout-ratio", "0.5",
-         "--history-noise", "0.15"), ("--tier", "gold", "--long-dreams", "10"),
+        ("--epochs", "100", "--rollout-steps", "5", "--rollout-ratio", "0.5"),
+        ("--tier", "gold", "--long-dreams", "10"),
     ),
     "smoke": Preset(
         4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),

@@ -132,8 +132,9 @@ def build_parser():
                         "end, a change where nothing moved, an object that returns; 0: off")
     recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
                         help="share of the predictions that are told one changed token; 0: off")
-    recipe.add_argument("--history-noise", type=command_line.probability, default=0.0,
-                        help="share of the windows whose history has a mistake")  # fmt: skip
+    recipe.add_argument("--history-noise", type=command_line.probability, default=0.15,
+                        help="share of the windows whose history has a mistake; "
+                        "0: off")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
                         help="an object dropped, doubled or shifted, or a patch of another frame; "
                         "or random tokens")  # fmt: skip
