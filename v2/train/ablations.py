@@ -2,7 +2,8 @@
 
     python v2/train/ablations.py --out ablations
 
-A row should take about 25 minutes on 2 cores (estimated); run it again to go on where it stopped.
+A row should take about 25 minutes on 2 cores (estimated), 5 of them for judging; run it again to
+go on where it stopped.
 Every model is judged on the validation games of --data, never on the gold set.
 """
 
@@ -26,8 +27,10 @@ from v2.eval import results
 from v2.files import check_writable, write_text
 from v2.run_dir import CHECKPOINTS, is_finished
 
+# Evaluated at the end only.
 BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
-        "rollout-batch-size": "12", "whole-share": "0.1"}  # fmt: skip
+        "rollout-batch-size": "12", "whole-share": "0.1",
+        "eval-steps": "10000"}  # fmt: skip
 BATCH_SIZE = 32  # windows of a one-step batch, which is the unit of a budget
 WHOLE_COST = 3.0  # of a step at all positions, over one at few (measured, optimizer included)
 ROWS: dict[str, dict[str, str]] = {
@@ -36,19 +39,19 @@ ROWS: dict[str, dict[str, str]] = {
     "the recipe, seed 2": {"seed": "2"},
     "rollouts: none": {"rollout-ratio": "0"},
     "rollouts: from the start": {"rollout-start": "0"},
-    "rollouts: K = 10": {"rollout-steps": "10", "rollout-batch-size": "6"},
-    "rollouts: never back to the truth for being wrong": {"max-wrong": "336"},
-    "whole frames: none": {"whole-share": "0"},
     "teacher forcing 0": {"teacher-forcing-prob": "0"},
     "importance: equal weights": {"no-importance": ""},
     "importance: no motion": {"motion-scale": "0"},
     "importance: no eventness": {"event-scale": "0"},
     "importance: no persistence": {"persistence-scale": "0"},
-    "ghosts not weighed": {"ghost-scale": "0"},
     "history noise: none": {"history-noise": "0"},
     "history noise: uniform": {"noise-kind": "uniform"},
     "copy bias 0": {"copy-bias": "0"},
     "past actions: none": {"past-actions": "0"},
+    "rollouts: K = 10": {"rollout-steps": "10", "rollout-batch-size": "6"},
+    "rollouts: never back to the truth for being wrong": {"max-wrong": "336"},
+    "whole frames: none": {"whole-share": "0"},
+    "ghosts not weighed": {"ghost-scale": "0"},
     "windows with events not favoured": {"event-share": "0"},
     "no token given": {"given-share": "0"},
 }
@@ -76,7 +79,7 @@ def build_parser():
     parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=command_line.path, default=Path("ablations"),
                         help="directory of the runs and results")  # fmt: skip
-    parser.add_argument("--budget", type=command_line.positive_int, default=1300,
+    parser.add_argument("--budget", type=command_line.positive_int, default=1200,
                         help="one-step batches; a rollout's frames count as windows")  # fmt: skip
     parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
     return parser
