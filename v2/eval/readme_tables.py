@@ -49,12 +49,12 @@ RESULTS = [  # label, metric, baseline
     ("false changes", "one_step/false_changes", COPY),
     *((f"PSNR, dB, at {h}", f"rollout/psnr@{h}", COPY) for h in (1, 10, 50)),
     ("brick map F1 at 50", "rollout/brick_f1@50", COPY),
-    ("bricks removed that are, F1 at 50", "rollout/brick_removal_f1@50", COPY),
+    ("which bricks were removed, F1 at 50", "rollout/brick_removal_f1@50", COPY),
     ("score right at 50", "rollout/score_right@50", COPY),
     ("lives right at 50", "rollout/lives_right@50", COPY),
     ("reward F1", "reward/f1", ""),
     ("termination F1", "termination/f1", ""),
-    ("end of a game said within one step, from three before", "termination/in_time", COPY),
+    ("end of a game three steps on, said within one step", "termination/in_time", COPY),
     ("loss of a ball shown within one step", "rollout/loss_in_time", COPY),
     *((f"right branch in forks at {h}", f"forks/right_branch@{h}", CHANCE) for h in (1, 8)),
     ("right branch by pixels at 8", "forks/right_branch_pixels@8", CHANCE),
@@ -69,6 +69,11 @@ TOKENIZER = {
     "ball error, p90 px": "ball_error_p90_px", "paddle error, px": "paddle_error_px",
     "opponent error, px": "opponent_error_px", "brick map F1": "brick_f1",
     "spurious changes": "spurious_changes", "codes used": "codes_used", "perplexity": "perplexity",
+}  # fmt: skip
+STRATUM_HORIZONS = (1, 5, 10, 20)
+STRATA = {
+    "free flight": "flight", "before a wall": "wall", "before a paddle": "paddle",
+    "before a brick": "brick", "a serve": "serve",
 }  # fmt: skip
 PREFIXES = {COPY: "", CHANCE: "chance ", REAL: "real game "}
 Card = dict[str, tuple[str, dict[str, str]]]  # metric -> value with interval, baselines
@@ -89,13 +94,13 @@ def main(argv=None) -> int:
 
 
 def with_tables(readme: str) -> str:
-    """Return the README with both tables made anew.
+    """Return the README with its tables made anew.
 
     Raises:
         ValueError: it has no such table.
     """
     cards = [[read_card(path) for path in of_game.values()] for of_game in CARDS.values()]
-    for lines in (results_table(cards), tokenizer_table(cards)):
+    for lines in (results_table(cards), strata_table(cards), tokenizer_table(cards)):
         first = " | ".join(lines[0].split(" | ")[:2])  # the columns after may be new
         start = readme.find(first)
         if start < 0:
@@ -140,6 +145,23 @@ def _hits_line(cards: list[list[Card]], label: str, baseline: str) -> str:
             cells.append(", ".join(hits))
         cells.append("")
     return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' | '.join(cells)} |"
+
+
+def strata_table(cards: list[list[Card]]) -> list[str]:
+    """Return the tracked ball by what its clips begin before, all horizons in one cell."""
+    names = [name for of_game in CARDS.values() for name in (*of_game, "constant velocity")]
+    horizons = ", ".join(map(str, STRATUM_HORIZONS))
+    lines = [f"| ball tracking at {horizons}, from | {' | '.join(names)} |"]
+    lines.append("|---" * (1 + len(names)) + "|")
+    for label, stratum in STRATA.items():
+        cells = []
+        for of_game in cards:
+            keys = [f"rollout/ball_hit_2px[{stratum}]@{h}" for h in STRATUM_HORIZONS]
+            rows = [[card[key] for key in keys if key in card] for card in of_game]
+            cells += [", ".join(value.split(" ")[0] for value, _ in row) for row in rows]
+            cells.append(", ".join(beside["constant_velocity"] for _, beside in rows[0]))
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
 
 
 def tokenizer_table(cards: list[list[Card]]) -> list[str]:
