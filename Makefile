@@ -1,5 +1,5 @@
-# make play | test | test-slow | test-lowest | train [PRESET=smoke] | eval | ship
-.PHONY: play test test-slow test-lowest train eval ship
+# make play | test | test-slow | test-cuda | test-lowest | train [PRESET=smoke] | eval | ship
+.PHONY: play test test-slow test-cuda test-lowest train eval ship
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -27,6 +27,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(PYTHON) -m pytest -q -m slow
+
+test-cuda: $(READY)
+	$(PYTHON) -m pytest -q tests/test_cuda.py
 
 test-lowest:
 	$(LOWEST_PYTHON) -m venv .venv-lowest

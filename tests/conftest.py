@@ -2,12 +2,15 @@
 
 import os
 import signal
+import sys
 
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     # What a background shell or nohup ignores, child processes would ignore as well.
     _usual = signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL
     signal.signal(_number, _usual)
 
+if not any("test_cuda" in word for word in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is exact, and killed workers: on the CPU
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
 

@@ -803,7 +803,9 @@ def test_weights_that_are_not_finite_never_replace_a_good_save(world_run, monkey
 @pytest.mark.parametrize("error", [
     MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-], ids=["python", "cuda", "cpu"])  # fmt: skip
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+], ids=["python", "cuda", "cpu", "device", "cublas"])  # fmt: skip
 def test_out_of_memory_advises_half_the_batch(error, ends, world_run, monkeypatch):
     before = (world_run / "last.pt").read_bytes()
 

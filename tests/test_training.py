@@ -455,7 +455,7 @@ def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_pat
 
 @pytest.mark.parametrize("kind", ["vqvae", "world_model"])
 def test_two_workers_train_as_one(kind, small_models, data_path, tmp_path):
-    """The same global batch gives the same losses and gradients, rollouts too."""
+    """The same global batch gives the same losses and gradients, rollouts too, from one start."""
     flags = ["--data", str(data_path)]
     if kind == "world_model":
         vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
@@ -549,7 +549,7 @@ def _spawn_two(
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
-import datetime, functools, os, sys
+import datetime, functools, os, sys, torch
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2 import command_line, device
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
@@ -557,6 +557,9 @@ from v2.train import distributed, train_vqvae_hires as vqvae, train_wm_hires as 
 distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_SECONDS", "300")))
 vqvae.VQVAEConfig = functools.partial(vqvae.VQVAEConfig, **SMALL_VQVAE)
 world_model.WorldModelConfig = functools.partial(world_model.WorldModelConfig, **SMALL_WORLD_MODEL)
+if os.environ.get("RANK") == "1":  # begins with weights of its own, which the first's replace
+    seed = torch.manual_seed
+    torch.manual_seed = lambda number: seed(number + 1)
 script = {"vqvae": vqvae, "world_model": world_model}[sys.argv[1]]
 command_line.run(lambda: script.main(sys.argv[2:]))
 """

@@ -32,6 +32,7 @@ BAD_INPUT = (
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
     PermissionError, ImportError,
 )  # fmt: skip
+NO_MEMORY = ("allocate memory", "out of memory", "ALLOC_FAILED")  # said by torch, CUDA, cuBLAS
 OF_THE_MACHINE = (OSError, RuntimeError, MemoryError)  # whatever is neither is an error of ours
 
 
@@ -129,7 +130,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in NO_MEMORY))
     )
 
 

@@ -37,7 +37,8 @@ def choose_device(name: str) -> torch.device:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Tell whether bfloat16 is done by the hardware; emulated it is hundreds of times slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     is_usable = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return bool(is_usable) and torch.cpu._is_avx512_bf16_supported()
 

@@ -204,10 +204,12 @@ class Benchmark:
 
 
 def _precision(name: str):
-    """Return a context in which `autocast` does nothing where a name says float32."""
+    """Return a context of float32, without TF32, where a name says so."""
+    context = contextlib.ExitStack()
     if "float32" in name:
-        return mock.patch("v2.device.has_fast_bfloat16", return_value=False)
-    return contextlib.nullcontext()
+        context.enter_context(mock.patch("v2.device.has_fast_bfloat16", return_value=False))
+        context.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+    return context
 
 
 def _forget_peak_memory(device: torch.device) -> None:

@@ -8,12 +8,14 @@ batch has the same loss. One worker writes. Knows nothing of models.
 import contextlib
 import datetime
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import distributed
 
+from v2.command_line import is_out_of_memory
 from v2.device import choose_device
 
 TIMEOUT = datetime.timedelta(minutes=5)  # a worker that waits longer for the others gives up
@@ -44,6 +46,15 @@ class Workers:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Replace tensors by those of the first worker."""
+        if self.count == 1:
+            return
+        for tensor in tensors:
+            sent = tensor.contiguous()
+            distributed.broadcast(sent, 0)
+            tensor.copy_(sent)
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Tell whether any worker raised a flag; all get the same answer."""
         if self.count == 1:
@@ -67,7 +78,8 @@ class Workers:
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not any(sign in str(error) for sign in SIGNS_OF_LOSS):
+            is_lost = any(sign in str(error) for sign in SIGNS_OF_LOSS)
+            if self.count == 1 or not is_lost or is_out_of_memory(error):
                 raise
             raise RuntimeError(
                 "another of the training processes ended or hangs; what was saved before is kept: "
@@ -75,7 +87,8 @@ class Workers:
             ) from error
 
     def leave(self) -> None:
-        if self.count > 1:
+        """Part when all is done. One that fails just ends: with NCCL, parting waits for all."""
+        if distributed.is_initialized():
             distributed.destroy_process_group()
 
 

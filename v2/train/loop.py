@@ -29,9 +29,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
         run: the writer's new folder; the folder to resume for all workers; else None.
     """
     workers, args = trainer.workers, trainer.args
-    if trainer.device.type == "cpu":  # equal sums whatever the threads do, so that resume is exact
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+    # On the CPU equal sums whatever the threads do, so that resume is exact.
+    torch.use_deterministic_algorithms(trainer.device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
     is_writer = workers.is_writer
     if is_writer and args.resume:
         run.acquire()
@@ -45,17 +45,18 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                 run.note_changes(trainer.step, args)
                 if trainer.step < trainer.num_steps:
                     run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
+        workers.share(trainer.model.state_dict().values())
         with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
             with workers.loss_explained():
                 judging, losses = _steps(trainer, run, stop)
         if is_writer:
             _finish(trainer, run, judging, losses)
         workers.wait()  # one that leaves early aborts the others
+        workers.leave()
         return stop.exit_code
     finally:
         if is_writer:
             run.release()
-        workers.leave()
 
 
 def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[str, list]]:

@@ -264,6 +264,7 @@ class Trainer:
         rows = step_rng(self.args.seed, self.num_steps).choice(self.train_rows, 64)
         latents = self.model.encoder(self.pixels(np.sort(rows))).float()
         self.model.quantizer.initialise(latents, self.generator)
+        self.workers.share(self.model.quantizer.state_dict().values())
         if self.average:
             self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
 
