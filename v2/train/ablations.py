@@ -2,7 +2,7 @@
 
     python v2/train/ablations.py --out ablations
 
-A row should take about 25 minutes on 2 cores (estimated), 5 of them for judging; run it again to
+A row should take about 23 minutes on 2 cores (estimated), 5 of them for judging; run it again to
 go on where it stopped.
 Every model is judged on the validation games of --data, never on the gold set.
 """
@@ -79,7 +79,7 @@ def build_parser():
     parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=command_line.path, default=Path("ablations"),
                         help="directory of the runs and results")  # fmt: skip
-    parser.add_argument("--budget", type=command_line.positive_int, default=1200,
+    parser.add_argument("--budget", type=command_line.positive_int, default=1000,
                         help="one-step batches; a rollout's frames count as windows")  # fmt: skip
     parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
     return parser
