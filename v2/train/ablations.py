@@ -27,7 +27,7 @@ from v2.eval import results
 from v2.files import check_writable, write_text
 from v2.run_dir import CHECKPOINTS, is_finished
 
-# Evaluated at the end only.
+# Of every row, with so many steps between evaluations that there is one, at the end.
 BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
         "rollout-batch-size": "12", "whole-share": "0.1",
         "eval-steps": "10000"}  # fmt: skip

@@ -88,7 +88,7 @@ class Workers:
 
     def leave(self) -> None:
         """Part when all is done. One that fails just ends: with NCCL, parting waits for all."""
-        if distributed.is_initialized():
+        if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
 

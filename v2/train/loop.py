@@ -45,9 +45,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
                 run.note_changes(trainer.step, args)
                 if trainer.step < trainer.num_steps:
                     run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
-        workers.share(trainer.model.state_dict().values())
         with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
             with workers.loss_explained():
+                workers.share(trainer.model.state_dict().values())
                 judging, losses = _steps(trainer, run, stop)
         if is_writer:
             _finish(trainer, run, judging, losses)
