@@ -4,6 +4,7 @@ The other tests hide CUDA devices (conftest.py): `make test-cuda`, or name this 
 """
 
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import SMALL_VQVAE
 from tests.test_training import (  # noqa: F401
     DRIVER,
     ROOT,
@@ -24,7 +26,8 @@ from tests.test_training import (  # noqa: F401
 from v2 import device
 from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
-from v2.train import train_wm_hires
+from v2.models.vqvae_hires import VQVAEConfig
+from v2.train import train_vqvae_hires, train_wm_hires
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in sight")
 CUDA = torch.device("cuda")
@@ -89,6 +92,26 @@ def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path)
     run = next((tmp_path / "w" / "runs").iterdir())
     assert train_wm_hires.main(["--resume", str(run), "--steps", "40"]) == 0
     assert [line["step"] for line in _metrics(run) if "lr" in line] == list(range(5, 41, 5))
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=needs_cuda),
+])  # fmt: skip
+def test_a_compiled_training_has_the_gradients_of_the_model(
+    name, data_path, tmp_path, monkeypatch  # noqa: F811
+):
+    """Of its full size: on an H100 those of torch 2.11 were a hundred thousand times too large."""
+    small = functools.partial(VQVAEConfig, **SMALL_VQVAE)
+    monkeypatch.setattr(train_vqvae_hires, "VQVAEConfig", small)
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "10", "--device", name)
+    norms = []
+    for flags in ([], ["--compile"]):
+        more = ["--steps", "10", "--batch-size", "8", "--positions", "0", "--device", name, *flags]
+        folder = tmp_path / ("compiled" if flags else "plain")
+        assert train_wm_hires.main(_wm_flags(folder, data_path, vqvae, *more)) == 0
+        run = next((folder / "runs").iterdir())
+        norms.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
+    assert norms[1] == pytest.approx(norms[0], rel=0.3)
 
 
 WITHOUT_A_COMPILER = """

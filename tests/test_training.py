@@ -258,6 +258,41 @@ def test_the_last_steps_learn_at_all_positions(small_models, data_path, tmp_path
     assert counts == [64, 64, 64, 64, 0, 0]
 
 
+@pytest.mark.parametrize("factor", [1, -1], ids=["right", "wrong"])
+def test_a_compiled_model_with_wrong_gradients_is_dropped(
+    factor, small_models, data_path, tmp_path, monkeypatch, capsys
+):
+    """As once seen on CUDA: right predictions, wrong gradients."""
+
+    class Compiled:
+        def __init__(self, model):
+            self.model, self.config, self.calls = model, model.config, 0
+
+        def __call__(self, *inputs):
+            prediction = self.model(*inputs)
+            if prediction.logits.requires_grad:
+                self.calls += 1
+                prediction.logits.register_hook(lambda gradient: factor * gradient)
+            return prediction
+
+    made = []
+    monkeypatch.setattr(
+        train_wm_hires, "compiled", lambda model: made.append(Compiled(model)) or made[-1]
+    )
+    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "20")
+    more = "--steps", "10", "--rollout-start", "0.5", "--rollout-steps", "2"
+    losses = []
+    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+        flags = _wm_flags(tmp_path / name, data_path, vqvae_run, *more, *flags)
+        assert train_wm_hires.main(flags) == 0
+        run = next((tmp_path / name / "runs").iterdir())
+        losses.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
+    assert losses[0] == losses[1]
+    is_said = "gradients are off by 2.0 times their size" in capsys.readouterr().out
+    assert is_said == (factor < 0)
+    assert made[0].calls == 1 if factor < 0 else made[0].calls > 10
+
+
 def test_weights_learnt_on_other_tokens_go_on_only_when_asked(small_models, data_path, tmp_path):
     vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "1")) == 0

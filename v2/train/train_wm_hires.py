@@ -68,11 +68,12 @@ from v2.train.steps import (
     unrolls,
 )
 from v2.train.wm_evaluation import Evaluation
-from v2.train.wm_loss import LossConfig, WorldModelLoss, read_windows
+from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
 
 ADAM_BETAS = (0.9, 0.95)
 MATRICES = ("qkv.weight", "attended.weight", "expand.weight", "contract.weight")
 MAX_PAST_ACTIONS = WorldModelConfig.history - 1
+MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 
 
@@ -285,6 +286,7 @@ class Trainer:
         self.args, self.model, self.tokens, self.device = args, model, tokens, device
         self.workers = workers
         self.forward = compiled(model) if args.compile else model
+        self.checked: set[tuple[int, int]] = set()  # kinds of batches, see `_check_compiled`
         self.step, self.best = 0, -float("inf")
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs that --init-from began with
@@ -352,7 +354,10 @@ class Trainer:
             given_draws = self._drawn(rng, count, steps, 2)
         if 0 < (asked := positions_learnt(args, self.step, self.num_steps)) < num_positions:
             num_learnt, draws = asked, self._drawn(rng, count, steps, num_positions)
-        loss, metrics = self.loss(self.forward, windows, is_forced, num_learnt, draws, given_draws)
+        batch = windows, is_forced, num_learnt, draws, given_draws
+        if self.forward is not self.model:
+            self._check_compiled(*batch)
+        loss, metrics = self.loss(self.forward, *batch)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
@@ -362,6 +367,29 @@ class Trainer:
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
+
+    def _check_compiled(self, windows: Windows, is_forced, num_learnt, draws, given_draws) -> None:
+        """At the first batch of a kind, go on uncompiled where compiled gradients are others.
+
+        Only the first step of a rollout is compared: after it a token may differ by rounding.
+        """
+        kind = len(windows.tokens), num_learnt
+        if kind in self.checked:
+            return
+        self.checked.add(kind)
+        first = windows.first_step(), is_forced[:, :1], num_learnt, draws, given_draws
+        gradients = []
+        for forward in (self.model, self.forward):
+            self.loss(forward, *first)
+            parts = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
+            gradients.append(torch.cat(parts))
+            self.optimizer.zero_grad()
+        plain, of_compiled = gradients
+        error = float((of_compiled - plain).norm() / plain.norm().clamp_min(1e-12))
+        if not error <= MAX_COMPILED_ERROR:
+            tqdm.write(f"the compiled model's gradients are off by {error:.1f} times their size: "
+                       "going on without --compile")  # fmt: skip
+            self.forward = self.model
 
     def _drawn(self, rng: np.random.Generator, *shape: int) -> torch.Tensor:
         """Return this worker's part of uniform numbers, one row a window of the batch."""

@@ -52,6 +52,15 @@ class Windows:
     def to(self, device: torch.device) -> "Windows":
         return Windows(**{k: moved(t, device) for k, t in vars(self).items() if t is not None})
 
+    def first_step(self) -> "Windows":
+        """Return the windows of the first step alone, as with K = 1."""
+        more = self.reward_signs.shape[1] - 1
+        return Windows(
+            self.tokens[:, : self.tokens.shape[1] - more],
+            self.actions[:, : self.actions.shape[1] - more],
+            self.reward_signs[:, :1], self.terminated[:, :1], self.history,
+        )  # fmt: skip
+
     def read_history(self, length: int) -> torch.Tensor:
         """Return the frames (B, 4, N) that the model begins with."""
         return self.tokens[:, :length] if self.history is None else self.history
