@@ -281,13 +281,13 @@ def test_a_compiled_model_with_wrong_gradients_is_dropped(
     )
     vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "20")
     more = "--steps", "10", "--rollout-start", "0.5", "--rollout-steps", "2"
-    losses = []
+    norms = []
     for name, flags in (("plain", []), ("compiled", ["--compile"])):
         flags = _wm_flags(tmp_path / name, data_path, vqvae_run, *more, *flags)
         assert train_wm_hires.main(flags) == 0
         run = next((tmp_path / name / "runs").iterdir())
-        losses.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
-    assert losses[0] == losses[1]
+        norms.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
+    assert norms[0] == norms[1]
     is_said = "gradients are off by 2.0 times their size" in capsys.readouterr().out
     assert is_said == (factor < 0)
     assert made[0].calls == 1 if factor < 0 else made[0].calls > 10
