@@ -60,6 +60,18 @@ def test_a_patch_of_another_frame_is_pasted_where_it_stays(first):
     assert (noisy == truth).all()
 
 
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("rows", [8, 21])
+def test_time_stands_still_above_a_row(first, rows):
+    window, draws = _window(), np.zeros((1, NUM_DRAWS))
+    draws[0, 1:4] = 0.99, first / 3 + 0.01, (rows - 0.5) / 42
+    noisy = add_noise(window, window[:, 0], GRID, "standing", 1.0, draws).reshape(4, *GRID)
+    truth = window[0, :4].reshape(4, *GRID)
+    assert (noisy[first:, :rows] == truth[3, :rows]).all()
+    assert (noisy[:first] == truth[:first]).all() and (noisy[:, rows:] == truth[:, rows:]).all()
+    assert (noisy != truth).any()
+
+
 def test_what_is_pasted_is_small_and_whole():
     rng = np.random.default_rng(0)
     windows, others = rng.integers(0, 16, (90, 5, 336)), rng.integers(16, 32, (90, 336))
@@ -82,7 +94,7 @@ def test_a_frame_where_nothing_stands_out_stays():
         assert (add_noise(still, still[:, 0], GRID, "plausible", 1.0, draws) == FLOOR).all()
 
 
-@pytest.mark.parametrize("kind", ["plausible", "uniform"])
+@pytest.mark.parametrize("kind", ["plausible", "standing", "uniform"])
 def test_the_rate_is_the_share_of_samples_with_a_mistake(kind):
     rng = np.random.default_rng(0)
     window = np.repeat(_window(), 400, axis=0)

@@ -138,7 +138,7 @@ def build_parser():
                         "0: off")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
                         help="an object dropped, doubled or shifted, or a patch of another frame; "
-                        "or random tokens")  # fmt: skip
+                        "standing: or time stands still; uniform: random tokens")  # fmt: skip
     recipe.add_argument("--copy-bias", type=command_line.non_negative_float,
                         default=COPY_BIAS,
                         help="first logit of the last frame's token")  # fmt: skip
