@@ -90,10 +90,15 @@ class PerfectEngine:
 
     def reset(self, frames, actions=None):
         self.running = [self.states[history_key(history)] for history in frames]
+        self.began = self.running.copy()
         self.shown = frames[:, -1].copy()
         self.late = self.shown
         self.tokens = self.encode(self.shown)
         return self.shown
+
+    def restart(self, rows):
+        for k in np.flatnonzero(rows):
+            self.running[k] = self.began[k]
 
     def step(self, actions):
         real, ram, rewards, ends = [], [], [], []

@@ -384,6 +384,43 @@ def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
     assert still["long/frozen_frames"].value == 1 > perfect["long/frozen_frames"].value + 0.5
 
 
+def test_a_long_dream_begins_anew_when_it_says_that_its_game_is_over(game, clips):
+    """One that stands still after its end is not frozen; one that says so at every step is told."""
+
+    class OverAfterTen(canaries.PerfectEngine):
+        def reset(self, frames, actions=None):
+            self.ages = np.zeros(len(frames), int)
+            return super().reset(frames, actions)
+
+        def restart(self, rows):
+            super().restart(rows)
+            self.ages[rows] = 0
+
+        def step(self, actions):
+            before, self.ages = self.shown, self.ages + 1
+            shown = super().step(actions)
+            self.shown = np.where((self.ages > 10)[:, None, None, None], before, shown)
+            self.tokens = self.encode(self.shown)
+            self.last_terminated = (self.ages == 10).astype(float)
+            return self.shown
+
+    data, states = game
+    flight = clips.strata == "flight"
+    rows = {}
+    for kind in (OverAfterTen, canaries.AlwaysOver, canaries.PerfectEngine):
+        rows[kind], _ = long_dream_scores(
+            kind(states, canaries.PatchTokenizer()), "breakout", data.meta["action_meanings"],
+            clips.history[flight], clips.past_actions[flight], clips.episodes[flight], 60,
+            [data.frames[:300]], data.frames[::5], num_codes=5000,
+        )  # fmt: skip
+    over, always, perfect = rows.values()
+    assert over["long/frozen_frames"].value <= perfect["long/frozen_frames"].value + 0.05
+    assert over["long/one_ball"].value > 0.9
+    ends = [scores["long/games_over"] for scores in rows.values()]
+    assert [row.value for row in ends] == pytest.approx([100, 1000, 0])
+    assert ends[0].baselines["real"].value == pytest.approx(1000 / 300)
+
+
 def test_quick_scores_are_cheap_and_rank_the_canaries(game):
     data, states = game
     starts = random_starts(data, 8, 10, np.random.default_rng(0))

@@ -631,3 +631,15 @@ def test_a_batch_of_dreams_equals_single_dreams(vqvae, world_model):
     first = single.step(1)
     single.restore(state)
     assert np.array_equal(first, single.step(1))
+
+
+def test_some_of_several_dreams_begin_anew(vqvae, world_model):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.uint8)
+    engine = DreamEngine(vqvae, world_model)
+    engine.reset(frames, np.array([[0, 1, 2], [3, 0, 1]]))
+    first = engine.step(np.array([2, 3]))
+    engine.step(np.array([1, 1]))
+    before = [part[0].clone() for part in engine.history]
+    engine.restart(np.array([False, True]))
+    assert all(torch.equal(part[0], old) for part, old in zip(engine.history, before, strict=True))
+    assert np.array_equal(engine.step(np.array([0, 3]))[1], first[1])

@@ -135,9 +135,17 @@ class DreamEngine:
         self._is_batched = is_batched
         tokens = tokens.long().to(self.device)
         no_doubt = torch.zeros_like(tokens[:, -1], dtype=torch.float32)
-        self.history = DreamState(tokens, past.to(self.device), no_doubt)
+        self.history = self._start = DreamState(tokens, past.to(self.device), no_doubt)
         self.logits, self.last_reward, self.last_terminated = None, 0.0, 0.0
         return self.frame()
+
+    def restart(self, rows: np.ndarray) -> None:
+        """Begin some dreams anew, bool (B,), from what the last `reset` gave them."""
+        rows = torch.as_tensor(np.asarray(rows), device=self.device).reshape(-1)
+        pairs = zip(self._start, self._state, strict=True)
+        self.history = DreamState(*(
+            torch.where(rows.view(-1, *[1] * (now.ndim - 1)), first, now) for first, now in pairs
+        ))  # fmt: skip
 
     def step(self, action: int | np.ndarray) -> np.ndarray:
         """Take an action and return the dreamed frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""

@@ -1,8 +1,8 @@
 """Running an engine over clips: batched open-loop rollouts with one engine for every judge.
 
-Contract: an engine is whatever has `reset(frames, actions)`, `step(actions)`, `tokens`, `logits`,
-`last_reward`, `last_terminated`, `encode(frames)` and `decode(tokens)` as v2.dream.DreamEngine has
-them; the judge knows nothing else of it, so that fakes can be judged.
+Contract: an engine is whatever has `reset(frames, actions)`, `restart(rows)`, `step(actions)`,
+`tokens`, `logits`, `last_reward`, `last_terminated`, `encode(frames)` and `decode(tokens)` as
+v2.dream.DreamEngine has them; the judge knows nothing else of it, so that fakes can be judged.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ class Engine(Protocol):
     last_terminated: np.ndarray  # (B,) probability
 
     def reset(self, frames: np.ndarray, actions: np.ndarray | None = None): ...
+    def restart(self, rows: np.ndarray) -> None: ...
     def step(self, action: np.ndarray) -> np.ndarray: ...
     def encode(self, frames: np.ndarray) -> np.ndarray: ...
     def decode(self, tokens: np.ndarray) -> np.ndarray: ...

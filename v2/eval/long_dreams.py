@@ -2,8 +2,9 @@
 
 Contract: a dream has no memory to read and no truth to meet, so what is asked is whether it still
 looks like the game: one ball while one is in play, frames that move, codes used as in the game,
-frames that the tokenizer knows. The same figures of real clips stand beside. Knows the engine only
-by v2.eval.dreaming.Engine.
+frames that the tokenizer knows. Where it says that its game is over it begins anew, as in play, and
+how often it says so is asked too. The same figures of real clips stand beside. Knows the engine
+only by v2.eval.dreaming.Engine.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, mean_metric
 from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
+from v2.eval.protocol import MIN_TERMINATION_PROB
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
@@ -41,34 +43,56 @@ def long_dream_scores(
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
         episodes: (B,), the game that each begins in, over which intervals are resampled.
-        real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
+        real_clips: whole recorded games of the same player, uint8 (M, 84, 64, 3), for the figures
+            beside.
         real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
             every second one sets the limit of what is strange.
     """
-    looks, tokens, sampled, pictures = [], [], [], []
+    looks, tokens, ends, sampled, pictures = [], [], [], [], []
     for chunk in chunks(len(history)):
         parts = _play(engine, game, action_meanings, history[chunk], past_actions[chunk], steps,
                       chunk.start, progress)  # fmt: skip
-        for whole, part in zip((looks, tokens, sampled, pictures), parts, strict=True):
+        for whole, part in zip((looks, tokens, ends, sampled, pictures), parts, strict=True):
             whole.append(part)
-    tokens = np.concatenate(tokens)  # (B, steps, N)
+    tokens, ends = np.concatenate(tokens), np.concatenate(ends)  # (B, steps, N), (B, steps)
     still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
     scores = {"long/frozen_frames": mean_metric(still, episodes)}
     real_still = [_frozen_share(engine, clip) for clip in real_clips]
     scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
+    scores["long/games_over"] = _rate(ends.sum(1), episodes, [steps] * len(ends))
+    lengths = [len(clip) for clip in real_clips]
+    real_row = _rate(np.ones(len(lengths)), range(len(lengths)), lengths)
+    scores["long/games_over"].baselines["real"] = real_row
     if truth.has_truth(game):
-        dreamed = [look for batch in looks for look in zip(*batch, strict=True)]
+        dreamed, origins = _games(looks, ends, episodes)
         real = [truth.read_frames(game, clip) for clip in real_clips]
         real = [(objects.num_balls, objects.ball) for objects in real]
         games = np.arange(len(real))
-        scores["long/one_ball"] = _one_ball(game, dreamed, episodes, starts_in_play=True)
+        scores["long/one_ball"] = _one_ball(game, dreamed, origins, starts_in_play=True)
         real_row = _one_ball(game, real, games, starts_in_play=False)
         scores["long/one_ball"].baselines["real"] = real_row
-        scores["long/ball_seen"] = _ball_seen(dreamed, episodes)
+        scores["long/ball_seen"] = _ball_seen(dreamed, origins)
         scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
     sampled = np.concatenate(sampled)
     scores |= _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes)
     return scores, np.concatenate(pictures)
+
+
+def _rate(ends, episodes, lengths) -> Metric:
+    """Return how many games end in 1,000 steps."""
+    return mean_metric(1000 * np.asarray(ends), episodes, lengths, is_share=False)
+
+
+def _games(looks, ends: np.ndarray, episodes: np.ndarray) -> tuple[list, np.ndarray]:
+    """Cut what B dreams showed where each began anew; return the games and their episodes."""
+    games, origins = [], []
+    dreams = (look for batch in looks for look in zip(*batch, strict=True))
+    for (num_balls, balls), is_end, episode in zip(dreams, ends, episodes, strict=True):
+        cuts = np.flatnonzero(is_end[:-1]) + 1
+        parts = zip(np.split(num_balls, cuts), np.split(balls, cuts), strict=True)
+        games.extend(parts)
+        origins.extend([episode] * (len(cuts) + 1))
+    return games, np.array(origins)
 
 
 def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
@@ -100,16 +124,17 @@ def _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num
 
 
 def _play(engine, game, meanings, history, past_actions, steps, first_seed, progress):
-    """Dream one batch; return balls, tokens, sampled frames and pictures."""
+    """Dream one batch; return balls, tokens, ends, sampled frames and pictures."""
     can_read = truth.has_truth(game)
     config = SCRIPTED if can_read else STICKY
     players = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
                for k in range(len(history))]  # fmt: skip
     engine.reset(history, past_actions)
-    num_balls, balls, tokens, sampled, shown = [], [], [], [], []
+    num_balls, balls, tokens, ends, sampled, shown = [], [], [], [], [], []
     ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
     if can_read:
         ram = truth.write_ram(game, truth.read_frames(game, history[:, -1]))
+    first_ram = ram
     for step in range(1, steps + 1):
         actions = np.array([player.act(ram[k]) for k, player in enumerate(players)])
         frames = engine.step(actions)
@@ -123,11 +148,15 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
             sampled.append(frames)
         if step % max(1, steps // 5) == 0 and len(shown) < 5:
             shown.append(frames)
+        ends.append(np.array(engine.last_terminated) > MIN_TERMINATION_PROB)
+        if ends[-1].any():
+            engine.restart(ends[-1])
+            ram = np.where(ends[-1][:, None], first_ram, ram)
         if progress:
             progress(len(frames))
     look = [np.stack(part, 1) for part in (num_balls, balls) if part]
     sampled = np.stack(sampled, 1) if sampled else frames[:, None]
-    return look, np.stack(tokens, 1), sampled, np.stack(shown, 1)
+    return look, np.stack(tokens, 1), np.stack(ends, 1), sampled, np.stack(shown, 1)
 
 
 def _one_ball(

@@ -61,6 +61,7 @@ RESULTS = [  # label, metric, baseline
     ("long dreams: steps with a ball", "long/ball_seen", REAL),
     ("long dreams: exactly one ball while one is in play", "long/one_ball", REAL),
     ("long dreams: frozen frames", "long/frozen_frames", REAL),
+    ("long dreams: games over in 1,000 steps", "long/games_over", REAL),
     ("long dreams: frames unlike the game", "long/strange_frames", REAL),
 ]
 TOKENIZER = {
