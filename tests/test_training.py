@@ -347,7 +347,7 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
     else:
         vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
         module, flags = train_wm_hires, _wm_flags(tmp_path, data_path, vqvae)[:-2]
-        flags += ["--rollout-start", "0.2", "--rollout-steps", "3"]
+        flags += ["--rollout-start", "0.2", "--rollout-steps", "3", "--hard-share", "0.5"]
     flags += ["--steps", "44", "--eval-steps", "11"]
     original, apply = module.Trainer.train_step, GradientGuard.apply
     at, stops = [], set()

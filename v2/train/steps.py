@@ -50,6 +50,36 @@ class Rows:
         return self.rows[self.cumulative.searchsorted(rng.random(count), side="right")]
 
 
+class HardWindows:
+    """The last windows that were learnt from, drawn again by their loss (as arXiv 1511.05952)."""
+
+    def __init__(self, size: int = 8192):
+        self.starts, self.losses = np.zeros(size, np.int64), np.zeros(size, np.float32)
+        self.num_put = 0
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return places, none while few windows are there; those of huge losses not oftener."""
+        known = self.losses[: self.num_put]
+        if len(known) < FEW_WINDOWS * count or not known.any():
+            return np.zeros(0, np.int64)
+        chances = np.minimum(known, MAX_HARD * known.mean()).cumsum(dtype=np.float64)
+        return chances.searchsorted(rng.random(count) * chances[-1], side="right")
+
+    def put(self, starts: np.ndarray, losses: np.ndarray) -> None:
+        """Replace the oldest by these."""
+        places = (self.num_put + np.arange(len(starts))) % len(self.starts)
+        self.starts[places], self.losses[places] = starts, losses
+        self.num_put += len(starts)
+
+    def state_dict(self) -> dict:
+        arrays = {"starts": self.starts, "losses": self.losses}
+        return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()} | {"num": self.num_put}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.starts, self.losses = (state[k].numpy().copy() for k in ("starts", "losses"))
+        self.num_put = state["num"]
+
+
 def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, decay: float) -> float:
     """Warm up linearly, stay constant, then fall to zero over the last share `decay`."""
     warm = min(1.0, (step + 1) / max(warmup_steps, 1))
@@ -57,6 +87,8 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, dec
     return peak * min(warm, max(0.0, min(1.0, left)))
 
 
+FEW_WINDOWS = 8  # times as many as are drawn
+MAX_HARD = 5.0  # times the mean loss: what cannot be learnt must not fill the batch
 OF_FLAGS = ("rate_scale", "weight_decay")  # of a parameter group
 
 

@@ -58,6 +58,7 @@ from v2.train.history_noise import KINDS, NUM_DRAWS, add_noise
 from v2.train.loop import run_trainer
 from v2.train.steps import (
     GradientGuard,
+    HardWindows,
     Optimizers,
     Rows,
     average_weights,
@@ -131,6 +132,9 @@ def build_parser():
     recipe.add_argument("--event-share", type=command_line.probability, default=0.5,
                         help="share of the windows drawn among those with an event: a reward, an "
                         "end, a change where nothing moved, an object that returns; 0: off")
+    recipe.add_argument("--hard-share", type=command_line.probability, default=0.0,
+                        help="share of the windows drawn again among the last 8,192, by their "
+                        "loss; 0: off")  # fmt: skip
     recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
                         help="share of the predictions that are told one changed token; 0: off")
     recipe.add_argument("--history-noise", type=command_line.probability, default=0.15,
@@ -310,6 +314,7 @@ class Trainer:
             )
             for steps, starts in starts_of.items()
         }
+        self.hard = {steps: HardWindows() for steps in starts_of} if args.hard_share else {}
         per_epoch = args.samples_per_epoch or len(starts_of[1])
         self.num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
         self.optimizer = _optimizer(model, args, device)
@@ -336,7 +341,13 @@ class Trainer:
         is_rollout = unrolls(args, rng, self.step, self.num_steps)
         steps = args.rollout_steps if is_rollout else 1
         count = args.rollout_batch_size if is_rollout else args.batch_size
-        starts = self.workers.part(self.windows[steps].draw(rng, count))
+        places = np.zeros(0, np.int64)
+        if self.hard:
+            places = self.hard[steps].draw(rng, int(args.hard_share * count))
+        drawn = self.windows[steps].draw(rng, count - len(places))
+        if len(places):
+            drawn = np.concatenate([self.hard[steps].starts[places], drawn])
+        starts = self.workers.part(drawn)
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
         if args.history_noise:
             draws = self.workers.part(rng.random((count, NUM_DRAWS)))
@@ -359,6 +370,8 @@ class Trainer:
             self._check_compiled(*batch)
         loss, metrics = self.loss(self.forward, *batch)
         self.workers.average(list(metrics.values()))
+        if self.hard:
+            self._remember(self.hard[steps], drawn, places, windows)
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
         if self.average:
@@ -367,6 +380,19 @@ class Trainer:
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
+
+    def _remember(self, hard: HardWindows, drawn, places, windows: Windows) -> None:
+        """Keep the losses of the step's windows; those with a mistake in the history count none."""
+        losses = self.loss.of_samples
+        if windows.history is not None:
+            kept = windows.tokens[:, : windows.history.shape[1]]
+            losses = losses * (windows.history == kept).all(2).all(1)
+        of_all = losses.new_zeros(len(drawn))
+        of_all[self.workers.rank :: self.workers.count] = losses * self.workers.count
+        self.workers.average([of_all])
+        of_all = np.nan_to_num(of_all.cpu().numpy(), nan=0.0, posinf=0.0)
+        hard.losses[places] = of_all[: len(places)]
+        hard.put(drawn[len(places) :], of_all[len(places) :])
 
     def _check_compiled(self, windows: Windows, is_forced, num_learnt, draws, given_draws) -> None:
         """At the first batch of a kind, go on uncompiled where compiled gradients are others.
@@ -424,6 +450,7 @@ class Trainer:
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
+            hard={str(steps): hard.state_dict() for steps, hard in self.hard.items()},
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -442,6 +469,9 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
+        for steps, hard in self.hard.items():
+            if str(steps) in state.get("hard", {}):  # not in older ones
+                hard.load_state_dict(state["hard"][str(steps)])
         torch.set_rng_state(state["rng"]["torch"])
 
     def start_from(self, path: Path, data: Path) -> None:

@@ -88,6 +88,7 @@ class WorldModelLoss:
         self.config, self.device, self.grid = config, device, grid
         self.distances = code_distances(codebook).to(device)  # (K, K)
         self.rarity = rarity.to(device)  # (N,)
+        self.of_samples = torch.empty(0)  # (B,): the loss of tokens in each window of the last call
 
     @classmethod
     def of(cls, config: LossConfig, vqvae: VQVAE, data: TokenData, device) -> "WorldModelLoss":
@@ -119,6 +120,7 @@ class WorldModelLoss:
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
         history, read = windows.read_history(T), []
+        self.of_samples = torch.zeros(len(truth), device=self.device)
         if draws is not None:
             draws = moved(draws, self.device)
         if given_draws is not None:
@@ -138,8 +140,9 @@ class WorldModelLoss:
                     model, history, windows.actions[:, k : k + T], ONE_LOOK,
                     subset=subset, given=given,
                 )  # fmt: skip
-            loss, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
+            loss, of_samples, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
             (factor * loss).backward()
+            self.of_samples += factor * of_samples
             total = total + factor * loss.detach()
             if k + 1 < len(factors):
                 read.append(self._fed_back(tokens, truth[:, k], is_forced[:, k], subset))
@@ -193,8 +196,8 @@ class WorldModelLoss:
     def step_loss(
         self, prediction: Prediction, windows: Windows, k: int, history: int,
         weights: torch.Tensor, subset: Subset | None = None,
-    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
-        """Return the loss of step k under weights (B, N)."""
+    ) -> tuple[torch.Tensor, torch.Tensor, dict]:  # fmt: skip
+        """Return the loss of step k under weights (B, N), that of tokens by window, and metrics."""
         target = windows.tokens[:, history + k]
         is_changed = target != windows.tokens[:, history + k - 1]
         num_tokens = target.numel()
@@ -207,13 +210,14 @@ class WorldModelLoss:
             weights = weights * ghost_weights(
                 entropy, is_changed, self.config.importance.ghost_scale
             )
-        tokens_loss = (entropy * weights).sum() / num_tokens
+        of_samples = (entropy * weights).sum(1) * (len(target) / num_tokens)  # (B,)
         reward = F.cross_entropy(prediction.reward_logits, windows.reward_signs[:, k])
         ended = F.binary_cross_entropy_with_logits(
             prediction.terminated_logits, windows.terminated[:, k]
         )
-        loss = tokens_loss + self.config.outcome_weight * (reward + ended)
-        return loss, {"reward_loss": reward.detach(), "terminated_loss": ended.detach()}
+        loss = of_samples.mean() + self.config.outcome_weight * (reward + ended)
+        metrics = {"reward_loss": reward.detach(), "terminated_loss": ended.detach()}
+        return loss, of_samples.detach(), metrics
 
 
 def _accuracy(prediction: Prediction, target: torch.Tensor, subset: Subset | None) -> torch.Tensor:
