@@ -27,7 +27,7 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
-from v2.train.steps import GradientGuard, Optimizers, Rows, step_rng
+from v2.train.steps import FEW_WINDOWS, GradientGuard, HardWindows, Optimizers, Rows, step_rng
 from v2.train.wm_loss import WorldModelLoss, read_windows
 
 
@@ -447,6 +447,27 @@ def test_drawn_rows_are_those_of_choice():
             assert np.array_equal(drawn.draw(step_rng(0, step), 16), expected)
 
 
+def test_windows_come_again_by_their_loss_and_the_oldest_go():
+    hard, rng = HardWindows(size=80), np.random.default_rng(0)
+    hard.put(np.arange(8 * FEW_WINDOWS - 1), np.ones(8 * FEW_WINDOWS - 1))
+    assert not len(hard.draw(rng, 8))  # too few
+    losses = np.linspace(0, 2, 80)
+    losses[:3] = 0, 4, 1000
+    hard.put(100 + np.arange(80), losses)
+    assert set(hard.starts) == set(range(100, 180))
+    drawn = np.concatenate([hard.starts[hard.draw(rng, 10)] - 100 for _ in range(5000)])
+    shares = np.bincount(drawn, minlength=80) / len(drawn)
+    capped = np.minimum(hard.losses, 5 * hard.losses.mean())
+    order = hard.starts - 100
+    expected = np.zeros(80)
+    expected[order] = capped / capped.sum()
+    assert shares[0] == 0 and np.abs(shares - expected).max() < 0.01
+    again = HardWindows(size=80)
+    again.load_state_dict(hard.state_dict())
+    same = [h.draw(np.random.default_rng(1), 10) for h in (hard, again)]
+    assert np.array_equal(*same)
+
+
 def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "2")
     game_data.frames[0, 0, 0, 0] += 1
@@ -495,6 +516,7 @@ def test_two_workers_train_as_one(kind, small_models, data_path, tmp_path):
     if kind == "world_model":
         vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
         flags = _wm_flags(tmp_path, data_path, vqvae)[:-2] + ["--rollout-steps", "3"]
+        flags += ["--hard-share", "0.5"]
         tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae), "--out", flags[3]])
     flags += ["--steps", "40", "--eval-steps", "40"]
     assert _spawn(*flags, "--out", str(tmp_path / "one"), kind=kind).wait(300) == 0
