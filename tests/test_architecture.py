@@ -47,7 +47,7 @@ def test_the_models_know_only_torch():
 
 
 TIERS = (  # from the lowest; each imports nothing of a later one
-    ("v2.files", "v2.device", "v2.models", "v2.data.frames", "v2.data.npz"),
+    ("v2.files", "v2.device", "v2.models", "v2.pairs", "v2.data.frames", "v2.data.npz"),
     ("v2.checkpoint", "v2.data"),
     ("v2.dream", "v2.rollout", "v2.run_dir"),
     ("v2.train", "v2.eval", "v2.play_loop", "v2.play_session", "v2.play_game"),

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from v2.files import atomic_path, describe_bytes, file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.pairs import SeenPairs
 
 FORMAT = 1
 KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
@@ -238,6 +239,28 @@ def load_world_model(
     state = _averaged(state)
     model = build_model(state, path)
     return model, {key: value for key, value in state.items() if key != "model"}
+
+
+def stored_pairs(info: dict, config: WorldModelConfig, path: Path) -> SeenPairs | None:
+    """Return the pairs of codes stored with a world model; None in files older than they are.
+
+    Args:
+        info: what `load_world_model` returned beside the model.
+
+    Raises:
+        ValueError: damaged tables.
+    """
+    if not info.get("seen_pairs"):
+        return None
+    h, K, tables = config.grid_height, config.num_codes, info["seen_pairs"]
+    shapes = {"right": (h, K, K), "below": (h - 1, K, K)}
+    if not isinstance(tables, dict) or any(
+        not isinstance(table := tables.get(name), torch.Tensor)
+        or (table.dtype, table.shape) != (torch.bool, shape)
+        for name, shape in shapes.items()
+    ):
+        raise ValueError(f"{path}: its tables of pairs are damaged")
+    return SeenPairs(**{name: tables[name] for name in shapes})
 
 
 def _averaged(state: dict) -> dict:

@@ -16,6 +16,7 @@ from v2.data.frames import float_to_frames, frames_to_float
 from v2.device import autocast, cast_weights, choose_device, compiled
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
+from v2.pairs import SeenPairs
 from v2.rollout import Sampling, advance, predict_next
 from v2.run_dir import SHIPPED, find_weights, shown_path
 
@@ -40,13 +41,16 @@ class DreamEngine:
         seed: int = 0,
         source: str = "a model in memory",
         info: dict | None = None,
+        seen: SeenPairs | None = None,
     ):
+        """Dream with models in memory; `seen`: the pairs of neighbours that may be dreamed."""
         self.device = choose_device(str(device))
         self.vqvae = vqvae.to(self.device, memory_format=torch.channels_last).eval()
         self.world_model = world_model.to(self.device).eval()
         self.sampling = sampling or Sampling()
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.source, self.info = source, info or {}
+        self.seen = seen and SeenPairs(*(table.to(self.device) for table in seen))
         self.num_actions = world_model.config.num_actions
         self.grid = vqvae.config.grid
         self.history: DreamState | None = None
@@ -73,6 +77,7 @@ class DreamEngine:
         vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
         tokenizer = checkpoint.tokenizer_sha256(vqvae)
         world_model, info = checkpoint.load_world_model(path, tokenizer)
+        seen = checkpoint.stored_pairs(info, world_model.config, path)
         models = {"vqvae": vqvae, "world_model": world_model}
         hashes = {name: checkpoint.model_sha256(model) for name, model in models.items()}
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
@@ -80,7 +85,7 @@ class DreamEngine:
             cast_weights(model, choose_device(device))
         max_missing = Sampling.max_missing if second_look else float("inf")
         sampling = Sampling(temperature, top_k, max_missing)
-        return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
+        return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info, seen)
 
     def compile(self) -> "DreamEngine":
         """Compile the world model, on CUDA to graphs that are replayed; return the engine.
@@ -164,8 +169,9 @@ class DreamEngine:
         actions = torch.cat([past, now.unsqueeze(1)], dim=1)  # (B, 4)
         with autocast(self.device):
             chosen, prediction, doubt = predict_next(
-                self.world_model, tokens, actions, self.sampling, self.generator, doubt
-            )
+                self.world_model, tokens, actions, self.sampling, self.generator, doubt,
+                seen=self.seen,
+            )  # fmt: skip
         self.history = DreamState(advance(tokens, chosen), actions[:, 1:], doubt)
         self.logits = prediction.logits
         sign = prediction.reward_logits.argmax(-1).float() - 1

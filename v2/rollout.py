@@ -7,7 +7,8 @@ Positions are predicted side by side, so where the outcome is open each by itsel
 as it is, and an object is left out; or each chooses another outcome, and it is doubled or a digit
 becomes no number. Where more changes are expected than chosen, or those chosen are not sure, one
 of them is decided first and the frame is predicted once more with it given. So it goes with time:
-what has one chance in ten at every step would never come, and is decided when it is overdue.
+what has one chance in ten at every step would never come, and is decided when it is overdue. At
+last, pairs of neighbours that the game never showed are put right (v2.pairs), where they are known.
 """
 
 import math
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from v2.command_line import MIN_TEMPERATURE
 from v2.data.importance import ImportanceConfig, draw_positions
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
+from v2.pairs import SeenPairs, mended
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ CHANGE_WEIGHT, GHOST_SCALE = 30.0, ImportanceConfig().ghost_scale
 NEGLIGIBLE = 0.01  # probability of a change that needs no second look
 NUM_REVISED = 64  # positions that are predicted again
 SURE = 0.98  # probability from which a token stays as the first look saw it
+CHANGE_BONUS, GIVEN_BONUS = 4.0, 100.0  # nats by which what changed, or was decided, rather stays
 GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, are spread evenly
 
 
@@ -90,6 +93,7 @@ def predict_next(
     doubt: torch.Tensor | None = None,
     subset: Subset | None = None,
     given: torch.Tensor | None = None,
+    seen: SeenPairs | None = None,
 ) -> Step:
     """Predict one step.
 
@@ -103,6 +107,7 @@ def predict_next(
         doubt: (B, N), what the step before returned; None: none yet.
         subset: as in training, with `ONE_LOOK` only: the other tokens stay as they are.
         given: with it too, next tokens that were decided beforehand, (B, N), K where none was.
+        seen: the pairs of neighbours that may be dreamed, but with `ONE_LOOK`; None: all.
     """
     prediction = model(history, actions, subset, given)
     logits, K, last = prediction.logits, prediction.logits.shape[-1], history[:, -1]
@@ -124,15 +129,23 @@ def predict_next(
         second, positions = _look_again(model, *rows)
         index = positions.unsqueeze(2).expand_as(second.logits)
         first = logits[again]
-        seen = first.gather(1, index)
-        is_sure = seen.softmax(-1).amax(-1, keepdim=True) >= SURE
-        revised = torch.where(is_sure, seen, second.logits)
+        before = first.gather(1, index)
+        is_sure = before.softmax(-1).amax(-1, keepdim=True) >= SURE
+        revised = torch.where(is_sure, before, second.logits)
         logits = logits.index_copy(0, again, first.scatter(1, index, revised))
         reward = prediction.reward_logits.index_copy(0, again, second.reward_logits)
         end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
         prediction = Prediction(prediction.logits, reward, end)
     tokens = choose_tokens(logits, sampling, generator)
     tokens = torch.where(given < K, given, tokens)
+    if seen is not None:
+        scores = logits.float() / (sampling.temperature or 1)
+        rather = (tokens != last) * CHANGE_BONUS + (given < K) * GIVEN_BONUS
+        rather = (scores.amax(-1) + rather).unsqueeze(2)  # no code is likelier than the chosen one
+        scores = scores.scatter(2, tokens.unsqueeze(2), rather)
+        grid = model.config.grid_height, model.config.grid_width
+        frames = (tensor.unflatten(1, grid) for tensor in (tokens, scores))
+        tokens = mended(*frames, seen).flatten(1)
     is_over = (tokens != last) | (given < K).any(1, keepdim=True)
     return Step(tokens, prediction, doubt.masked_fill(is_over, 0))
 

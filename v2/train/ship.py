@@ -26,7 +26,7 @@ from v2.run_dir import (
 )
 
 KEPT = ("step", "minutes", "metrics", "train_args", "earlier", "emulator", "action_meanings",
-        "vqvae_sha256", "data_sha256")  # fmt: skip
+        "vqvae_sha256", "data_sha256", "seen_pairs")  # fmt: skip
 
 
 def build_parser():

@@ -45,6 +45,7 @@ from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_output, check_writable
 from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
+from v2.pairs import seen_pairs
 from v2.run_dir import (
     CHECKPOINTS,
     RunDir,
@@ -296,6 +297,7 @@ class Trainer:
         self.earlier: list[dict] = []  # the runs that --init-from began with
         self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
         self.train_rows = rows = tokens.rows_of("train")
+        self.seen = seen_pairs(tokens.tokens[rows], self.loss.grid, model.config.num_codes)
         history = model.config.history
         starts_of = {
             steps: window_starts(tokens.episode_ids, history + steps, rows)
@@ -427,7 +429,8 @@ class Trainer:
         if self.average:
             self.model.load_state_dict(self.average)
         self.model.eval()
-        held_out, score = self.evaluation(self.model, run.path / "samples" / f"{self.step:06d}.png")
+        picture = run.path / "samples" / f"{self.step:06d}.png"
+        held_out, score = self.evaluation(self.model, self.seen, picture)
         run.log(self.step, **held_out)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
         self.model.load_state_dict(trained)
@@ -450,6 +453,7 @@ class Trainer:
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
+            seen_pairs=self.seen._asdict(),
             hard={str(steps): hard.state_dict() for steps, hard in self.hard.items()},
         )  # fmt: skip
 

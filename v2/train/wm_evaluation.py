@@ -18,6 +18,7 @@ from v2.eval.dreaming import dream
 from v2.eval.protocol import quick_scores
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
+from v2.pairs import SeenPairs
 from v2.pictures import save_grid
 
 NUM_CLIPS = 40
@@ -43,9 +44,11 @@ class Evaluation:
             strata=np.array(["any"] * len(rows)),
         )
 
-    def __call__(self, model: TemporalWorldModel, picture: Path) -> tuple[dict, float]:
+    def __call__(
+        self, model: TemporalWorldModel, seen: SeenPairs, picture: Path
+    ) -> tuple[dict, float]:
         """Return figures and the score that chooses `best.pt`; draw a clip, real over dream."""
-        engine = DreamEngine(self.vqvae, model, self.device)
+        engine = DreamEngine(self.vqvae, model, self.device, seen=seen)
         figures = quick_scores(engine, self.clips)
         clips, one = self.clips, [len(self.clips) // 2]
         dreams = dream(
