@@ -173,6 +173,33 @@ def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
     assert kept.info["sha256"] == shipped.info["sha256"]
 
 
+def test_the_mean_of_several_runs_is_shipped(
+    small_models, data_path, tmp_path, monkeypatch, world_model
+):
+    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
+    vqvae = _train_vqvae(tmp_path / "atari", data_path, "--steps", "2")
+    flags = _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
+    for seed in ("0", "1"):
+        assert train_wm_hires.main([*flags, "--seed", seed]) == 0
+    runs = sorted((tmp_path / "atari" / "runs").iterdir())[-2:]
+    assert ship.main(["--run", runs[0].name]) == 0
+    assert ship.main(["--run", runs[1].name, "--average", "shipped"]) == 0
+    shipped = tmp_path / "atari" / "atari_world_model_hires.pt"
+    paths = [*(run / "last.pt" for run in runs), shipped]
+    loaded = [checkpoint.load_world_model(path) for path in paths]
+    states = [model.state_dict() for model, _ in loaded]
+    for name, weight in states[2].items():
+        mean = (states[0][name] + states[1][name]) / 2
+        assert torch.allclose(weight, mean, rtol=2e-3, atol=2e-4), name
+    assert not torch.equal(states[0]["position"], states[1]["position"])
+    assert len(loaded[2][1]["averaged_with"]) == 1 and loaded[2][1]["seen_pairs"]
+    foreign = tmp_path / "w.pt"
+    checkpoint.save_checkpoint(foreign, "world_model", world_model)
+    with pytest.raises(ValueError, match=r"w.pt was trained on the tokens of VQ-VAE None"):
+        ship.main(["--run", runs[1].name, "--average", str(foreign)])
+
+
 def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
     small_models, data_path, tmp_path, monkeypatch
 ):

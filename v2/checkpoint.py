@@ -270,7 +270,7 @@ def _averaged(state: dict) -> dict:
 
 def lineage(info: dict) -> list[dict]:
     """Return how weights were trained, the oldest run first, from a checkpoint without weights."""
-    kept = ("step", "minutes", "train_args", "data_sha256")
+    kept = ("step", "minutes", "train_args", "data_sha256", "averaged_with")
     return [*info.get("earlier", []), {key: info[key] for key in kept if key in info}]
 
 

@@ -162,6 +162,11 @@ def main(argv=None) -> int:
     document["engine"] = {"temperature": args.temperature, "second_look": args.second_look}
     if not args.second_look:
         document["notes"].append("every frame is predicted once (--no-second-look)")
+    if others := engine.info.get("averaged_with"):
+        document["notes"].append(
+            "the world model's weights are the mean of the last run's and of those with model hash "
+            f"{', '.join(sha256[:12] for sha256 in others)} (ship.py --average)"
+        )
     if args.temperature:
         document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
     results.print_table(document)

@@ -14,8 +14,12 @@ from v2 import command_line
 if __name__ == "__main__":
     command_line.explain_errors()
 
+import torch
+
 from v2 import checkpoint
 from v2.data.atari_dataset import game_directory
+from v2.models.temporal_world_model import TemporalWorldModel
+from v2.models.vqvae_hires import VQVAE
 from v2.run_dir import (
     CHECKPOINTS,
     OF_A_MACHINE,
@@ -26,7 +30,7 @@ from v2.run_dir import (
 )
 
 KEPT = ("step", "minutes", "metrics", "train_args", "earlier", "emulator", "action_meanings",
-        "vqvae_sha256", "data_sha256", "seen_pairs")  # fmt: skip
+        "vqvae_sha256", "data_sha256", "seen_pairs", "averaged_with")  # fmt: skip
 
 
 def build_parser():
@@ -35,6 +39,9 @@ def build_parser():
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
+    parser.add_argument("--average", nargs="+", default=[], metavar="NAME",
+                        help="other world models of the same tokens, such as shipped: the mean of "
+                        "their weights and the run's is shipped (arXiv 2203.05482)")  # fmt: skip
     return parser
 
 
@@ -51,6 +58,9 @@ def main(argv=None) -> int:
         raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
+    others = [find_weights(name, "world_model", args.game) for name in args.average]
+    if others:
+        world_model, info["averaged_with"] = _mean(world_model, others, vqvae)
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
@@ -68,6 +78,21 @@ def main(argv=None) -> int:
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
     print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint shipped")
     return 0
+
+
+def _mean(
+    model: TemporalWorldModel, others: list[Path], vqvae: VQVAE
+) -> tuple[TemporalWorldModel, list[str]]:
+    """Return the model with the mean of all weights, and the hashes of the others."""
+    states, hashes = [model.state_dict()], []
+    for path in others:
+        other, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
+        checkpoint.check_architecture(model, info["config"], path, ignored=("copy_bias",))
+        states.append(other.state_dict())
+        hashes.append(checkpoint.model_sha256(other))
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    model.load_state_dict(mean)
+    return model, hashes
 
 
 if __name__ == "__main__":
