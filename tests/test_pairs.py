@@ -20,8 +20,9 @@ def _frames(count: int, codes: int = CODES) -> np.ndarray:
 
 
 def test_pairs_are_those_of_the_frames_in_their_rows():
-    frames = _frames(2)
-    seen = seen_pairs(frames.reshape(2, -1), GRID, CODES)
+    frames = _frames(3)
+    seen = seen_pairs(frames.reshape(3, -1), np.arange(2), GRID, CODES)
+    frames = frames[:2]
     right = {(r, f[r, c], f[r, c + 1]) for f in frames for r in range(3) for c in range(3)}
     assert {tuple(pair) for pair in seen.right.nonzero().tolist()} == right
     below = {(r, f[r, c], f[r + 1, c]) for f in frames for r in range(2) for c in range(4)}
@@ -36,7 +37,7 @@ def test_pairs_are_those_of_the_frames_in_their_rows():
 def test_halves_of_two_digits_become_the_likelier_digit():
     """Left and right half of digit d are codes d and d + 2; the left one is less sure."""
     digits = np.array([[0, 2], [1, 3]])
-    seen = seen_pairs(digits, (1, 2), 4)
+    seen = seen_pairs(digits, np.arange(2), (1, 2), 4)
     scores = torch.full((2, 1, 2, 4), -20.0)
     scores[:, 0, 0, 0], scores[:, 0, 0, 1] = -0.2, -1.7
     scores[:, 0, 1, 2], scores[:, 0, 1, 3] = -5.0, -0.1
@@ -62,7 +63,7 @@ def test_in_a_chain_the_likeliest_frame_is_found():
 
 
 def test_a_frame_is_never_made_worse_and_others_beside_it_stay():
-    seen = seen_pairs(_frames(6).reshape(6, -1), GRID, CODES)
+    seen = seen_pairs(_frames(6).reshape(6, -1), np.arange(6), GRID, CODES)
     scores = torch.randn(40, *GRID, CODES, generator=torch.Generator().manual_seed(0))
     scores[:10] = 50 * torch.nn.functional.one_hot(torch.from_numpy(_frames(6)[:5]).long(), CODES)[
         [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
@@ -91,7 +92,8 @@ def test_a_dream_holds_only_pairs_that_were_seen(world_model):
 
 def test_pairs_are_saved_with_the_world_model(vqvae, world_model, tmp_path):
     config = world_model.config
-    seen = seen_pairs(np.random.default_rng(0).integers(0, 32, (9, 336)), (21, 16), 32)
+    tokens = np.random.default_rng(0).integers(0, 32, (9, 336))
+    seen = seen_pairs(tokens, np.arange(9), (21, 16), 32)
     engine = DreamEngine(vqvae, world_model, seen=seen)
     assert all(torch.equal(a, b) for a, b in zip(engine.seen, seen, strict=True))
     path = tmp_path / "w.pt"

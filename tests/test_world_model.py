@@ -321,13 +321,15 @@ def test_what_is_given_stands_in_the_frame_that_is_fed_back(world_model):
 
 def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatch):
     def constant(self, prediction, windows, k, history, weights, subset):
-        return 0 * prediction.logits.sum() + 2.5, {}
+        return 0 * prediction.logits.sum() + 2.5, torch.full((2,), 2.5), {}
 
     monkeypatch.setattr(WorldModelLoss, "step_loss", constant)
     for steps in (1, 2, 5):
         is_forced = torch.zeros(2, steps, dtype=torch.bool)
-        total, _ = _loss(LossConfig(discount=0.7))(world_model, _windows(steps), is_forced)
+        loss = _loss(LossConfig(discount=0.7))
+        total, _ = loss(world_model, _windows(steps), is_forced)
         assert abs(float(total) - 2.5) < 1e-5
+        assert torch.allclose(loss.of_samples, torch.full((2,), 2.5))
 
 
 def test_memory_does_not_grow_with_k(world_model):

@@ -22,14 +22,15 @@ class SeenPairs(NamedTuple):
     below: torch.Tensor  # bool (h - 1, K, K): the second code below the first, which is in the row
 
 
-def seen_pairs(tokens: np.ndarray, grid: tuple[int, int], num_codes: int) -> SeenPairs:
-    """Return the pairs of codes that frames hold, from their tokens (M, N)."""
-    frames = tokens.reshape(-1, *grid)
+def seen_pairs(
+    tokens: np.ndarray, frames: np.ndarray, grid: tuple[int, int], num_codes: int
+) -> SeenPairs:
+    """Return the pairs of codes that these frames hold, from the tokens (M, N) of all."""
     rows = np.arange(grid[0])[:, None]
     right = np.zeros((grid[0], num_codes, num_codes), bool)
     below = np.zeros((grid[0] - 1, num_codes, num_codes), bool)
     for start in range(0, len(frames), CHUNK):
-        part = frames[start : start + CHUNK]
+        part = tokens[frames[start : start + CHUNK]].reshape(-1, *grid)
         right[rows, part[:, :, :-1], part[:, :, 1:]] = True
         below[rows[:-1], part[:, :-1], part[:, 1:]] = True
     return SeenPairs(torch.from_numpy(right), torch.from_numpy(below))
