@@ -15,8 +15,8 @@ from v2.rollout import Sampling, predict_next
 GRID, CODES = (3, 4), 5
 
 
-def _frames(count: int, codes: int = CODES) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, codes, (count, *GRID), dtype=np.uint8)
+def _frames(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, CODES, (count, *GRID), dtype=np.uint8)
 
 
 def test_pairs_are_those_of_the_frames_in_their_rows():

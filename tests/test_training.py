@@ -153,13 +153,18 @@ def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, t
     assert path.read_text().startswith(before) and _metrics(run)[-1]["step"] == 20
 
 
-def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
-    small_models, data_path, tmp_path, monkeypatch, capsys
-):
+def _shipped_into(tmp_path: Path, data_path: Path, monkeypatch) -> list[str]:
+    """Let shipping write here; return the flags of a world model on a VQ-VAE that was trained."""
     monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
     monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
     vqvae = _train_vqvae(tmp_path / "atari", data_path, "--steps", "2")
-    flags = _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
+    return _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
+
+
+def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
+    small_models, data_path, tmp_path, monkeypatch, capsys
+):
+    flags = _shipped_into(tmp_path, data_path, monkeypatch)
     assert train_wm_hires.main(flags) == 0
     run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
     assert train_wm_hires.main([*flags, "--smoke"]) == 0
@@ -176,10 +181,7 @@ def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
 def test_the_mean_of_several_runs_is_shipped(
     small_models, data_path, tmp_path, monkeypatch, world_model
 ):
-    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
-    vqvae = _train_vqvae(tmp_path / "atari", data_path, "--steps", "2")
-    flags = _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
+    flags = _shipped_into(tmp_path, data_path, monkeypatch)
     for seed in ("0", "1"):
         assert train_wm_hires.main([*flags, "--seed", seed]) == 0
     runs = sorted((tmp_path / "atari" / "runs").iterdir())[-2:]

@@ -14,12 +14,12 @@ import numpy as np
 
 from v2.data.atari_dataset import AtariFrameEnv
 from v2.eval import truth
+from v2.eval.dreaming import END_PROB
 
 MODES = ("both", "dream", "real")
 HISTORY_FRAMES = 4
 REWIND_STEPS = 30
 MAX_SNAPSHOTS = 900  # a minute at 15 steps a second
-END_PROB = 0.5  # the dream says that its game is over
 LOST_BALL_STEPS = 15
 
 

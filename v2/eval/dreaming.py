@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+END_PROB = 0.5  # above it a dream says that its game is over
 BATCH = 24  # dreams at once; more gains nothing on 2 cores
 
 

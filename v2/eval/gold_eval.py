@@ -162,11 +162,6 @@ def main(argv=None) -> int:
     document["engine"] = {"temperature": args.temperature, "second_look": args.second_look}
     if not args.second_look:
         document["notes"].append("every frame is predicted once (--no-second-look)")
-    if others := engine.info.get("averaged_with"):
-        document["notes"].append(
-            "the world model's weights are the mean of the last run's and of those with model hash "
-            f"{', '.join(sha256[:12] for sha256 in others)} (ship.py --average)"
-        )
     if args.temperature:
         document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
     results.print_table(document)
@@ -339,6 +334,7 @@ def _training(info: dict) -> list[dict]:
         later |= args.keys() - set(OF_A_MACHINE)
         runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags,
                      "unknown": sorted(later - args.keys()),
+                     "averaged_with": run.get("averaged_with", []),
                      "data": run.get("data_sha256", "")})  # fmt: skip
     return runs[::-1]
 

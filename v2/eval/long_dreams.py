@@ -15,8 +15,7 @@ from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.dreaming import Engine, chunks, encode, flat, round_trip
-from v2.eval.protocol import MIN_TERMINATION_PROB
+from v2.eval.dreaming import END_PROB, Engine, chunks, encode, flat, round_trip
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
@@ -148,7 +147,7 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
             sampled.append(frames)
         if step % max(1, steps // 5) == 0 and len(shown) < 5:
             shown.append(frames)
-        ends.append(np.array(engine.last_terminated) > MIN_TERMINATION_PROB)
+        ends.append(np.array(engine.last_terminated) > END_PROB)
         if ends[-1].any():
             engine.restart(ends[-1])
             ram = np.where(ends[-1][:, None], first_ram, ram)

@@ -16,13 +16,12 @@ import torch.nn.functional as F
 from v2.eval import metrics, truth
 from v2.eval.bootstrap import Metric, episode_draws, interval, mean_metric
 from v2.eval.clips import HISTORY, Clips
-from v2.eval.dreaming import Dreams, Engine, chunks, dream, encode, flat, round_trip
+from v2.eval.dreaming import END_PROB, Dreams, Engine, chunks, dream, encode, flat, round_trip
 from v2.eval.rollout_scores import ball_rows, paddle_error
 
 VERSION = 8  # raise it when a number may change
 Scores = dict[str, Metric]
 Progress = Callable[[int], object] | None
-MIN_TERMINATION_PROB = 0.5
 QUICK_HORIZONS = (1, 5, 10)
 TOKENIZER_ROWS = ("ball_recall", "ball_precision", "ball_error_px", "ball_error_p90_px")
 LEAD_STEPS = 3  # before the end of a game, from which a dream is to find it
@@ -113,7 +112,7 @@ def one_step_scores(
         ends = np.concatenate([ends, _one_step(engine, endings, target, progress)[3]])
         is_over = np.concatenate([is_over, endings.terminated[:, HISTORY - 1]])
         episodes = np.concatenate([episodes, endings.episodes])
-    guessed = ends > MIN_TERMINATION_PROB
+    guessed = ends > END_PROB
     return scores | _detection("termination", is_over, guessed, guessed & is_over, episodes)
 
 
@@ -129,7 +128,7 @@ def ending_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Sc
         own = clips.actions[:, HISTORY - 1 :]
         held = np.concatenate([own, own[:, -1:]], 1)
         dreams = dream(engine, clips.history, clips.past_actions, held, None, progress)
-        is_over = dreams.ends > MIN_TERMINATION_PROB  # (B, LEAD_STEPS + 1)
+        is_over = dreams.ends > END_PROB  # (B, LEAD_STEPS + 1)
         in_time = is_over.any(1) & (np.abs(is_over.argmax(1) + 1 - LEAD_STEPS) <= 1)
     row = mean_metric(in_time, clips.episodes)
     row.baselines["copy_last"] = Metric(0.0)

@@ -297,7 +297,6 @@ class Trainer:
         self.earlier: list[dict] = []  # the runs that --init-from began with
         self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
         self.train_rows = rows = tokens.rows_of("train")
-        self.seen = seen_pairs(tokens.tokens, rows, self.loss.grid, model.config.num_codes)
         history = model.config.history
         starts_of = {
             steps: window_starts(tokens.episode_ids, history + steps, rows)
@@ -326,6 +325,7 @@ class Trainer:
         self.tokens_sha256 = array_sha256(tokens.tokens)
         self.data_sha256 = tokens.meta["data_sha256"]
         if workers.is_writer:
+            self.seen = seen_pairs(tokens.tokens, rows, self.loss.grid, model.config.num_codes)
             self.evaluation = Evaluation(vqvae, tokens, data, device)
 
     @property
