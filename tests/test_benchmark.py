@@ -42,7 +42,8 @@ def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, t
     figures = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     names = " ".join(row["name"] for row in figures["rows"])
-    for part in ("dream step, as played", "with a second look", "dream step, float32", "encode",
+    for part in ("dream step, as played", "with a second look", "neighbours mended",
+                 "dream step, float32", "encode",
                  "token, float32", "image, float32, channels last", "image, autocast", "as trained",
                  "K=1, 96 positions, float32", "K=5, 96 positions, float32"):  # fmt: skip
         assert part in names

@@ -31,6 +31,7 @@ from v2.dream import DreamEngine
 from v2.files import check_output, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.pairs import SeenPairs
 from v2.rollout import Sampling
 from v2.train.wm_loss import read_windows
 from v2.train.work import (
@@ -114,16 +115,19 @@ class Benchmark:
     def dream_steps(self, with_compiled: bool) -> None:
         """Predict, decode, to uint8: as it is played, and with each thing left out that it took."""
         frames = np.random.default_rng(0).integers(0, 256, (4, 84, 64, 3), dtype=np.uint8)
-        plain = DreamEngine(self.vqvae, self.world_model, self.device)
+        all_seen, none_seen = self._pairs(True), self._pairs(False)
+        plain = DreamEngine(self.vqvae, self.world_model, self.device, seen=all_seen)
         models = copy.deepcopy((self.vqvae, self.world_model))
         for model in models:
             cast_weights(model, self.device)
-        cast = DreamEngine(*models, self.device)
-        twice = DreamEngine(*models, self.device, Sampling(max_missing=0))
+        cast = DreamEngine(*models, self.device, seen=all_seen)
+        twice = DreamEngine(*models, self.device, Sampling(max_missing=0), seen=all_seen)
         variants = {"as played": cast, "with a second look": twice,
+                    "with neighbours mended": DreamEngine(*models, self.device, seen=none_seen),
                     "weights cast at each step": plain, "float32": plain}  # fmt: skip
         if with_compiled:
-            variants["compiled"] = DreamEngine(*copy.deepcopy(models), self.device).compile()
+            models = copy.deepcopy(models)
+            variants["compiled"] = DreamEngine(*models, self.device, seen=all_seen).compile()
         for engine in (plain, twice):
             engine.reset(frames, np.zeros(3, int))
         with torch.inference_mode():
@@ -137,6 +141,11 @@ class Benchmark:
             cast.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
             actions = np.zeros(batch, int)
             self.row(f"dream step, batch {batch}", lambda: cast.step(actions), batch, flops)  # noqa: B023
+
+    def _pairs(self, are_seen: bool) -> SeenPairs:
+        """Return tables that are only looked up, or by which every frame has to be mended."""
+        (h, _), K = self.vqvae.config.grid, self.vqvae.config.num_codes
+        return SeenPairs(*(torch.full((rows, K, K), are_seen) for rows in (h, h - 1)))
 
     def encoding(self) -> None:
         frames = np.zeros((128, 84, 64, 3), np.uint8)

@@ -27,7 +27,7 @@ CARDS = {  # of each game, by column
     },
     "pong": {"Pong": game_directory(CHECKPOINTS, "pong") / "README.md"},
 }
-TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 5, 10, 20, 50)
+TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 3, 5, 10, 20, 50)
 BESIDE_TRACKED = {
     "the same of constant velocity, within 2 px": "constant_velocity",
     "the same of the tokenizer alone, within 2 px": "ceiling",
@@ -39,7 +39,8 @@ RESULTS = [  # label, metric, baseline
     ("**rollout@10**", "rollout/token_accuracy@10", COPY),
     ("**ball tracking** (exactly one ball, within 2 px, at 10)", "rollout/ball_hit_2px@10", COPY),
     *((f"the same within 1 px at {h}", f"rollout/ball_hit_1px@{h}", COPY) for h in (1, 5)),
-    *((f"the same within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY) for h in (1, 5, 20, 50)),
+    *((f"the same within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY)
+      for h in (1, 3, 5, 20, 50)),
     *((f"some ball is there at {h}", f"rollout/ball_seen@{h}", COPY) for h in (10, 50)),
     ("two balls at 10", "rollout/ball_duplicates@10", COPY),
     ("ball half-life, steps", "rollout/ball_half_life", COPY),
@@ -142,8 +143,8 @@ def _hits_line(cards: list[list[Card]], label: str, baseline: str) -> str:
     cells = []
     for of_game in cards:
         for card in of_game:
-            hits = [card[f"rollout/ball_hit_2px@{h}"][1][baseline] for h in HIT_HORIZONS]
-            cells.append(", ".join(hits))
+            rows = [card.get(f"rollout/ball_hit_2px@{h}", ("", {}))[1] for h in HIT_HORIZONS]
+            cells.append(", ".join(row.get(baseline, "–") for row in rows))
         cells.append("")
     return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' | '.join(cells)} |"
 

@@ -15,7 +15,7 @@ from v2.eval.clips import HISTORY, Clips, strata_of
 from v2.eval.dreaming import Dreams
 from v2.eval.truth import Objects
 
-HORIZONS = (1, 5, 10, 20, 50, 100, 200)
+HORIZONS = (1, 3, 5, 10, 20, 50, 100, 200)
 STRATUM_HORIZONS = (1, 5, 10, 20)
 STRATUM_ROWS = (
     "ball_hit_2px", "ball_hit_1px", "ball_recall", "ball_precision", "ball_duplicates",
