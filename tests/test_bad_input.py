@@ -87,6 +87,7 @@ def test_absurd_flags_are_refused_by_name(script, flags, ends):
 @pytest.mark.parametrize("flags, text", [
     (["--positions", "3"], "must be 0 or at least 9, got 3"),
     (["--past-actions", "4"], "must be at most 3, got 4"),
+    (["--hard-share", "1"], "must be below 1, got 1.0"),
     (["--importance-cap", "0.5"], "must be at least 1, got 0.5"),
     (["--copy-bias", "5000"], "must be at most 4096, got 5000"),  # could not be loaded again
 ])  # fmt: skip

@@ -9,8 +9,8 @@ import torch
 from v2 import checkpoint
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
-from v2.pairs import SeenPairs, mended, num_unseen, seen_pairs
-from v2.rollout import Sampling, predict_next
+from v2.pairs import SeenPairs, either, mended, num_unseen, seen_pairs
+from v2.rollout import ONE_LOOK, Sampling, predict_next
 
 GRID, CODES = (3, 4), 5
 
@@ -62,6 +62,13 @@ def test_in_a_chain_the_likeliest_frame_is_found():
         assert worth[tuple(found.flatten().tolist())] == pytest.approx(max(worth.values()))
 
 
+def test_either_holds_the_pairs_of_both_recordings():
+    frames = _frames(6).reshape(6, -1)
+    both = (seen_pairs(frames, rows, GRID, CODES) for rows in (np.arange(4), np.arange(4, 6)))
+    of_all = seen_pairs(frames, np.arange(6), GRID, CODES)
+    assert all(torch.equal(*tables) for tables in zip(either(*both), of_all, strict=True))
+
+
 def test_a_frame_is_never_made_worse_and_others_beside_it_stay():
     seen = seen_pairs(_frames(6).reshape(6, -1), np.arange(6), GRID, CODES)
     scores = torch.randn(40, *GRID, CODES, generator=torch.Generator().manual_seed(0))
@@ -85,7 +92,7 @@ def test_a_dream_holds_only_pairs_that_were_seen(world_model):
     assert torch.equal(same, free.flatten(1))
     seen.right[5, free[0, 5, 3], free[0, 5, 4]] = False
     assert num_unseen(free, seen)[0] >= 1
-    for sampling in (Sampling(), Sampling(temperature=0.5)):
+    for sampling in (Sampling(), Sampling(temperature=0.5), Sampling(temperature=0.002), ONE_LOOK):
         step = predict_next(world_model, history, actions, sampling, seen=seen)
         assert num_unseen(step.tokens.view(2, 21, 16), seen).sum() == 0
 
@@ -97,8 +104,11 @@ def test_pairs_are_saved_with_the_world_model(vqvae, world_model, tmp_path):
     engine = DreamEngine(vqvae, world_model, seen=seen)
     assert all(torch.equal(a, b) for a, b in zip(engine.seen, seen, strict=True))
     path = tmp_path / "w.pt"
-    for tables, refused in (({}, False), (seen._asdict(), False), ({"right": seen.right}, True),
-                            ({"right": seen.right, "below": seen.right}, True)):  # fmt: skip
+    for tables, refused in (
+        (None, False), (seen._asdict(), False), ({}, True), (seen.right, True),
+        ({"right": seen.right}, True), ({"right": seen.right, "below": seen.right}, True),
+        ({"right": seen.right, "below": seen.below.to_sparse()}, True),
+    ):  # fmt: skip
         checkpoint.save_checkpoint(path, "world_model", world_model, seen_pairs=tables)
         _, info = checkpoint.load_world_model(path)
         if refused:

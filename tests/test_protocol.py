@@ -242,7 +242,7 @@ def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
     flight = clips.strata == "flight"
     scores, _ = long_dream_scores(
         engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]],
+        clips.past_actions[flight], clips.episodes[flight], 20, [data.frames[:60]], [False],
         data.frames[::5], num_codes=5000,
     )  # fmt: skip
     assert scores["long/ball_seen"].value == 0
@@ -355,7 +355,7 @@ def test_frames_that_the_tokenizer_does_not_know_are_strange(game, clips):
         scores, _ = long_dream_scores(
             kind(states, Narrow()), "breakout", data.meta["action_meanings"],
             clips.history[flight], clips.past_actions[flight], clips.episodes[flight], 60,
-            [data.frames[:300]], data.frames[::5], num_codes=5000,
+            [data.frames[:300]], [False], data.frames[::5], num_codes=5000,
         )  # fmt: skip
         shares[kind.__name__] = scores["long/strange_frames"].value
         assert scores["long/strange_frames"].baselines["real"].value < 0.1
@@ -374,8 +374,8 @@ def test_long_dreams_tell_a_living_game_from_a_dead_one(game, clips):
         engine = kind(states, canaries.PatchTokenizer())
         scores[kind.__name__], pictures = long_dream_scores(
             engine, "breakout", data.meta["action_meanings"], clips.history[flight],
-            clips.past_actions[flight], clips.episodes[flight], 100, real, data.frames[::5],
-            num_codes=5000,
+            clips.past_actions[flight], clips.episodes[flight], 100, real,
+            [False] * len(real), data.frames[::5], num_codes=5000,
         )  # fmt: skip
         assert pictures.shape == (3, 5, 84, 64, 3)
     perfect, erased, still = scores.values()
@@ -411,14 +411,14 @@ def test_a_long_dream_begins_anew_when_it_says_that_its_game_is_over(game, clips
         rows[kind], _ = long_dream_scores(
             kind(states, canaries.PatchTokenizer()), "breakout", data.meta["action_meanings"],
             clips.history[flight], clips.past_actions[flight], clips.episodes[flight], 60,
-            [data.frames[:300]], data.frames[::5], num_codes=5000,
+            [data.frames[:300], data.frames[:101]], [False, True], data.frames[::5], num_codes=5000,
         )  # fmt: skip
     over, always, perfect = rows.values()
     assert over["long/frozen_frames"].value <= perfect["long/frozen_frames"].value + 0.05
     assert over["long/one_ball"].value > 0.9
     ends = [scores["long/games_over"] for scores in rows.values()]
     assert [row.value for row in ends] == pytest.approx([100, 1000, 0])
-    assert ends[0].baselines["real"].value == pytest.approx(1000 / 300)
+    assert ends[0].baselines["real"].value == pytest.approx(1000 / 399)
 
 
 def test_quick_scores_are_cheap_and_rank_the_canaries(game):
@@ -499,6 +499,6 @@ def test_a_long_dream_of_pong_is_played_from_its_pictures(pong):
     past = np.stack([data.actions[row - 3 : row] for row in starts])
     scores, _ = long_dream_scores(
         engine, "pong", data.meta["action_meanings"], history, past, np.arange(len(past)), 60,
-        [data.frames[:300]], data.frames[::5], num_codes=5000,
+        [data.frames[:300]], [False], data.frames[::5], num_codes=5000,
     )  # fmt: skip
     assert scores["long/one_ball"].value > 0.9 < scores["long/one_ball"].baselines["real"].value

@@ -200,6 +200,10 @@ def test_the_mean_of_several_runs_is_shipped(
     checkpoint.save_checkpoint(foreign, "world_model", world_model)
     with pytest.raises(ValueError, match=r"w.pt was trained on the tokens of VQ-VAE None"):
         ship.main(["--run", runs[1].name, "--average", str(foreign)])
+    assert train_wm_hires.main([*flags, "--smoke"]) == 0
+    smoke = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
+    with pytest.raises(ValueError, match="is of a smoke run, which is never shipped"):
+        ship.main(["--run", runs[1].name, "--average", "shipped", "--average", str(smoke)])
 
 
 def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
@@ -491,6 +495,11 @@ def test_windows_come_again_by_their_loss_and_the_oldest_go():
     expected = np.zeros(80)
     expected[order] = capped / capped.sum()
     assert shares[0] == 0 and np.abs(shares - expected).max() < 0.01
+    place = np.flatnonzero(hard.starts == 101)
+    for loss, kept in ((-1.0, 4.0), (0.5, 0.5)):  # unknown, known
+        hard.remember(place, np.array([200]), np.array([loss, loss]))
+        assert hard.losses[place] == kept
+    assert sorted(hard.losses[hard.starts == 200]) == [0, 0.5]
     again = HardWindows(size=80)
     again.load_state_dict(hard.state_dict())
     same = [h.draw(np.random.default_rng(1), 10) for h in (hard, again)]

@@ -257,7 +257,7 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
     windows = _windows(steps=3)
     world_model.zero_grad()
     loss = _loss(LossConfig())
-    total, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
+    total, _, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
     expected = 0.0
     with torch.no_grad(), autocast(torch.device("cpu")):
         for k in range(3):
@@ -327,9 +327,9 @@ def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatc
     for steps in (1, 2, 5):
         is_forced = torch.zeros(2, steps, dtype=torch.bool)
         loss = _loss(LossConfig(discount=0.7))
-        total, _ = loss(world_model, _windows(steps), is_forced)
+        total, losses, _ = loss(world_model, _windows(steps), is_forced)
         assert abs(float(total) - 2.5) < 1e-5
-        assert torch.allclose(loss.of_samples, torch.full((2,), 2.5))
+        assert torch.allclose(losses, torch.full((2,), 2.5))
 
 
 def test_memory_does_not_grow_with_k(world_model):
@@ -515,8 +515,8 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
         block.local = None
     draws = torch.rand(600, 1, 336, generator=torch.Generator().manual_seed(2))
     is_forced = torch.zeros(1, 1, dtype=torch.bool)
-    few, _ = loss(world_model, repeated, is_forced.expand(600, 1), 144, draws)
-    every, _ = loss(world_model, windows, is_forced)
+    few, _, _ = loss(world_model, repeated, is_forced.expand(600, 1), 144, draws)
+    every, _, _ = loss(world_model, windows, is_forced)
     assert float(few) == pytest.approx(float(every), rel=0.02)
 
 
@@ -526,7 +526,7 @@ def test_a_rollout_at_every_position_learns_what_a_dense_one_does(world_model):
     results, given_draws = [], torch.rand(2, 3, 2)
     for learn in (loss, functools.partial(loss, count=336, draws=torch.rand(2, 3, 336))):
         world_model.zero_grad()
-        total, _ = learn(world_model, windows, is_forced, given_draws=given_draws)
+        total, _, _ = learn(world_model, windows, is_forced, given_draws=given_draws)
         results.append([total, *(p.grad.clone() for p in world_model.parameters())])
     for dense, sparse in zip(*results, strict=True):
         assert (dense - sparse).norm() <= 0.05 * dense.norm()  # attention in other precisions

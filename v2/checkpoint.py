@@ -250,13 +250,14 @@ def stored_pairs(info: dict, config: WorldModelConfig, path: Path) -> SeenPairs 
     Raises:
         ValueError: damaged tables.
     """
-    if not info.get("seen_pairs"):
+    h, K, tables = config.grid_height, config.num_codes, info.get("seen_pairs")
+    if tables is None:
         return None
-    h, K, tables = config.grid_height, config.num_codes, info["seen_pairs"]
     shapes = {"right": (h, K, K), "below": (h - 1, K, K)}
     if not isinstance(tables, dict) or any(
         not isinstance(table := tables.get(name), torch.Tensor)
-        or (table.dtype, table.shape) != (torch.bool, shape)
+        or (table.dtype, table.layout, table.shape) != (torch.bool, torch.strided, shape)
+        or table.is_meta
         for name, shape in shapes.items()
     ):
         raise ValueError(f"{path}: its tables of pairs are damaged")

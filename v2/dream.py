@@ -145,11 +145,14 @@ class DreamEngine:
         return self.frame()
 
     def restart(self, rows: np.ndarray) -> None:
-        """Begin some dreams anew, bool (B,), from what the last `reset` gave them."""
+        """Begin some dreams anew, bool (B,), from what the last `reset` gave them.
+
+        What the last step said (`logits`, `last_reward`, `last_terminated`) stays until the next.
+        """
         rows = torch.as_tensor(np.asarray(rows), device=self.device).reshape(-1)
-        pairs = zip(self._start, self._state, strict=True)
+        pairs = zip(self._state, self._start, strict=True)
         self.history = DreamState(*(
-            torch.where(rows.view(-1, *[1] * (now.ndim - 1)), first, now) for first, now in pairs
+            torch.where(rows.view(-1, *[1] * (now.ndim - 1)), first, now) for now, first in pairs
         ))  # fmt: skip
 
     def step(self, action: int | np.ndarray) -> np.ndarray:

@@ -36,6 +36,11 @@ def seen_pairs(
     return SeenPairs(torch.from_numpy(right), torch.from_numpy(below))
 
 
+def either(first: SeenPairs, second: SeenPairs) -> SeenPairs:
+    """Return the pairs that one of the two holds."""
+    return SeenPairs(first.right | second.right, first.below | second.below)
+
+
 def num_unseen(tokens: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
     """Return how many pairs of each frame were never seen, (B,), from tokens (B, h, w)."""
     rows = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
@@ -51,10 +56,9 @@ def mended(tokens: torch.Tensor, scores: torch.Tensor, seen: SeenPairs) -> torch
     Args:
         scores: (B, h, w, K), in nats, how likely each code is at each place.
     """
-    wrong = num_unseen(tokens, seen)
-    if not wrong.any():
+    rows = num_unseen(tokens, seen).nonzero().flatten()
+    if not len(rows):
         return tokens
-    rows = wrong.nonzero().flatten()
     found = _likeliest(scores[rows], seen)
     is_better = _worth(found, scores[rows], seen) > _worth(tokens[rows], scores[rows], seen)
     chosen = torch.where(is_better[:, None, None], found, tokens[rows])

@@ -107,7 +107,7 @@ def predict_next(
         doubt: (B, N), what the step before returned; None: none yet.
         subset: as in training, with `ONE_LOOK` only: the other tokens stay as they are.
         given: with it too, next tokens that were decided beforehand, (B, N), K where none was.
-        seen: the pairs of neighbours that may be dreamed, but with `ONE_LOOK`; None: all.
+        seen: the pairs of neighbours that may be dreamed, not with a subset; None: all.
     """
     prediction = model(history, actions, subset, given)
     logits, K, last = prediction.logits, prediction.logits.shape[-1], history[:, -1]
@@ -117,8 +117,11 @@ def predict_next(
         tokens = choose_tokens(logits, sampling, generator)
         if subset is not None:
             tokens = last.scatter(1, subset.positions, tokens)
-        if given is not None:
-            tokens = torch.where(given < K, given, tokens)
+        if given is None:
+            given = torch.full_like(last, K)
+        tokens = torch.where(given < K, given, tokens)
+        if seen is not None:
+            tokens = _with_seen_pairs(model, tokens, logits, last, given, seen)
         return Step(tokens, prediction, doubt)
     change = change_probs(logits, last)
     doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
@@ -139,13 +142,7 @@ def predict_next(
     tokens = choose_tokens(logits, sampling, generator)
     tokens = torch.where(given < K, given, tokens)
     if seen is not None:
-        scores = logits.float() / (sampling.temperature or 1)
-        rather = (tokens != last) * CHANGE_BONUS + (given < K) * GIVEN_BONUS
-        rather = (scores.amax(-1) + rather).unsqueeze(2)  # no code is likelier than the chosen one
-        scores = scores.scatter(2, tokens.unsqueeze(2), rather)
-        grid = model.config.grid_height, model.config.grid_width
-        frames = (tensor.unflatten(1, grid) for tensor in (tokens, scores))
-        tokens = mended(*frames, seen).flatten(1)
+        tokens = _with_seen_pairs(model, tokens, logits, last, given, seen)
     is_over = (tokens != last) | (given < K).any(1, keepdim=True)
     return Step(tokens, prediction, doubt.masked_fill(is_over, 0))
 
@@ -223,6 +220,16 @@ def _look_again(model, history, actions, change, given) -> tuple[Prediction, tor
     subset = Subset(*draw_positions(history, count, grid, draws, is_certain))
     plain = getattr(model, "_orig_mod", model)  # compiled, each number of rows would be again
     return plain(history, actions, subset, given), subset.positions
+
+
+def _with_seen_pairs(model, tokens, logits, last, given, seen: SeenPairs) -> torch.Tensor:
+    """Return tokens (B, N) mended; what changed stays rather, and what was decided stays."""
+    bonus = (tokens != last) * CHANGE_BONUS + (given < model.config.num_codes) * GIVEN_BONUS
+    scores = logits.float()
+    chosen = (scores.amax(-1) + bonus).unsqueeze(2)  # no code is likelier than the chosen one
+    scores = scores.scatter(2, tokens.unsqueeze(2), chosen)
+    grid = model.config.grid_height, model.config.grid_width
+    return mended(tokens.unflatten(1, grid), scores.unflatten(1, grid), seen).flatten(1)
 
 
 def advance(history: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -393,9 +393,10 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == player]
     ids = ids[np.isin(ids, played)] if np.isin(ids, played).any() else ids
     games = [data.frames[data.episode_ids == k] for k in ids]
+    ends = np.array([data.terminated[data.episode_ids == k].any() for k in ids])
     return long_dream_scores(
         engine, data.meta["game"], data.meta["action_meanings"], history, past, episodes,
-        tier.long_dream_steps, games, data.frames[::REAL_FRAME_EVERY], num_codes, progress,
+        tier.long_dream_steps, games, ends, data.frames[::REAL_FRAME_EVERY], num_codes, progress,
     )  # fmt: skip
 
 

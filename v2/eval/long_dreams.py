@@ -33,6 +33,7 @@ def long_dream_scores(
     episodes: np.ndarray,
     steps: int,
     real_clips: list[np.ndarray],
+    real_ends: np.ndarray,
     real_frames: np.ndarray,
     num_codes: int = 32,
     progress: Callable[[int], object] | None = None,
@@ -42,8 +43,8 @@ def long_dream_scores(
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
         episodes: (B,), the game that each begins in, over which intervals are resampled.
-        real_clips: whole recorded games of the same player, uint8 (M, 84, 64, 3), for the figures
-            beside.
+        real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
+        real_ends: which of them went on until they were over, bool (number of games,).
         real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
             every second one sets the limit of what is strange.
     """
@@ -59,8 +60,7 @@ def long_dream_scores(
     real_still = [_frozen_share(engine, clip) for clip in real_clips]
     scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
     scores["long/games_over"] = _rate(ends.sum(1), episodes, [steps] * len(ends))
-    lengths = [len(clip) for clip in real_clips]
-    real_row = _rate(np.ones(len(lengths)), range(len(lengths)), lengths)
+    real_row = _rate(real_ends, range(len(real_clips)), [len(clip) - 1 for clip in real_clips])
     scores["long/games_over"].baselines["real"] = real_row
     if truth.has_truth(game):
         dreamed, origins = _games(looks, ends, episodes)

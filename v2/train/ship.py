@@ -20,6 +20,7 @@ from v2 import checkpoint
 from v2.data.atari_dataset import game_directory
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
+from v2.pairs import either
 from v2.run_dir import (
     CHECKPOINTS,
     OF_A_MACHINE,
@@ -39,7 +40,7 @@ def build_parser():
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
-    parser.add_argument("--average", nargs="+", default=[], metavar="NAME",
+    parser.add_argument("--average", nargs="+", action="extend", default=[], metavar="NAME",
                         help="other world models of the same tokens, such as shipped: the mean of "
                         "their weights and the run's is shipped (arXiv 2203.05482)")  # fmt: skip
     return parser
@@ -60,7 +61,8 @@ def main(argv=None) -> int:
     world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
     others = [find_weights(name, "world_model", args.game) for name in args.average]
     if others:
-        world_model, info["averaged_with"] = _mean(world_model, others, vqvae)
+        _average(world_model, info, others, vqvae)
+    checkpoint.stored_pairs(info, world_model.config, path)  # refuses damaged ones
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
@@ -80,19 +82,28 @@ def main(argv=None) -> int:
     return 0
 
 
-def _mean(
-    model: TemporalWorldModel, others: list[Path], vqvae: VQVAE
-) -> tuple[TemporalWorldModel, list[str]]:
-    """Return the model with the mean of all weights, and the hashes of the others."""
+def _average(model: TemporalWorldModel, info: dict, others: list[Path], vqvae: VQVAE) -> None:
+    """Make a model's weights the mean of its own and the others', its pairs those of all.
+
+    Args:
+        info: of the model's checkpoint; it says then what it was averaged with.
+    """
     states, hashes = [model.state_dict()], []
     for path in others:
-        other, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
-        checkpoint.check_architecture(model, info["config"], path, ignored=("copy_bias",))
+        other, its_info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
+        checkpoint.check_architecture(model, its_info["config"], path, ignored=("copy_bias",))
+        if is_of_smoke(its_info):
+            raise ValueError(f"{path} is of a smoke run, which is never shipped")
         states.append(other.state_dict())
         hashes.append(checkpoint.model_sha256(other))
-    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    model.load_state_dict(mean)
-    return model, hashes
+        pairs = [checkpoint.stored_pairs(each, model.config, path) for each in (info, its_info)]
+        if all(pairs):
+            info["seen_pairs"] = either(*pairs)._asdict()
+    model.load_state_dict(
+        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    )
+    info["averaged_with"] = hashes
+    info.pop("metrics", None)  # they are of the run alone
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Parts of a training step that both training scripts share.
 
-Contract: what a step does depends on (seed, step) alone, so that a resumed run repeats it; a
-non-finite loss or gradient is never applied. Knows nothing of models or data.
+Contract: what a step does depends on the seed, the step and what a checkpoint holds, so that a
+resumed run repeats it; a non-finite loss or gradient is never applied. Knows nothing of models or
+data.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from v2.train.distributed import Workers
 
 MAX_SKIPPED_STEPS = 5
 BAD_BATCH_NAME = "nan_batch.npz"
+FEW_WINDOWS = 8  # times as many as are drawn
+MAX_HARD = 5.0  # times the mean loss: what cannot be learnt must not fill the batch
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
@@ -65,6 +68,15 @@ class HardWindows:
         chances = np.minimum(known, MAX_HARD * known.mean()).cumsum(dtype=np.float64)
         return chances.searchsorted(rng.random(count) * chances[-1], side="right")
 
+    def remember(self, places: np.ndarray, fresh: np.ndarray, losses: np.ndarray) -> None:
+        """Note the losses of the windows at these places and of fresh ones; below 0: unknown.
+
+        What is unknown stays what it was, or counts as 0.
+        """
+        again, new = np.split(losses, [len(places)])
+        self.losses[places] = np.where(again < 0, self.losses[places], again)
+        self.put(fresh, new.clip(0))
+
     def put(self, starts: np.ndarray, losses: np.ndarray) -> None:
         """Replace the oldest by these."""
         places = (self.num_put + np.arange(len(starts))) % len(self.starts)
@@ -87,8 +99,6 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, dec
     return peak * min(warm, max(0.0, min(1.0, left)))
 
 
-FEW_WINDOWS = 8  # times as many as are drawn
-MAX_HARD = 5.0  # times the mean loss: what cannot be learnt must not fill the batch
 OF_FLAGS = ("rate_scale", "weight_decay")  # of a parameter group
 
 

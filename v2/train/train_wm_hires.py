@@ -45,7 +45,7 @@ from v2.device import compiled, has_fast_bfloat16
 from v2.files import check_output, check_writable
 from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
-from v2.pairs import seen_pairs
+from v2.pairs import either, seen_pairs
 from v2.run_dir import (
     CHECKPOINTS,
     RunDir,
@@ -233,6 +233,8 @@ def _check_flags(args) -> None:
         raise ValueError(
             f"--positions must be 0 or at least {MIN_POSITIONS}, got {args.positions}"
         )
+    if args.hard_share == 1:
+        raise ValueError("--hard-share must be below 1, got 1.0: new windows must come in, too")
     if args.past_actions > MAX_PAST_ACTIONS:
         raise ValueError(
             f"--past-actions must be at most {MAX_PAST_ACTIONS}, got {args.past_actions}"
@@ -370,10 +372,10 @@ class Trainer:
         batch = windows, is_forced, num_learnt, draws, given_draws
         if self.forward is not self.model:
             self._check_compiled(*batch)
-        loss, metrics = self.loss(self.forward, *batch)
+        loss, losses, metrics = self.loss(self.forward, *batch)
         self.workers.average(list(metrics.values()))
         if self.hard:
-            self._remember(self.hard[steps], drawn, places, windows)
+            self._remember(self.hard[steps], drawn, places, windows, losses)
         rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
         norm = self.guard.apply(loss, rate)
         if self.average:
@@ -383,18 +385,16 @@ class Trainer:
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
 
-    def _remember(self, hard: HardWindows, drawn, places, windows: Windows) -> None:
-        """Keep the losses of the step's windows; those with a mistake in the history count none."""
-        losses = self.loss.of_samples
+    def _remember(self, hard: HardWindows, drawn, places, windows: Windows, losses) -> None:
+        """Keep the losses of the step's windows, but not of those with a mistake in the history."""
         if windows.history is not None:
             kept = windows.tokens[:, : windows.history.shape[1]]
-            losses = losses * (windows.history == kept).all(2).all(1)
+            losses = torch.where((windows.history == kept).all(2).all(1), losses, -1.0)
         of_all = losses.new_zeros(len(drawn))
         of_all[self.workers.rank :: self.workers.count] = losses * self.workers.count
         self.workers.average([of_all])
         of_all = np.nan_to_num(of_all.cpu().numpy(), nan=0.0, posinf=0.0)
-        hard.losses[places] = of_all[: len(places)]
-        hard.put(drawn[len(places) :], of_all[len(places) :])
+        hard.remember(places, drawn[len(places) :], of_all)
 
     def _check_compiled(self, windows: Windows, is_forced, num_learnt, draws, given_draws) -> None:
         """At the first batch of a kind, go on uncompiled where compiled gradients are others.
@@ -473,6 +473,7 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
+        self._see(state, run.path / "last.pt")
         for steps, hard in self.hard.items():
             if str(steps) in state.get("hard", {}):  # not in older ones
                 hard.load_state_dict(state["hard"][str(steps)])
@@ -497,6 +498,14 @@ class Trainer:
         self.model.load_state_dict(nothing | model.state_dict())
         if self.average:
             self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
+        if not self.args.other_vqvae:
+            self._see(info, path)
+
+    def _see(self, info: dict, path: Path) -> None:
+        """Let dreams hold the pairs of a checkpoint's games, too."""
+        stored = checkpoint.stored_pairs(info, self.model.config, path)
+        if stored and self.workers.is_writer:
+            self.seen = either(self.seen, stored)
 
 
 def _loss_config(args) -> LossConfig:

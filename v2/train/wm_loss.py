@@ -88,7 +88,6 @@ class WorldModelLoss:
         self.config, self.device, self.grid = config, device, grid
         self.distances = code_distances(codebook).to(device)  # (K, K)
         self.rarity = rarity.to(device)  # (N,)
-        self.of_samples = torch.empty(0)  # (B,): the loss of tokens in each window of the last call
 
     @classmethod
     def of(cls, config: LossConfig, vqvae: VQVAE, data: TokenData, device) -> "WorldModelLoss":
@@ -101,8 +100,10 @@ class WorldModelLoss:
     def __call__(
         self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor,
         count: int = 0, draws: torch.Tensor | None = None, given_draws: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, dict]:  # fmt: skip
-        """Leave the gradients in the model; return the detached loss and metrics.
+    ) -> tuple[torch.Tensor, torch.Tensor, dict]:  # fmt: skip
+        """Leave the gradients in the model; return the loss, that of each window, and metrics.
+
+        The losses are detached; a window's, (B,), is of its tokens alone.
 
         What is fed back is what was just predicted, so that K steps cost no more than K single
         ones; no gradient would pass the argmax. With a count, over the draws the expectation is the
@@ -120,7 +121,7 @@ class WorldModelLoss:
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
         history, read = windows.read_history(T), []
-        self.of_samples = torch.zeros(len(truth), device=self.device)
+        losses = torch.zeros(len(truth), device=self.device)
         if draws is not None:
             draws = moved(draws, self.device)
         if given_draws is not None:
@@ -142,7 +143,7 @@ class WorldModelLoss:
                 )  # fmt: skip
             loss, of_samples, metrics = self.step_loss(prediction, windows, k, T, weights, subset)
             (factor * loss).backward()
-            self.of_samples += factor * of_samples
+            losses += factor * of_samples
             total = total + factor * loss.detach()
             if k + 1 < len(factors):
                 read.append(self._fed_back(tokens, truth[:, k], is_forced[:, k], subset))
@@ -151,7 +152,7 @@ class WorldModelLoss:
         if read:  # how much of the rollout was the model's own
             own = torch.stack(read, 1) != truth[:, :-1]
             metrics["read_unlike_truth"] = own.any(2).float().mean()
-        return total, metrics
+        return total, losses, metrics
 
     def _fed_back(self, tokens, truth, is_forced, subset: Subset | None) -> torch.Tensor:
         """Return what the next step reads as the last frame, (B, N).
