@@ -25,7 +25,11 @@ class SeenPairs(NamedTuple):
 def seen_pairs(
     tokens: np.ndarray, frames: np.ndarray, grid: tuple[int, int], num_codes: int
 ) -> SeenPairs:
-    """Return the pairs of codes that these frames hold, from the tokens (M, N) of all."""
+    """Return the pairs of codes that some frames hold.
+
+    Args:
+        tokens: (M, N), of all frames; frames: rows of those that count, int (n,).
+    """
     rows = np.arange(grid[0])[:, None]
     right = np.zeros((grid[0], num_codes, num_codes), bool)
     below = np.zeros((grid[0] - 1, num_codes, num_codes), bool)

@@ -113,38 +113,24 @@ def predict_next(
     logits, K, last = prediction.logits, prediction.logits.shape[-1], history[:, -1]
     if doubt is None:
         doubt = torch.zeros_like(last, dtype=torch.float32)
-    if math.isinf(sampling.max_missing):
-        tokens = choose_tokens(logits, sampling, generator)
-        if subset is not None:
-            tokens = last.scatter(1, subset.positions, tokens)
-        if given is None:
-            given = torch.full_like(last, K)
-        tokens = torch.where(given < K, given, tokens)
-        if seen is not None:
-            tokens = _with_seen_pairs(model, tokens, logits, last, given, seen)
-        return Step(tokens, prediction, doubt)
-    change = change_probs(logits, last)
-    doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
-    given = decide_first(logits, change, last, doubt, sampling, generator)
-    again = (given < K).any(1).nonzero().flatten()
-    if len(again):
-        rows = (tensor[again] for tensor in (history, actions, change, given))
-        second, positions = _look_again(model, *rows)
-        index = positions.unsqueeze(2).expand_as(second.logits)
-        first = logits[again]
-        before = first.gather(1, index)
-        is_sure = before.softmax(-1).amax(-1, keepdim=True) >= SURE
-        revised = torch.where(is_sure, before, second.logits)
-        logits = logits.index_copy(0, again, first.scatter(1, index, revised))
-        reward = prediction.reward_logits.index_copy(0, again, second.reward_logits)
-        end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
-        prediction = Prediction(prediction.logits, reward, end)
+    if given is None:
+        given = torch.full_like(last, K)
+    looks_again = not math.isinf(sampling.max_missing)
+    if looks_again:
+        change = change_probs(logits, last)
+        doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
+        given = decide_first(logits, change, last, doubt, sampling, generator)
+        logits, prediction = _revised(model, history, actions, prediction, change, given)
     tokens = choose_tokens(logits, sampling, generator)
+    if subset is not None:
+        tokens = last.scatter(1, subset.positions, tokens)
     tokens = torch.where(given < K, given, tokens)
     if seen is not None:
         tokens = _with_seen_pairs(model, tokens, logits, last, given, seen)
-    is_over = (tokens != last) | (given < K).any(1, keepdim=True)
-    return Step(tokens, prediction, doubt.masked_fill(is_over, 0))
+    if looks_again:
+        is_over = (tokens != last) | (given < K).any(1, keepdim=True)
+        doubt = doubt.masked_fill(is_over, 0)
+    return Step(tokens, prediction, doubt)
 
 
 def change_probs(logits: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
@@ -200,6 +186,32 @@ def decide_first(
     token = choose_tokens(there, sampling, generator)
     is_open = is_lacking | is_unsure | is_overdue
     return torch.full_like(last, K).scatter(1, place, torch.where(is_open, token, K))
+
+
+def _revised(
+    model, history, actions, prediction: Prediction, change, given
+) -> tuple[torch.Tensor, Prediction]:
+    """Look again at the frames in which a token is given.
+
+    Returns:
+        the logits to choose from, and a prediction with the logits of the first look, but reward
+        and end of the second.
+    """
+    logits = prediction.logits
+    again = (given < logits.shape[-1]).any(1).nonzero().flatten()
+    if not len(again):
+        return logits, prediction
+    rows = (tensor[again] for tensor in (history, actions, change, given))
+    second, positions = _look_again(model, *rows)
+    index = positions.unsqueeze(2).expand_as(second.logits)
+    first = logits[again]
+    before = first.gather(1, index)
+    is_sure = before.softmax(-1).amax(-1, keepdim=True) >= SURE
+    revised = torch.where(is_sure, before, second.logits)
+    revised = logits.index_copy(0, again, first.scatter(1, index, revised))
+    reward = prediction.reward_logits.index_copy(0, again, second.reward_logits)
+    end = prediction.terminated_logits.index_copy(0, again, second.terminated_logits)
+    return revised, Prediction(logits, reward, end)
 
 
 def _look_again(model, history, actions, change, given) -> tuple[Prediction, torch.Tensor]:

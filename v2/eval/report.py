@@ -211,7 +211,7 @@ def _base64(file: io.BytesIO) -> str:
 
 
 def _training_lines(training: dict[str, list[dict]]) -> list[str]:
-    """Return the commands that repeat each training, run by run, with every flag they had."""
+    """Return the command of each training, run by run, with the flags that it had at its end."""
     lines = [
         "The commands of each training, with the flags that it had at its end; a flag that a run "
         "does not list was off or did not exist then: the package's commit of that time makes it "

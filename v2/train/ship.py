@@ -59,10 +59,10 @@ def main(argv=None) -> int:
         raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
+    checkpoint.stored_pairs(info, world_model.config, path)  # refuses damaged ones
     others = [find_weights(name, "world_model", args.game) for name in args.average]
     if others:
         _average(world_model, info, others, vqvae)
-    checkpoint.stored_pairs(info, world_model.config, path)  # refuses damaged ones
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
