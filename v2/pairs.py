@@ -3,8 +3,9 @@
 Contract: positions are predicted each by itself, so halves of two digits, or half of a ball, may
 come to stand side by side, and what no frame of the game holds is never put right again. One table
 for each row of the grid says which pairs the training games hold; a frame with others becomes the
-likeliest one without, by max-product belief propagation (Pearl 1988). Knows nothing of models,
-games or files.
+likeliest one without, by max-product belief propagation (Pearl 1988). The tables say, too, which
+of them never stood still for longer than a model looks back: it cannot tell how long they have.
+Knows nothing of models, games or files.
 """
 
 from typing import NamedTuple
@@ -15,42 +16,80 @@ import torch
 PENALTY = 30.0  # nats of a pair that was never seen
 NUM_ROUNDS = 10  # in which what is known spreads by a cell
 CHUNK = 20_000  # frames
+NEVER, PASSING, LASTING = 0, 1, 2  # not in any frame; in none that stand; in those of a window
 
 
 class SeenPairs(NamedTuple):
-    right: torch.Tensor  # bool (h, K, K): in a row, the second code right of the first
-    below: torch.Tensor  # bool (h - 1, K, K): the second code below the first, which is in the row
+    """Tables of NEVER, PASSING and LASTING, uint8."""
+
+    right: torch.Tensor  # (h, K, K): in a row, the second code right of the first
+    below: torch.Tensor  # (h - 1, K, K): the second code below the first, which is in the row
 
 
 def seen_pairs(
-    tokens: np.ndarray, frames: np.ndarray, grid: tuple[int, int], num_codes: int
-) -> SeenPairs:
-    """Return the pairs of codes that some frames hold.
+    tokens: np.ndarray, frames: np.ndarray, starts: np.ndarray, length: int,
+    grid: tuple[int, int], num_codes: int,
+) -> SeenPairs:  # fmt: skip
+    """Return the pairs of codes that some frames hold; those that stand for a window are lasting.
 
     Args:
         tokens: (M, N), of all frames; frames: rows of those that count, int (n,).
+        starts: rows of the first frames of their windows; length: of a window, in frames.
     """
     rows = np.arange(grid[0])[:, None]
-    right = np.zeros((grid[0], num_codes, num_codes), bool)
-    below = np.zeros((grid[0] - 1, num_codes, num_codes), bool)
-    for start in range(0, len(frames), CHUNK):
-        part = tokens[frames[start : start + CHUNK]].reshape(-1, *grid)
-        right[rows, part[:, :, :-1], part[:, :, 1:]] = True
-        below[rows[:-1], part[:, :-1], part[:, 1:]] = True
+    right = np.full((grid[0], num_codes, num_codes), NEVER, np.uint8)
+    below = np.full((grid[0] - 1, num_codes, num_codes), NEVER, np.uint8)
+    for some in _chunks(frames):
+        part = tokens[some].reshape(-1, *grid)
+        right[rows, part[:, :, :-1], part[:, :, 1:]] = PASSING
+        below[rows[:-1], part[:, :-1], part[:, 1:]] = PASSING
+    for some in _chunks(starts):
+        window = tokens[some[:, None] + np.arange(length)].reshape(-1, length, *grid)
+        part = window[:, 0]
+        stands = (window == window[:, :1]).all(1)
+        where, row, column = (stands[:, :, :-1] & stands[:, :, 1:]).nonzero()
+        right[row, part[where, row, column], part[where, row, column + 1]] = LASTING
+        where, row, column = (stands[:, :-1] & stands[:, 1:]).nonzero()
+        below[row, part[where, row, column], part[where, row + 1, column]] = LASTING
     return SeenPairs(torch.from_numpy(right), torch.from_numpy(below))
+
+
+def _chunks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 def either(first: SeenPairs, second: SeenPairs) -> SeenPairs:
     """Return the pairs that one of the two holds."""
-    return SeenPairs(first.right | second.right, first.below | second.below)
+    return SeenPairs(*map(torch.maximum, first, second))
+
+
+def num_overstayed(frames: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
+    """Return in how many pairs each place is that stand in all frames and never did, (B, h, w).
+
+    Args:
+        frames: tokens of a window, (B, T, h, w).
+    """
+    tokens, stands = frames[:, -1], (frames == frames[:, -1:]).all(1)
+    right, below = (states == PASSING for states in _states(tokens, seen))
+    right &= stands[:, :, :-1] & stands[:, :, 1:]
+    below &= stands[:, :-1] & stands[:, 1:]
+    count = torch.zeros_like(tokens)
+    for part, pairs in ((count[:, :, :-1], right), (count[:, :, 1:], right),
+                        (count[:, :-1], below), (count[:, 1:], below)):  # fmt: skip
+        part += pairs
+    return count
 
 
 def num_unseen(tokens: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
     """Return how many pairs of each frame were never seen, (B,), from tokens (B, h, w)."""
+    return sum((states == NEVER).sum((1, 2)) for states in _states(tokens, seen))
+
+
+def _states(tokens: torch.Tensor, seen: SeenPairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the tables say of the pairs of frames (B, h, w), to the right and below."""
     rows = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
     right = seen.right[rows, tokens[:, :, :-1], tokens[:, :, 1:]]
-    below = seen.below[rows[:-1], tokens[:, :-1], tokens[:, 1:]]
-    return (~right).sum((1, 2)) + (~below).sum((1, 2))
+    return right, seen.below[rows[:-1], tokens[:, :-1], tokens[:, 1:]]
 
 
 @torch.no_grad()
@@ -70,7 +109,7 @@ def mended(tokens: torch.Tensor, scores: torch.Tensor, seen: SeenPairs) -> torch
 
 
 def _likeliest(scores: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
-    right, below = (-PENALTY * (~table).float()[:, None] for table in seen)  # (h, 1, K, K)
+    right, below = (-PENALTY * (table == NEVER).float()[:, None] for table in seen)  # (h, 1, K, K)
     of_left, of_right, of_above, of_below = (torch.zeros_like(scores) for _ in range(4))
     for _ in range(NUM_ROUNDS):
         all_of = scores + of_left + of_right + of_above + of_below
