@@ -13,6 +13,7 @@ import torch
 
 from tests.conftest import SMALL_VQVAE
 from v2 import checkpoint
+from v2.files import file_sha256
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 
 SAVED = ("last.pt", "last-1.pt")
@@ -189,6 +190,7 @@ def test_the_one_before_is_kept(vqvae, tmp_path):
         checkpoint.save_rotating(path, "vqvae", vqvae, step=step)
     assert checkpoint.load_checkpoint(path, "vqvae")["step"] == 3
     assert checkpoint.load_checkpoint(tmp_path / "last-1.pt", "vqvae")["step"] == 2
+    assert (tmp_path / "last.pt.sha256").read_text() == f"{file_sha256(path)}  last.pt\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "last-1.pt", "last-1.pt.sha256", "last.pt", "last.pt.sha256"]  # fmt: skip
 
@@ -212,9 +214,9 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(has_links, vqvae, tmp
     monkeypatch.setattr(os, "replace", noted_replace)
     if not has_links:
         monkeypatch.setattr(os, "link", _refuse)
-    for step in (1, 2):  # sidecar, weights; sidecar and weights of the one before, and again both
+    for step in (1, 2):  # sidecar, weights, sidecar; before the second, both of the one before
         checkpoint.save_rotating(tmp_path / "last.pt", "vqvae", vqvae, step=step)
-    assert calls == ["file", "name", "folder"] * 6
+    assert calls == ["file", "name", "folder"] * 8
 
 
 def _refuse(*args):

@@ -54,7 +54,9 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
     with atomic_path(path) as temporary:
         with open(temporary, "wb") as file:  # given a path, torch hides what went wrong
             _write_state(state, file)
-        _announce(path, file_sha256(temporary))
+        digest = file_sha256(temporary)
+        _announce(path, digest)
+    _write_sidecar(path, [digest])
 
 
 def save_rotating(path: Path, *args, **kwargs) -> None:
@@ -366,6 +368,10 @@ def _announce(path: Path, new: str) -> None:
     known = _known_hashes(path)
     if path.exists() and ((old := file_sha256(path)) in known or not known):
         hashes[old] = None
+    _write_sidecar(path, hashes)
+
+
+def _write_sidecar(path: Path, hashes) -> None:
     write_text(_sidecar(path), "".join(f"{digest}  {path.name}\n" for digest in hashes))
 
 
