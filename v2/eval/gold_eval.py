@@ -121,6 +121,8 @@ def build_parser():
     parser.add_argument("--second-look", action=argparse.BooleanOptionalAction, default=True,
                         help="predict a frame once more where its outcome is open")  # fmt: skip
     gold = TIERS["gold"]
+    parser.add_argument("--rollouts", type=command_line.positive_int,
+                        help=f"clips dreamed under their own actions (gold: {gold.rollouts})")
     parser.add_argument("--long-dreams", type=command_line.non_negative_int,
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=command_line.positive_int,
@@ -189,7 +191,7 @@ def _tier(args) -> Tier:
 
 
 def _changes(args) -> dict[str, int]:
-    names = ("long_dreams", "long_dream_steps", "forks")
+    names = ("rollouts", "long_dreams", "long_dream_steps", "forks")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
