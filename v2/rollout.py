@@ -7,8 +7,9 @@ Positions are predicted side by side, so where the outcome is open each by itsel
 as it is, and an object is left out; or each chooses another outcome, and it is doubled or a digit
 becomes no number. Where more changes are expected than chosen, or those chosen are not sure, one
 of them is decided first and the frame is predicted once more with it given. So it goes with time:
-what has one chance in ten at every step would never come, and is decided when it is overdue. At
-last, pairs of neighbours that the game never showed are put right (v2.pairs), where they are known.
+what has one chance in ten at every step would never come, and is decided when it is overdue; so is
+a change where two neighbours would stand longer than they ever did in the game. At last, pairs of
+neighbours that it never showed are put right (v2.pairs), where those it did are known.
 """
 
 import math
