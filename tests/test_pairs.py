@@ -147,8 +147,9 @@ def test_of_older_files_every_pair_may_stand(world_model, tmp_path):
         assert torch.equal(getattr(read, name), table.byte() * LASTING)
 
 
-def test_what_stands_for_a_window_is_lasting_and_what_moves_is_passing():
+def test_what_stands_for_a_window_is_lasting_and_what_moves_is_passing(monkeypatch):
     """A wall of 1 stands; a ball of 2 falls past it, and waits in the last row for one step."""
+    monkeypatch.setattr("v2.pairs.FEW", 1)
     frames = np.zeros((6, *GRID), np.uint8)
     frames[:, :, 1] = 1
     for step, row in enumerate((0, 1, 2, 2, 1, 0)):
@@ -168,19 +169,28 @@ def test_what_stands_for_a_window_is_lasting_and_what_moves_is_passing():
     assert num_overstayed(moved, seen).sum() == 0
 
 
-def test_a_pair_that_stands_too_long_is_changed_in_a_dream(world_model):
-    """A model that copies the last frame, all tables full but for one pair that only passes."""
+def test_a_pair_that_stands_too_long_is_changed_when_it_is_doubted(world_model, monkeypatch):
+    """A model that copies the last frame and doubts one token; one pair only passes by."""
     model = copy.deepcopy(world_model)
     with torch.no_grad():
         model.copy_table.weight.copy_(100 * torch.eye(32))
+    place, beside = 5 * 16 + 3, 5 * 16 + 4
     standing = torch.randint(0, 32, (2, 1, 336), generator=torch.Generator().manual_seed(0))
     history, actions = standing.repeat(1, 4, 1), torch.zeros(2, 4, dtype=torch.long)
-    history[1, 1, 5 * 16 + 3] = (history[1, 1, 5 * 16 + 3] + 1) % 32  # moved two frames ago
+    history[1, 1, place] = (history[1, 1, place] + 1) % 32  # moved two frames ago
     seen = SeenPairs(*(torch.full((rows, 32, 32), LASTING) for rows in (21, 20)))
-    assert torch.equal(predict_next(model, history, actions, seen=seen).tokens, history[:, -1])
-    left, right = history[:, -1].view(2, 21, 16)[:, 5, 3:5].unbind(1)
-    seen.right[5, left, right] = PASSING
-    step = predict_next(model, history, actions, seen=seen)
-    has_changed = (step.tokens != history[:, -1]).view(2, 21, 16)
-    assert has_changed[0, 5, 3:5].any() and not has_changed[1].any()
-    assert (step.doubt[0] == 0).all()  # the frame was decided, nothing is overdue any more
+
+    def changed_where(doubted: int) -> list:
+        change = torch.zeros(2, 336)
+        change[:, doubted] = 0.02
+        monkeypatch.setattr("v2.rollout.change_probs", lambda *args: change)
+        step = predict_next(model, history, actions, seen=seen)
+        has_changed = step.tokens != history[:, -1]
+        assert (step.doubt[:, doubted] == 0.02 * ~has_changed[:, doubted]).all()
+        return has_changed.nonzero().tolist()
+
+    assert changed_where(beside) == []
+    seen.right[5, history[:, -1, place], history[:, -1, beside]] = PASSING
+    assert changed_where(place) == [[0, place]] and changed_where(beside) == [[0, beside]]
+    assert changed_where(beside + 1) == []
+    assert predict_next(model, history, actions, ONE_LOOK, seen=seen).tokens.equal(history[:, -1])

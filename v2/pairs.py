@@ -4,7 +4,7 @@ Contract: positions are predicted each by itself, so halves of two digits, or ha
 come to stand side by side, and what no frame of the game holds is never put right again. One table
 for each row of the grid says which pairs the training games hold; a frame with others becomes the
 likeliest one without, by max-product belief propagation (Pearl 1988). The tables say, too, which
-of them never stood still for longer than a model looks back: it cannot tell how long they have.
+of them always move on within the frames that a model sees: it cannot tell how long they stood.
 Knows nothing of models, games or files.
 """
 
@@ -16,7 +16,8 @@ import torch
 PENALTY = 30.0  # nats of a pair that was never seen
 NUM_ROUNDS = 10  # in which what is known spreads by a cell
 CHUNK = 20_000  # frames
-NEVER, PASSING, LASTING = 0, 1, 2  # not in any frame; in none that stand; in those of a window
+FEW = 30  # frames with a pair, which do not tell whether it ever stands
+NEVER, PASSING, LASTING = 0, 1, 2  # never seen; always moved on within a window; may stand
 
 
 class SeenPairs(NamedTuple):
@@ -30,32 +31,39 @@ def seen_pairs(
     tokens: np.ndarray, frames: np.ndarray, starts: np.ndarray, length: int,
     grid: tuple[int, int], num_codes: int,
 ) -> SeenPairs:  # fmt: skip
-    """Return the pairs of codes that some frames hold; those that stand for a window are lasting.
+    """Return the pairs of codes that some frames hold, and which of them may stand.
 
     Args:
         tokens: (M, N), of all frames; frames: rows of those that count, int (n,).
         starts: rows of the first frames of their windows; length: of a window, in frames.
     """
-    rows = np.arange(grid[0])[:, None]
-    right = np.full((grid[0], num_codes, num_codes), NEVER, np.uint8)
-    below = np.full((grid[0] - 1, num_codes, num_codes), NEVER, np.uint8)
+    counts = [np.zeros((height, num_codes, num_codes), int) for height in (grid[0], grid[0] - 1)]
     for some in _chunks(frames):
         part = tokens[some].reshape(-1, *grid)
-        right[rows, part[:, :, :-1], part[:, :, 1:]] = PASSING
-        below[rows[:-1], part[:, :-1], part[:, 1:]] = PASSING
+        for count, (first, second) in zip(counts, _neighbours(part), strict=True):
+            row = np.arange(len(count))[:, None]
+            place = (row * num_codes + first) * num_codes + second
+            count += np.bincount(place.ravel(), minlength=count.size).reshape(count.shape)
+    tables = [
+        np.select([count == 0, count < FEW], [NEVER, LASTING], PASSING).astype(np.uint8)
+        for count in counts
+    ]
     for some in _chunks(starts):
         window = tokens[some[:, None] + np.arange(length)].reshape(-1, length, *grid)
-        part = window[:, 0]
-        stands = (window == window[:, :1]).all(1)
-        where, row, column = (stands[:, :, :-1] & stands[:, :, 1:]).nonzero()
-        right[row, part[where, row, column], part[where, row, column + 1]] = LASTING
-        where, row, column = (stands[:, :-1] & stands[:, 1:]).nonzero()
-        below[row, part[where, row, column], part[where, row + 1, column]] = LASTING
-    return SeenPairs(torch.from_numpy(right), torch.from_numpy(below))
+        pairs, stand = _neighbours(window[:, 0]), _neighbours((window == window[:, :1]).all(1))
+        for table, (first, second), both in zip(tables, pairs, stand, strict=True):
+            _, row, _ = (where := np.logical_and(*both).nonzero())
+            table[row, first[where], second[where]] = LASTING
+    return SeenPairs(*map(torch.from_numpy, tables))
 
 
 def _chunks(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+
+
+def _neighbours(grids):
+    """Return views of an array or tensor (B, h, w): left and right cells, upper and lower ones."""
+    return (grids[:, :, :-1], grids[:, :, 1:]), (grids[:, :-1], grids[:, 1:])
 
 
 def either(first: SeenPairs, second: SeenPairs) -> SeenPairs:
@@ -70,13 +78,12 @@ def num_overstayed(frames: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
         frames: tokens of a window, (B, T, h, w).
     """
     tokens, stands = frames[:, -1], (frames == frames[:, -1:]).all(1)
-    right, below = (states == PASSING for states in _states(tokens, seen))
-    right &= stands[:, :, :-1] & stands[:, :, 1:]
-    below &= stands[:, :-1] & stands[:, 1:]
     count = torch.zeros_like(tokens)
-    for part, pairs in ((count[:, :, :-1], right), (count[:, :, 1:], right),
-                        (count[:, :-1], below), (count[:, 1:], below)):  # fmt: skip
-        part += pairs
+    for states, (one, other), places in zip(
+        _states(tokens, seen), _neighbours(stands), _neighbours(count), strict=True
+    ):
+        for place in places:
+            place += (states == PASSING) & one & other
     return count
 
 
@@ -85,11 +92,11 @@ def num_unseen(tokens: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
     return sum((states == NEVER).sum((1, 2)) for states in _states(tokens, seen))
 
 
-def _states(tokens: torch.Tensor, seen: SeenPairs) -> tuple[torch.Tensor, torch.Tensor]:
+def _states(tokens: torch.Tensor, seen: SeenPairs) -> list[torch.Tensor]:
     """Return what the tables say of the pairs of frames (B, h, w), to the right and below."""
     rows = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
-    right = seen.right[rows, tokens[:, :, :-1], tokens[:, :, 1:]]
-    return right, seen.below[rows[:-1], tokens[:, :-1], tokens[:, 1:]]
+    pairs = zip(seen, _neighbours(tokens), strict=True)
+    return [table[rows[: len(table)], first, second] for table, (first, second) in pairs]
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ Positions are predicted side by side, so where the outcome is open each by itsel
 as it is, and an object is left out; or each chooses another outcome, and it is doubled or a digit
 becomes no number. Where more changes are expected than chosen, or those chosen are not sure, one
 of them is decided first and the frame is predicted once more with it given. So it goes with time:
-what has one chance in ten at every step would never come, and is decided when it is overdue; so is
-a change where two neighbours would stand longer than they ever did in the game. At last, pairs of
+what has one chance in ten at every step would never come, and is decided when it is overdue: at
+once where two neighbours would stand longer than they ever did in the game. At last, pairs of
 neighbours that it never showed are put right (v2.pairs), where those it did are known.
 """
 
@@ -121,7 +121,7 @@ def predict_next(
         change = change_probs(logits, last)
         doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
         if seen is not None:
-            count = _overstayed(model, history, logits, seen)
+            count = _overstayed(model, history, logits, seen).masked_fill(doubt == 0, 0)
             doubt = torch.where(count > 0, doubt + sampling.max_doubt * count, doubt)
         given = decide_first(logits, change, last, doubt, sampling, generator)
         logits, prediction = _revised(model, history, actions, prediction, change, given)
