@@ -1,6 +1,5 @@
 """Pairs of neighbours: what the game showed is known, and what it never showed is put right."""
 
-import copy
 import itertools
 
 import numpy as np
@@ -10,17 +9,7 @@ import torch
 from v2 import checkpoint
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
-from v2.pairs import (
-    LASTING,
-    NEVER,
-    PASSING,
-    SeenPairs,
-    either,
-    mended,
-    num_overstayed,
-    num_unseen,
-    seen_pairs,
-)
+from v2.pairs import SeenPairs, either, mended, num_unseen, seen_pairs
 from v2.rollout import ONE_LOOK, Sampling, predict_next
 
 GRID, CODES = (3, 4), 5
@@ -30,15 +19,9 @@ def _frames(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, CODES, (count, *GRID), dtype=np.uint8)
 
 
-def _seen(frames: np.ndarray, rows: np.ndarray, grid=GRID, codes=CODES, length=1) -> SeenPairs:
-    """Return the pairs of these frames, with windows of `length` in a row."""
-    starts = rows[: len(rows) - length + 1]
-    return seen_pairs(frames.reshape(len(frames), -1), rows, starts, length, grid, codes)
-
-
 def test_pairs_are_those_of_the_frames_in_their_rows():
     frames = _frames(3)
-    seen = _seen(frames, np.arange(2))
+    seen = seen_pairs(frames.reshape(3, -1), np.arange(2), GRID, CODES)
     frames = frames[:2]
     right = {(r, f[r, c], f[r, c + 1]) for f in frames for r in range(3) for c in range(3)}
     assert {tuple(pair) for pair in seen.right.nonzero().tolist()} == right
@@ -46,7 +29,7 @@ def test_pairs_are_those_of_the_frames_in_their_rows():
     assert {tuple(pair) for pair in seen.below.nonzero().tolist()} == below
     tokens = torch.from_numpy(frames).long()
     assert num_unseen(tokens, seen).tolist() == [0, 0]
-    never = (seen.right[1, tokens[0, 1, 0]] == NEVER).nonzero()[0, 0]
+    never = (~seen.right[1, tokens[0, 1, 0]]).nonzero()[0, 0]
     tokens[0, 1, 1] = never
     assert num_unseen(tokens, seen)[0] >= 1 and num_unseen(tokens, seen)[1] == 0
 
@@ -54,7 +37,7 @@ def test_pairs_are_those_of_the_frames_in_their_rows():
 def test_halves_of_two_digits_become_the_likelier_digit():
     """Left and right half of digit d are codes d and d + 2; the left one is less sure."""
     digits = np.array([[0, 2], [1, 3]])
-    seen = _seen(digits, np.arange(2), (1, 2), 4)
+    seen = seen_pairs(digits, np.arange(2), (1, 2), 4)
     scores = torch.full((2, 1, 2, 4), -20.0)
     scores[:, 0, 0, 0], scores[:, 0, 0, 1] = -0.2, -1.7
     scores[:, 0, 1, 2], scores[:, 0, 1, 3] = -5.0, -0.1
@@ -67,8 +50,8 @@ def test_halves_of_two_digits_become_the_likelier_digit():
 def test_in_a_chain_the_likeliest_frame_is_found():
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
-        right = LASTING * (torch.rand(1, 3, 3, generator=rng) < 0.6)
-        seen = SeenPairs(right, torch.zeros(0, 3, 3, dtype=torch.int64))
+        right = torch.rand(1, 3, 3, generator=rng) < 0.6
+        seen = SeenPairs(right, torch.zeros(0, 3, 3, dtype=torch.bool))
         scores = torch.randn(1, 1, 5, 3, generator=rng)
         found = mended(scores.argmax(-1), scores, seen)
         worth = {
@@ -80,14 +63,14 @@ def test_in_a_chain_the_likeliest_frame_is_found():
 
 
 def test_either_holds_the_pairs_of_both_recordings():
-    frames = _frames(6)
-    both = (_seen(frames, rows) for rows in (np.arange(4), np.arange(4, 6)))
-    of_all = _seen(frames, np.arange(6))
+    frames = _frames(6).reshape(6, -1)
+    both = (seen_pairs(frames, rows, GRID, CODES) for rows in (np.arange(4), np.arange(4, 6)))
+    of_all = seen_pairs(frames, np.arange(6), GRID, CODES)
     assert all(torch.equal(*tables) for tables in zip(either(*both), of_all, strict=True))
 
 
 def test_a_frame_is_never_made_worse_and_others_beside_it_stay():
-    seen = _seen(_frames(6), np.arange(6))
+    seen = seen_pairs(_frames(6).reshape(6, -1), np.arange(6), GRID, CODES)
     scores = torch.randn(40, *GRID, CODES, generator=torch.Generator().manual_seed(0))
     scores[:10] = 50 * torch.nn.functional.one_hot(torch.from_numpy(_frames(6)[:5]).long(), CODES)[
         [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
@@ -104,10 +87,10 @@ def test_a_dream_holds_only_pairs_that_were_seen(world_model):
     history = torch.randint(0, 32, (2, 4, 336), generator=torch.Generator().manual_seed(0))
     actions = torch.zeros(2, 4, dtype=torch.long)
     free = predict_next(world_model, history, actions).tokens.view(2, 21, 16)
-    seen = SeenPairs(*(torch.full((rows, 32, 32), LASTING) for rows in (21, 20)))
+    seen = SeenPairs(*(torch.ones(rows, 32, 32, dtype=torch.bool) for rows in (21, 20)))
     same = predict_next(world_model, history, actions, seen=seen).tokens
     assert torch.equal(same, free.flatten(1))
-    seen.right[5, free[0, 5, 3], free[0, 5, 4]] = NEVER
+    seen.right[5, free[0, 5, 3], free[0, 5, 4]] = False
     assert num_unseen(free, seen)[0] >= 1
     for sampling in (Sampling(), Sampling(temperature=0.5), Sampling(temperature=0.002), ONE_LOOK):
         step = predict_next(world_model, history, actions, sampling, seen=seen)
@@ -117,7 +100,7 @@ def test_a_dream_holds_only_pairs_that_were_seen(world_model):
 def test_pairs_are_saved_with_the_world_model(vqvae, world_model, tmp_path):
     config = world_model.config
     tokens = np.random.default_rng(0).integers(0, 32, (9, 336))
-    seen = _seen(tokens, np.arange(9), (21, 16), 32)
+    seen = seen_pairs(tokens, np.arange(9), (21, 16), 32)
     engine = DreamEngine(vqvae, world_model, seen=seen)
     assert all(torch.equal(a, b) for a, b in zip(engine.seen, seen, strict=True))
     path = tmp_path / "w.pt"
@@ -125,7 +108,6 @@ def test_pairs_are_saved_with_the_world_model(vqvae, world_model, tmp_path):
         (None, False), (seen._asdict(), False), ({}, True), (seen.right, True),
         ({"right": seen.right}, True), ({"right": seen.right, "below": seen.right}, True),
         ({"right": seen.right, "below": seen.below.to_sparse()}, True),
-        ({"right": seen.right.float(), "below": seen.below}, True),
     ):  # fmt: skip
         checkpoint.save_checkpoint(path, "world_model", world_model, seen_pairs=tables)
         _, info = checkpoint.load_world_model(path)
@@ -135,62 +117,3 @@ def test_pairs_are_saved_with_the_world_model(vqvae, world_model, tmp_path):
         else:
             read = checkpoint.stored_pairs(info, WorldModelConfig(4), path)
             assert read is None if not tables else torch.equal(read.below, seen.below)
-
-
-def test_of_older_files_every_pair_may_stand(world_model, tmp_path):
-    """They say whether a pair was seen only."""
-    tables = {"right": torch.rand(21, 32, 32) < 0.5, "below": torch.rand(20, 32, 32) < 0.5}
-    checkpoint.save_checkpoint(tmp_path / "w.pt", "world_model", world_model, seen_pairs=tables)
-    _, info = checkpoint.load_world_model(tmp_path / "w.pt")
-    read = checkpoint.stored_pairs(info, world_model.config, tmp_path / "w.pt")
-    for name, table in tables.items():
-        assert torch.equal(getattr(read, name), table.byte() * LASTING)
-
-
-def test_what_stands_for_a_window_is_lasting_and_what_moves_is_passing(monkeypatch):
-    """A wall of 1 stands; a ball of 2 falls past it, and waits in the last row for one step."""
-    monkeypatch.setattr("v2.pairs.FEW", 1)
-    frames = np.zeros((6, *GRID), np.uint8)
-    frames[:, :, 1] = 1
-    for step, row in enumerate((0, 1, 2, 2, 1, 0)):
-        frames[step, row, 2] = 2
-    seen = _seen(frames, np.arange(6), length=3)
-    assert (seen.right[:, 1, 2] == PASSING).all()  # the wall with the ball, never in three frames
-    assert (seen.right[:, 0, 1] == LASTING).all()  # the wall and the empty place left of it
-    assert seen.right[0, 2, 1] == NEVER
-    standing = _seen(frames[[0, 1, 2, 2, 2, 0]], np.arange(6), length=3)
-    assert standing.right[:, 1, 2].tolist() == [PASSING, PASSING, LASTING]
-    window = torch.from_numpy(frames[[2, 2, 2]]).long()[None]
-    assert num_overstayed(window, standing).sum() == 0
-    count = num_overstayed(window, seen)[0]
-    assert count[2, 2] == count.max() == 3  # beside the wall, an empty place, and below one
-    assert (count[0] == 0).all() and num_overstayed(window[:, -3:], seen).equal(count[None])
-    moved = torch.from_numpy(frames[[1, 2, 2]]).long()[None]
-    assert num_overstayed(moved, seen).sum() == 0
-
-
-def test_a_pair_that_stands_too_long_is_changed_when_it_is_doubted(world_model, monkeypatch):
-    """A model that copies the last frame and doubts one token; one pair only passes by."""
-    model = copy.deepcopy(world_model)
-    with torch.no_grad():
-        model.copy_table.weight.copy_(100 * torch.eye(32))
-    place, beside = 5 * 16 + 3, 5 * 16 + 4
-    standing = torch.randint(0, 32, (2, 1, 336), generator=torch.Generator().manual_seed(0))
-    history, actions = standing.repeat(1, 4, 1), torch.zeros(2, 4, dtype=torch.long)
-    history[1, 1, place] = (history[1, 1, place] + 1) % 32  # moved two frames ago
-    seen = SeenPairs(*(torch.full((rows, 32, 32), LASTING) for rows in (21, 20)))
-
-    def changed_where(doubted: int) -> list:
-        change = torch.zeros(2, 336)
-        change[:, doubted] = 0.02
-        monkeypatch.setattr("v2.rollout.change_probs", lambda *args: change)
-        step = predict_next(model, history, actions, seen=seen)
-        has_changed = step.tokens != history[:, -1]
-        assert (step.doubt[:, doubted] == 0.02 * ~has_changed[:, doubted]).all()
-        return has_changed.nonzero().tolist()
-
-    assert changed_where(beside) == []
-    seen.right[5, history[:, -1, place], history[:, -1, beside]] = PASSING
-    assert changed_where(place) == [[0, place]] and changed_where(beside) == [[0, beside]]
-    assert changed_where(beside + 1) == []
-    assert predict_next(model, history, actions, ONE_LOOK, seen=seen).tokens.equal(history[:, -1])

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from v2.files import atomic_path, describe_bytes, file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.pairs import LASTING, SeenPairs
+from v2.pairs import SeenPairs
 
 FORMAT = 1
 KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
@@ -258,15 +258,12 @@ def stored_pairs(info: dict, config: WorldModelConfig, path: Path) -> SeenPairs 
     shapes = {"right": (h, K, K), "below": (h - 1, K, K)}
     if not isinstance(tables, dict) or any(
         not isinstance(table := tables.get(name), torch.Tensor)
-        or table.dtype not in (torch.uint8, torch.bool)
-        or (table.layout, table.shape) != (torch.strided, shape)
+        or (table.dtype, table.layout, table.shape) != (torch.bool, torch.strided, shape)
         or table.is_meta
         for name, shape in shapes.items()
     ):
         raise ValueError(f"{path}: its tables of pairs are damaged")
-    found = (tables[name] for name in shapes)
-    # files before 2026-11-27 say only whether a pair was seen
-    return SeenPairs(*(t.byte() * LASTING if t.dtype == torch.bool else t for t in found))
+    return SeenPairs(**{name: tables[name] for name in shapes})
 
 
 def _averaged(state: dict) -> dict:

@@ -3,9 +3,8 @@
 Contract: positions are predicted each by itself, so halves of two digits, or half of a ball, may
 come to stand side by side, and what no frame of the game holds is never put right again. One table
 for each row of the grid says which pairs the training games hold; a frame with others becomes the
-likeliest one without, by max-product belief propagation (Pearl 1988). The tables say, too, which
-of them always move on within the frames that a model sees: it cannot tell how long they stood.
-Knows nothing of models, games or files.
+likeliest one without, by max-product belief propagation (Pearl 1988). Knows nothing of models,
+games or files.
 """
 
 from typing import NamedTuple
@@ -16,87 +15,42 @@ import torch
 PENALTY = 30.0  # nats of a pair that was never seen
 NUM_ROUNDS = 10  # in which what is known spreads by a cell
 CHUNK = 20_000  # frames
-FEW = 30  # frames with a pair, which do not tell whether it ever stands
-NEVER, PASSING, LASTING = 0, 1, 2  # never seen; always moved on within a window; may stand
 
 
 class SeenPairs(NamedTuple):
-    """Tables of NEVER, PASSING and LASTING, uint8."""
-
-    right: torch.Tensor  # (h, K, K): in a row, the second code right of the first
-    below: torch.Tensor  # (h - 1, K, K): the second code below the first, which is in the row
+    right: torch.Tensor  # bool (h, K, K): in a row, the second code right of the first
+    below: torch.Tensor  # bool (h - 1, K, K): the second code below the first, which is in the row
 
 
 def seen_pairs(
-    tokens: np.ndarray, frames: np.ndarray, starts: np.ndarray, length: int,
-    grid: tuple[int, int], num_codes: int,
-) -> SeenPairs:  # fmt: skip
-    """Return the pairs of codes that some frames hold, and which of them may stand.
+    tokens: np.ndarray, frames: np.ndarray, grid: tuple[int, int], num_codes: int
+) -> SeenPairs:
+    """Return the pairs of codes that some frames hold.
 
     Args:
         tokens: (M, N), of all frames; frames: rows of those that count, int (n,).
-        starts: rows of the first frames of their windows; length: of a window, in frames.
     """
-    counts = [np.zeros((height, num_codes, num_codes), int) for height in (grid[0], grid[0] - 1)]
-    for some in _chunks(frames):
-        part = tokens[some].reshape(-1, *grid)
-        for count, (first, second) in zip(counts, _neighbours(part), strict=True):
-            row = np.arange(len(count))[:, None]
-            place = (row * num_codes + first) * num_codes + second
-            count += np.bincount(place.ravel(), minlength=count.size).reshape(count.shape)
-    tables = [
-        np.select([count == 0, count < FEW], [NEVER, LASTING], PASSING).astype(np.uint8)
-        for count in counts
-    ]
-    for some in _chunks(starts):
-        window = tokens[some[:, None] + np.arange(length)].reshape(-1, length, *grid)
-        pairs, stand = _neighbours(window[:, 0]), _neighbours((window == window[:, :1]).all(1))
-        for table, (first, second), both in zip(tables, pairs, stand, strict=True):
-            _, row, _ = (where := np.logical_and(*both).nonzero())
-            table[row, first[where], second[where]] = LASTING
-    return SeenPairs(*map(torch.from_numpy, tables))
-
-
-def _chunks(rows: np.ndarray) -> list[np.ndarray]:
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-
-
-def _neighbours(grids):
-    """Return views of an array or tensor (B, h, w): left and right cells, upper and lower ones."""
-    return (grids[:, :, :-1], grids[:, :, 1:]), (grids[:, :-1], grids[:, 1:])
+    rows = np.arange(grid[0])[:, None]
+    right = np.zeros((grid[0], num_codes, num_codes), bool)
+    below = np.zeros((grid[0] - 1, num_codes, num_codes), bool)
+    for start in range(0, len(frames), CHUNK):
+        part = tokens[frames[start : start + CHUNK]].reshape(-1, *grid)
+        right[rows, part[:, :, :-1], part[:, :, 1:]] = True
+        below[rows[:-1], part[:, :-1], part[:, 1:]] = True
+    return SeenPairs(torch.from_numpy(right), torch.from_numpy(below))
 
 
 def either(first: SeenPairs, second: SeenPairs) -> SeenPairs:
     """Return the pairs that one of the two holds."""
-    return SeenPairs(*map(torch.maximum, first, second))
-
-
-def num_overstayed(frames: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
-    """Return in how many pairs each place is that stand in all frames and never did, (B, h, w).
-
-    Args:
-        frames: tokens of a window, (B, T, h, w).
-    """
-    tokens, stands = frames[:, -1], (frames == frames[:, -1:]).all(1)
-    count = torch.zeros_like(tokens)
-    for states, (one, other), places in zip(
-        _states(tokens, seen), _neighbours(stands), _neighbours(count), strict=True
-    ):
-        for place in places:
-            place += (states == PASSING) & one & other
-    return count
+    return SeenPairs(first.right | second.right, first.below | second.below)
 
 
 def num_unseen(tokens: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
     """Return how many pairs of each frame were never seen, (B,), from tokens (B, h, w)."""
-    return sum((states == NEVER).sum((1, 2)) for states in _states(tokens, seen))
-
-
-def _states(tokens: torch.Tensor, seen: SeenPairs) -> list[torch.Tensor]:
-    """Return what the tables say of the pairs of frames (B, h, w), to the right and below."""
     rows = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
-    pairs = zip(seen, _neighbours(tokens), strict=True)
-    return [table[rows[: len(table)], first, second] for table, (first, second) in pairs]
+    right = seen.right[rows, tokens[:, :, :-1], tokens[:, :, 1:]]
+    below = seen.below[rows[:-1], tokens[:, :-1], tokens[:, 1:]]
+    return (~right).sum((1, 2)) + (~below).sum((1, 2))
 
 
 @torch.no_grad()
@@ -116,7 +70,7 @@ def mended(tokens: torch.Tensor, scores: torch.Tensor, seen: SeenPairs) -> torch
 
 
 def _likeliest(scores: torch.Tensor, seen: SeenPairs) -> torch.Tensor:
-    right, below = (-PENALTY * (table == NEVER).float()[:, None] for table in seen)  # (h, 1, K, K)
+    right, below = (-PENALTY * (~table).float()[:, None] for table in seen)  # (h, 1, K, K)
     of_left, of_right, of_above, of_below = (torch.zeros_like(scores) for _ in range(4))
     for _ in range(NUM_ROUNDS):
         all_of = scores + of_left + of_right + of_above + of_below

@@ -7,9 +7,8 @@ Positions are predicted side by side, so where the outcome is open each by itsel
 as it is, and an object is left out; or each chooses another outcome, and it is doubled or a digit
 becomes no number. Where more changes are expected than chosen, or those chosen are not sure, one
 of them is decided first and the frame is predicted once more with it given. So it goes with time:
-what has one chance in ten at every step would never come, and is decided when it is overdue: at
-once where two neighbours would stand longer than they ever did in the game. At last, pairs of
-neighbours that it never showed are put right (v2.pairs), where those it did are known.
+what has one chance in ten at every step would never come, and is decided when it is overdue. At
+last, pairs of neighbours that the game never showed are put right (v2.pairs), where they are known.
 """
 
 import math
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from v2.command_line import MIN_TEMPERATURE
 from v2.data.importance import ImportanceConfig, draw_positions
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
-from v2.pairs import SeenPairs, mended, num_overstayed
+from v2.pairs import SeenPairs, mended
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,6 @@ def predict_next(
     if looks_again:
         change = change_probs(logits, last)
         doubt = torch.where(change > NEGLIGIBLE, doubt + change, 0)
-        if seen is not None:
-            count = _overstayed(model, history, logits, seen).masked_fill(doubt == 0, 0)
-            doubt = torch.where(count > 0, doubt + sampling.max_doubt * count, doubt)
         given = decide_first(logits, change, last, doubt, sampling, generator)
         logits, prediction = _revised(model, history, actions, prediction, change, given)
     tokens = choose_tokens(logits, sampling, generator)
@@ -236,13 +232,6 @@ def _look_again(model, history, actions, change, given) -> tuple[Prediction, tor
     subset = Subset(*draw_positions(history, count, grid, draws, is_certain))
     plain = getattr(model, "_orig_mod", model)  # compiled, each number of rows would be again
     return plain(history, actions, subset, given), subset.positions
-
-
-def _overstayed(model, history, logits, seen: SeenPairs) -> torch.Tensor:
-    """Return in how many pairs each token (B, N) is that would stand longer than they ever did."""
-    frames = torch.cat([history, logits.argmax(-1).unsqueeze(1)], 1)
-    grid = model.config.grid_height, model.config.grid_width
-    return num_overstayed(frames.unflatten(2, grid), seen).flatten(1)
 
 
 def _with_seen_pairs(model, tokens, logits, last, given, seen: SeenPairs) -> torch.Tensor:

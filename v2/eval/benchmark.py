@@ -31,7 +31,7 @@ from v2.dream import DreamEngine
 from v2.files import check_output, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.pairs import LASTING, NEVER, SeenPairs
+from v2.pairs import SeenPairs
 from v2.rollout import Sampling
 from v2.train.wm_loss import read_windows
 from v2.train.work import (
@@ -115,7 +115,7 @@ class Benchmark:
     def dream_steps(self, with_compiled: bool) -> None:
         """Predict, decode, to uint8: as it is played, and with each thing left out that it took."""
         frames = np.random.default_rng(0).integers(0, 256, (4, 84, 64, 3), dtype=np.uint8)
-        all_seen, none_seen = self._pairs(LASTING), self._pairs(NEVER)
+        all_seen, none_seen = self._pairs(True), self._pairs(False)
         plain = DreamEngine(self.vqvae, self.world_model, self.device, seen=all_seen)
         models = copy.deepcopy((self.vqvae, self.world_model))
         for model in models:
@@ -142,11 +142,10 @@ class Benchmark:
             actions = np.zeros(batch, int)
             self.row(f"dream step, batch {batch}", lambda: cast.step(actions), batch, flops)  # noqa: B023
 
-    def _pairs(self, state: int) -> SeenPairs:
+    def _pairs(self, are_seen: bool) -> SeenPairs:
         """Return tables that are only looked up, or by which every frame has to be mended."""
         (h, _), K = self.vqvae.config.grid, self.vqvae.config.num_codes
-        shapes = (h, K, K), (h - 1, K, K)
-        return SeenPairs(*(torch.full(shape, state, dtype=torch.uint8) for shape in shapes))
+        return SeenPairs(*(torch.full((rows, K, K), are_seen) for rows in (h, h - 1)))
 
     def encoding(self) -> None:
         frames = np.zeros((128, 84, 64, 3), np.uint8)

@@ -327,10 +327,7 @@ class Trainer:
         self.tokens_sha256 = array_sha256(tokens.tokens)
         self.data_sha256 = tokens.meta["data_sha256"]
         if workers.is_writer:
-            self.seen = seen_pairs(
-                tokens.tokens, rows, starts_of[1], history + 1,
-                self.loss.grid, model.config.num_codes,
-            )  # fmt: skip
+            self.seen = seen_pairs(tokens.tokens, rows, self.loss.grid, model.config.num_codes)
             self.evaluation = Evaluation(vqvae, tokens, data, device)
 
     @property
