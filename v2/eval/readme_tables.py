@@ -143,8 +143,8 @@ def _hits_line(cards: list[list[Card]], label: str, baseline: str) -> str:
     cells = []
     for of_game in cards:
         for card in of_game:
-            rows = [card.get(f"rollout/ball_hit_2px@{h}", ("", {}))[1] for h in HIT_HORIZONS]
-            cells.append(", ".join(row.get(baseline, "–") for row in rows))
+            rows = [card[f"rollout/ball_hit_2px@{h}"][1] for h in HIT_HORIZONS]
+            cells.append(", ".join(row[baseline] for row in rows))
         cells.append("")
     return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' | '.join(cells)} |"
 
