@@ -354,6 +354,8 @@ def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tmp_path, capsys):
     assert not [name for name in last["metrics"] if "[" in name or "loss_in_time" in name]
     with pytest.raises(ValueError, match="--starts any needs --data"):
         gold_eval.main(["--checkpoint", "shipped", "--starts", "any"])
+    with pytest.raises(ValueError, match="--rollouts must be at most 48 on the gold set, got 49"):
+        gold_eval.main(["--checkpoint", "shipped", "--rollouts", "49"])
 
 
 def test_results_of_other_data_refuse_to_be_compared():

@@ -146,6 +146,12 @@ def main(argv=None) -> int:
     tier = _tier(args)
     if args.data is None:
         chosen = load_gold(game)
+        most = len(chosen.starts)
+        if args.rollouts and args.rollouts > most:
+            raise ValueError(
+                f"--rollouts must be at most {most} on the gold set, got {args.rollouts}: "
+                "--data FILE has more"
+            )
     else:
         chosen = _set_of_data(args.data, game, tier, args.starts)
     name = args.checkpoint or args.run or "latest"
