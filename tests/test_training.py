@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -618,15 +619,16 @@ def test_the_others_end_within_the_time_out_when_a_worker_hangs(data_path, tmp_p
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_others_end_with_a_line_when_a_worker_is_lost(lost, data_path, tmp_path):
-    ranks = _spawn_two("--data", str(data_path), "--steps", "100000", "--eval-steps", "100000",
-                       "--save-minutes", "0.001", "--out", str(tmp_path))  # fmt: skip
+    flags = ["--data", str(data_path), "--steps", "100000", "--eval-steps", "100000",
+             "--save-minutes", "0.001", "--out", str(tmp_path)]  # fmt: skip
+    ranks = _spawn_two(*flags, environment={"ABORT_AT_EXIT": "1"})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/last.pt")) and time.monotonic() < deadline:
         time.sleep(0.1)
     ranks[lost].kill()
     output = ranks[1 - lost].communicate(timeout=60)[1].decode()
     lines = [line for line in output.splitlines() if "error" in line.lower()]
-    assert ranks[1 - lost].returncode == 1
+    assert ranks[1 - lost].returncode == 1, output
     assert lines[-1].startswith("error: another of the training processes ended"), output
     checkpoint.load_last(next((tmp_path / "runs").iterdir()), "vqvae")
 
@@ -634,7 +636,8 @@ def test_the_others_end_with_a_line_when_a_worker_is_lost(lost, data_path, tmp_p
 def _spawn_two(
     *flags, kind: str = "vqvae", environment: dict | None = None
 ) -> list[subprocess.Popen]:
-    port = str(random.Random(time.monotonic_ns()).randrange(20000, 60000))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     names |= environment or {}
     ranks = ({"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1"))
@@ -644,7 +647,7 @@ def _spawn_two(
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
-import datetime, functools, os, sys, torch
+import atexit, datetime, functools, os, sys, torch
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2 import command_line, device
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
@@ -652,6 +655,8 @@ from v2.train import distributed, train_vqvae_hires as vqvae, train_wm_hires as 
 distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_SECONDS", "300")))
 vqvae.VQVAEConfig = functools.partial(vqvae.VQVAEConfig, **SMALL_VQVAE)
 world_model.WorldModelConfig = functools.partial(world_model.WorldModelConfig, **SMALL_WORLD_MODEL)
+if "ABORT_AT_EXIT" in os.environ:
+    atexit.register(os.abort)  # whoever tears down the group is aborted
 if os.environ.get("RANK") == "1":  # begins with weights of its own, which the first's replace
     seed = torch.manual_seed
     torch.manual_seed = lambda number: seed(number + 1)

@@ -5,6 +5,7 @@ gradients are averaged, and every worker does the same update, so that one proce
 batch has the same loss. One worker writes. Knows nothing of models.
 """
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -81,6 +82,8 @@ class Workers:
             is_lost = any(sign in str(error) for sign in SIGNS_OF_LOSS)
             if self.count == 1 or not is_lost or is_out_of_memory(error):
                 raise
+            # Without what tears the group down: there a survivor was once aborted (not seen again).
+            atexit.register(os._exit, 1)
             raise RuntimeError(
                 "another of the training processes ended or hangs; what was saved before is kept: "
                 "start all of them again with --resume RUN"
