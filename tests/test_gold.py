@@ -289,7 +289,8 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
 
 @pytest.mark.parametrize("asked", [
     "--run 20260101_000000 --data /d/'two words.npz' --tier short --forks 9 --rollouts 30",
-    "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0", "--checkpoint shipped",
+    "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0",
+    "--checkpoint shipped --retokenize",
 ])  # fmt: skip
 def test_the_card_names_a_command_that_makes_it_again(asked):
     parser = gold_eval.build_parser()

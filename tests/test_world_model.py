@@ -635,6 +635,20 @@ def test_a_batch_of_dreams_equals_single_dreams(vqvae, world_model):
     assert np.array_equal(first, single.step(1))
 
 
+def test_a_dream_may_go_on_from_what_its_picture_is_read_as(vqvae, world_model):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 84, 64, 3), dtype=np.uint8)
+    plain = DreamEngine(vqvae, world_model)
+    again = DreamEngine(vqvae, world_model, retokenize=True)
+    for engine in (plain, again):
+        engine.reset(frames)
+    for action in (2, 3):
+        tokens = plain.step_tokens(action)
+        read = plain.encode(plain.decode(tokens[None]))[0]
+        assert not np.array_equal(read, tokens)
+        assert np.array_equal(again.step_tokens(action), read)
+        plain.restore(again.history)
+
+
 def test_some_of_several_dreams_begin_anew(vqvae, world_model):
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.uint8)
     engine = DreamEngine(vqvae, world_model)

@@ -42,8 +42,14 @@ class DreamEngine:
         source: str = "a model in memory",
         info: dict | None = None,
         seen: SeenPairs | None = None,
+        retokenize: bool = False,
     ):
-        """Dream with models in memory; `seen`: the pairs of neighbours that may be dreamed."""
+        """Dream with models in memory.
+
+        Args:
+            seen: the pairs of neighbours that may be dreamed; None: all.
+            retokenize: go on from what the tokenizer makes of each dreamed picture.
+        """
         self.device = choose_device(str(device))
         self.vqvae = vqvae.to(self.device, memory_format=torch.channels_last).eval()
         self.world_model = world_model.to(self.device).eval()
@@ -51,6 +57,7 @@ class DreamEngine:
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.source, self.info = source, info or {}
         self.seen = seen and SeenPairs(*(table.to(self.device) for table in seen))
+        self.retokenize = retokenize
         self.num_actions = world_model.config.num_actions
         self.grid = vqvae.config.grid
         self.history: DreamState | None = None
@@ -62,11 +69,15 @@ class DreamEngine:
     def load(
         cls, name: str = "latest", game: str = "breakout", device: str = "auto",
         temperature: float = 0.0, top_k: int = 0, seed: int = 0, second_look: bool = True,
+        retokenize: bool = False,
     ) -> "DreamEngine":  # fmt: skip
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
 
         Args:
             second_look: predict a frame once more where its outcome is open (v2.rollout).
+            retokenize: go on from what the tokenizer makes of each dreamed picture, which a code
+                that does not fit its neighbours seldom survives. Keeps long dreams whole, at some
+                tenths of a dB.
 
         Raises:
             FileNotFoundError, ValueError: no such weights, or weights that do not fit together.
@@ -85,7 +96,8 @@ class DreamEngine:
             cast_weights(model, choose_device(device))
         max_missing = Sampling.max_missing if second_look else float("inf")
         sampling = Sampling(temperature, top_k, max_missing)
-        return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info, seen)
+        return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info, seen,
+                   retokenize)  # fmt: skip
 
     def compile(self) -> "DreamEngine":
         """Compile the world model, on CUDA to graphs that are replayed; return the engine.
@@ -175,6 +187,9 @@ class DreamEngine:
                 self.world_model, tokens, actions, self.sampling, self.generator, doubt,
                 seen=self.seen,
             )  # fmt: skip
+        if self.retokenize:
+            pictures = self.decode(chosen.unflatten(1, self.grid).cpu().numpy())
+            chosen = torch.from_numpy(self.encode(pictures)).flatten(1).to(chosen)
         self.history = DreamState(advance(tokens, chosen), actions[:, 1:], doubt)
         self.logits = prediction.logits
         sign = prediction.reward_logits.argmax(-1).float() - 1

@@ -120,6 +120,8 @@ def build_parser():
                         help="of sampled tokens; 0: the likeliest")  # fmt: skip
     parser.add_argument("--second-look", action=argparse.BooleanOptionalAction, default=True,
                         help="predict a frame once more where its outcome is open")  # fmt: skip
+    parser.add_argument("--retokenize", action="store_true",
+                        help="go on from what the tokenizer makes of each dreamed picture")
     gold = TIERS["gold"]
     parser.add_argument("--rollouts", type=command_line.positive_int,
                         help=f"clips dreamed under their own actions (gold: {gold.rollouts})")
@@ -156,8 +158,9 @@ def main(argv=None) -> int:
         chosen = _set_of_data(args.data, game, tier, args.starts)
     name = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(
-        name, game, args.device, args.temperature, second_look=args.second_look
-    )
+        name, game, args.device, args.temperature, second_look=args.second_look,
+        retokenize=args.retokenize,
+    )  # fmt: skip
     _check_fits(engine, chosen.data)
     print(f"judging {engine.source} on {engine.device}, {chosen.source}")
     with command_line.StopRequest() as stop:
@@ -167,9 +170,12 @@ def main(argv=None) -> int:
             print("stopped, nothing is written: run the same command again")
             return stop.exit_code
     document["flags"] = _flags(args, engine.source)
-    document["engine"] = {"temperature": args.temperature, "second_look": args.second_look}
+    names = ("temperature", "second_look", "retokenize")
+    document["engine"] = {name: getattr(args, name) for name in names}
     if not args.second_look:
         document["notes"].append("every frame is predicted once (--no-second-look)")
+    if args.retokenize:
+        document["notes"].append("every dreamed picture is tokenized again (--retokenize)")
     if args.temperature:
         document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
     results.print_table(document)
@@ -217,7 +223,8 @@ def _flags(args, source: str) -> str:
     flags |= {"temperature": args.temperature} if args.temperature else {}
     flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
     text = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
-    return text + ("" if args.second_look else " --no-second-look")
+    text += "" if args.second_look else " --no-second-look"
+    return text + (" --retokenize" if args.retokenize else "")
 
 
 def _set_of_data(path: Path, game: str, tier: Tier, which: str) -> EvaluationSet:
