@@ -75,9 +75,8 @@ class DreamEngine:
 
         Args:
             second_look: predict a frame once more where its outcome is open (v2.rollout).
-            retokenize: go on from what the tokenizer makes of each dreamed picture, which a code
-                that does not fit its neighbours seldom survives. Keeps long dreams whole, at some
-                tenths of a dB.
+            retokenize: go on from what the tokenizer makes of each dreamed picture. In long dreams
+                more frames keep one ball; the first steps are a little worse (ROADMAP's log).
 
         Raises:
             FileNotFoundError, ValueError: no such weights, or weights that do not fit together.

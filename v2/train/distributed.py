@@ -82,7 +82,7 @@ class Workers:
             is_lost = any(sign in str(error) for sign in SIGNS_OF_LOSS)
             if self.count == 1 or not is_lost or is_out_of_memory(error):
                 raise
-            # Without what tears the group down: there a survivor was once aborted (not seen again).
+            # Skip the group's tear-down: a survivor once ended by SIGABRT, for a cause not found.
             atexit.register(os._exit, 1)
             raise RuntimeError(
                 "another of the training processes ended or hangs; what was saved before is kept: "
