@@ -7,10 +7,12 @@ it knows. `PatchTokenizer` is lossless: each distinct 4x4 patch is a token.
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import EmulatorConfig, GameData, emulator_dict, make_atari_env
+from v2.data.atari_dataset import GameData
+from v2.data.collector import Segment, join_segments
+from v2.data.emulator import make_atari_env
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.policies import SCRIPTED, make_policy
-from v2.data.recorder import Segment, join_segments
-from v2.eval import truth
+from v2.eval.objects import detector
 
 NOOP, FIRE, RIGHT, LEFT = range(4)
 HASH = np.random.default_rng(0).integers(1 << 40, size=48)  # of a patch's 48 bytes
@@ -111,7 +113,7 @@ class PerfectEngine:
             rewards.append(np.sign(reward))
             ends.append(float(ended))
         self.last_reward, self.last_terminated = np.array(rewards), np.array(ends)
-        self.shown = self.spoil(np.stack(real), truth.read_ram(self.game, np.stack(ram)))
+        self.shown = self.spoil(np.stack(real), detector.read_ram(self.game, np.stack(ram)))
         self.tokens = self.encode(self.shown)
         return self.shown
 

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from v2.data.atari_dataset import EmulatorConfig, GameData, emulator_dict
+from v2.data.atari_dataset import GameData
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 

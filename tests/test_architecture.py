@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LOWEST = ROOT / "requirements-lowest.txt"
 MODULES = sorted((ROOT / "v2").rglob("*.py"))
-SCRIPTS = [path for path in MODULES if "command_line.run(main)" in path.read_text()]
+SCRIPTS = [path for path in MODULES if "cli.run(main)" in path.read_text()]
 
 
 def _imports(path: Path) -> set[str]:
@@ -36,42 +37,75 @@ def _name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def test_only_the_dataset_knows_the_emulator():
-    assert _importers("gymnasium") == {"data/atari_dataset.py"}
-    assert _importers("ale_py") == {"data/atari_dataset.py"}
+def test_only_the_emulator_module_knows_the_emulator():
+    assert _importers("gymnasium") == {"data/emulator.py"}
+    assert _importers("ale_py") == {"data/emulator.py"}
 
 
-def test_the_models_know_only_torch():
-    for path in (ROOT / "v2" / "models").glob("*.py"):
-        assert not {name for name in _imports(path) if name.startswith("v2")}
-
-
-TIERS = (  # from the lowest; each imports nothing of a later one
-    ("v2.files", "v2.device", "v2.models", "v2.pairs", "v2.data.frames", "v2.data.npz"),
-    ("v2.checkpoint", "v2.data"),
-    ("v2.dream", "v2.rollout", "v2.run_dir"),
-    ("v2.train", "v2.eval", "v2.play_loop", "v2.play_session", "v2.play_game"),
+TIERS = (  # from the lowest; each imports nothing of a later one, nor of another on its own
+    ("v2.runtime",),
+    ("v2.models",),
+    ("v2.data",),
+    ("v2.eval.objects",),
+    ("v2.decoding",),
+    ("v2.dream",),
+    ("v2.eval", "v2.train", "v2.play"),
 )
+TOP_MODULES = {"play_atari_hires", "dream", "decoding", "doctor"}
+
+
+def _room(module: str) -> str | None:
+    """Return the longest name in `TIERS` that a module lies under."""
+    known = [name for names in TIERS for name in names if f"{module}.".startswith(f"{name}.")]
+    return max(known, key=len, default=None)
+
+
+def _rank(room: str) -> int:
+    return next(rank for rank, names in enumerate(TIERS) if room in names)
+
+
+def _own_imports(path: Path) -> set[str]:
+    """Return the modules of v2 that a file imports."""
+    names = {_name(other) for other in MODULES}
+    return {name for name in _imports(path) if name in names and name != "v2"}
+
+
+def test_every_module_is_a_script_or_on_a_tier():
+    for path in set(MODULES) - set(SCRIPTS):
+        assert _name(path).endswith("__init__") or _room(_name(path)), path
 
 
 def test_dependencies_point_one_way():
-    tier_of = {name: rank for rank, names in enumerate(TIERS) for name in names}
-
-    def tier(module: str, unknown: int) -> int:
-        known = [name for name in tier_of if f"{module}.".startswith(f"{name}.")]
-        return tier_of[max(known, key=len)] if known else unknown
-
     for path in set(MODULES) - set(SCRIPTS):
-        own = tier(_name(path), len(TIERS))
-        later = {name for name in _imports(path) if tier(name, 0) > own}
-        assert not later, (path, later)
+        room = _room(_name(path))
+        for name in _own_imports(path):
+            other = _room(name)
+            assert other and (other == room or _rank(other) < _rank(room)), (path, name)
 
 
-def test_the_window_knows_no_torch_and_the_dream_neither_pygame_nor_gymnasium():
-    for name in ("render", "window", "pen"):
-        assert not {n for n in _imports(ROOT / f"v2/{name}.py") if n.split(".")[0] == "torch"}
-    dream = _imports(ROOT / "v2/dream.py")
-    assert not {n for n in dream if n.split(".")[0] in ("pygame", "gymnasium", "ale_py")}
+def test_no_module_is_imported_in_a_circle():
+    imports = {_name(path): _own_imports(path) for path in MODULES}
+    assert list(TopologicalSorter(imports).static_order())  # raises a CycleError with the circle
+
+
+def test_the_top_level_holds_no_module_but_these():
+    found = {path.stem for path in (ROOT / "v2").glob("*.py")} - {"__init__"}
+    assert found == TOP_MODULES
+
+
+def test_the_dream_brings_neither_emulator_nor_window_nor_training():
+    code = "import sys, v2.dream; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True,
+                            capture_output=True, text=True).stdout.split()  # fmt: skip
+    assert "v2.decoding" in loaded
+    assert not {"gymnasium", "ale_py", "pygame", "v2.train", "v2.eval", "v2.play"} & set(loaded)
+
+
+def test_the_window_knows_no_torch_and_the_models_no_files():
+    for name in ("picture", "window", "draw"):
+        assert not {n for n in _imports(ROOT / f"v2/play/{name}.py") if n.startswith("torch")}
+    for name in ("temporal_world_model", "vqvae_hires", "cells"):
+        assert not _own_imports(ROOT / f"v2/models/{name}.py")
 
 
 def test_scripts_import_no_scripts():
@@ -93,7 +127,7 @@ def test_nothing_is_caught_blindly_or_unpickled():
             if isinstance(node, ast.ExceptHandler):
                 assert node.type, path
                 caught = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
-                if path.name != "command_line.py":  # where every error becomes one line
+                if path.name != "cli.py":  # where every error becomes one line
                     assert not caught & {"Exception", "BaseException"}, path
             if isinstance(node, ast.keyword) and node.arg in ("weights_only", "allow_pickle"):
                 assert ast.literal_eval(node.value) is (node.arg == "weights_only"), path

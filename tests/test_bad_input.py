@@ -23,23 +23,26 @@ import torch
 
 from tests.fake_engine import FakeEngine
 from tests.test_training import _train_vqvae, _wm_flags, data_path, small_models  # noqa: F401
-from v2 import checkpoint, command_line, files, play_atari_hires
-from v2.data import collect_atari, npz, recorder, tokenize_atari
+from v2 import dream, play_atari_hires
+from v2.data import atari_dataset, collect_atari, collector, npz, tokenize_atari
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     GOLD_SEED_START,
-    EmulatorConfig,
     GameData,
     load_game_data,
-    make_atari_env,
     save_game_data,
 )
+from v2.data.emulator import make_atari_env
+from v2.data.games import EmulatorConfig
 from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
-from v2.device import choose_device, compiled
 from v2.eval import gold_eval
-from v2.run_dir import parse_resumable, read_config
+from v2.models import temporal_world_model
+from v2.models.weights import load_vqvae, load_world_model
+from v2.runtime import checkpoint, cli, errors, files
+from v2.runtime.device import choose_device, compiled
+from v2.runtime.run_dir import parse_resumable, read_config
 from v2.train import distributed, train_vqvae_hires, train_wm_hires
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +56,7 @@ def ends(capsys):
     def run(main, flags, code: int, *texts: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
-            command_line.run(lambda: main([str(flag) for flag in flags]))
+            cli.run(lambda: main([str(flag) for flag in flags]))
         lines = capsys.readouterr().err.strip().splitlines() or [""]
         assert stopped.value.code == code, lines
         assert not any("Traceback" in line or "usage:" in line for line in lines)
@@ -128,7 +131,7 @@ def test_an_unexpected_error_is_one_line_that_asks_for_a_report(error, capsys):
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        command_line.run(main)
+        cli.run(main)
     assert ended.value.code == 1
     text = f"internal {type(error).__name__}: {error}; please report it, with --debug"
     assert capsys.readouterr().err == f"error: {text}\n"
@@ -188,7 +191,7 @@ def test_a_recording_that_cannot_be_written_is_said_before_anything_is_played(
     package, suffix, ends, tmp_path, monkeypatch
 ):  # fmt: skip
     engine = FakeEngine()
-    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
     monkeypatch.setitem(sys.modules, package, None)
     flags = ["--headless", "--steps", "3", "--record", tmp_path / f"play.{suffix}"]
     ends(play_atari_hires.main, flags, 2, f"package {package} is missing", "-r requirements.txt")
@@ -319,7 +322,7 @@ def test_game_data_given_as_tokens_is_refused_and_untouched(
 def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, monkeypatch):
     flags = ["--policy", "sticky", "--workers", "1", "--out", str(tmp_path), "--frames", "900"]
     assert collect_atari.main([*flags, "--frames-per-shard", "400"]) == 0
-    before, real = _content(tmp_path), collect_atari.save_game_data
+    before, real = _content(tmp_path), atari_dataset.save_game_data
 
     def save(path, data):
         real(path, data)
@@ -341,7 +344,7 @@ def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, 
 
 
 def test_a_recording_that_came_meanwhile_is_kept(ends, tmp_path, monkeypatch):
-    data, record = tmp_path / "atari_game_data.npz", collect_atari.record
+    data, record = tmp_path / "atari_game_data.npz", collector.record
 
     def recording(*args):
         yield from record(*args)
@@ -354,7 +357,7 @@ def test_a_recording_that_came_meanwhile_is_kept(ends, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_while_collecting_keeps_the_finished_shards(ends, tmp_path, monkeypatch):
-    real, limit = collect_atari.save_game_data, resource.getrlimit(resource.RLIMIT_FSIZE)
+    real, limit = atari_dataset.save_game_data, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(path, data):
         if "00001" in path.name:
@@ -372,7 +375,7 @@ def test_a_full_disk_while_collecting_keeps_the_finished_shards(ends, tmp_path, 
 
 
 def test_a_killed_worker_is_an_error_and_no_endless_wait(monkeypatch):
-    segments = recorder.record(EmulatorConfig(), policy_mix("sticky", "breakout"), 5000, 0, 2)
+    segments = collector.record(EmulatorConfig(), policy_mix("sticky", "breakout"), 5000, 0, 2)
     next(segments)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for child in children:
@@ -394,7 +397,7 @@ def test_a_worker_that_dies_while_sending_is_noticed():
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context) as pool:
         with pytest.raises(RuntimeError, match="worker process was killed"):
-            recorder._result(pool.submit(_die_while_sending, None), pool)
+            collector._result(pool.submit(_die_while_sending, None), pool)
 
 
 BAD_ARRAYS = {
@@ -572,7 +575,7 @@ def test_weights_of_other_emulator_settings_are_refused(
 
 
 def test_a_world_model_of_other_emulator_settings_is_refused(world_run, data_path, ends):  # noqa: F811
-    model, info = checkpoint.load_world_model(world_run / "last.pt")
+    model, info = load_world_model(world_run / "last.pt")
     emulator = info["emulator"] | {"repeat_action_probability": 0.25}
     weights = world_run / "other.pt"
     checkpoint.save_checkpoint(weights, "world_model", model, emulator=emulator,
@@ -647,7 +650,7 @@ def test_tokens_out_of_range_are_refused(small_models, data_path, tmp_path):  # 
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
     path = tmp_path / "tokens.npz"
     tokenize_atari.main(["--data", str(data_path), "--vqvae", str(run), "--out", str(path)])
-    vqvae, _ = checkpoint.load_vqvae(run / "last.pt")
+    vqvae, _ = load_vqvae(run / "last.pt")
     for field, text in (("tokens", "token 40 of a codebook of 32"), ("actions", "action 40 of")):
         tokens = load_tokens(path, vqvae, data_path)
         getattr(tokens, field)[7] = 40
@@ -679,7 +682,7 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
     for name, content in zip(("vqvae.pt", "vqvae.pt.sha256"), own, strict=True):
         (world_run / name).write_bytes(content)
 
-    script = train_wm_hires.WorldModelConfig
+    script = temporal_world_model.WorldModelConfig
     monkeypatch.setattr(train_wm_hires, "WorldModelConfig", lambda **k: script(**k | {"layers": 3}))
     ends(train_wm_hires.main, resume, 2, "another architecture: layers 2, now 3")
     monkeypatch.setattr(train_wm_hires, "WorldModelConfig", script)
@@ -755,7 +758,7 @@ def test_the_tokenizer_does_not_move_while_the_world_model_trains(
     small_models, data_path, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
     run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
-    loaded, real = [], checkpoint.load_vqvae
+    loaded, real = [], load_vqvae
     keep = lambda path: loaded.append(real(path)) or loaded[-1]  # noqa: E731
     monkeypatch.setattr(checkpoint, "load_vqvae", keep)
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--steps", "3")) == 0
@@ -781,7 +784,7 @@ def test_divergence_dumps_the_batch_and_keeps_the_last_good_state(
     run = next((tmp_path / "v" / "runs").iterdir())
     arrays, meta = npz.read_npz(run / "nan_batch.npz", {"frames": (np.uint8, (84, 64, 3))})
     assert len(arrays["frames"]) == 16 and meta["step"] == 8
-    model, _ = checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
+    model, _ = load_vqvae(run / "last.pt")  # refuses weights that are not finite
     assert torch.isfinite(model.quantizer.codebook).all()
 
 
@@ -796,7 +799,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_save(world_run, monkey
         return result
 
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", spoiled)
-    with pytest.raises(command_line.DivergedError, match="weight position is not finite"):
+    with pytest.raises(errors.DivergedError, match="weight position is not finite"):
         train_wm_hires.main(["--resume", str(run), "--steps", "3"])
     assert (run / "last.pt").read_bytes() == before
 
@@ -842,13 +845,13 @@ def test_paths_with_spaces_and_unicode_and_home_and_links(
 
 PRINTING = """
 import sys, time
-from v2 import command_line
+from v2.runtime import cli
 def main():
     for line in range(3000):
         print("ü" * 30, line)
     print("\\nstill here", file=sys.stderr)
     return 5
-command_line.run(main)
+cli.run(main)
 """
 
 
@@ -864,16 +867,16 @@ def test_a_closed_pipe_ends_in_no_traceback_and_stops_no_work():
 
 CLOSED = """
 import os, sys
-from v2 import command_line
-command_line.explain_errors()
+from v2.runtime import cli
+cli.explain_errors()
 def main():
-    command_line.parser("nothing", "none").parse_args()
+    cli.parser("nothing", "none").parse_args()
     print("out")
     print("error", file=sys.stderr)
     with open(os.devnull) as file:
         assert file.fileno() > 2
     return 5
-command_line.run(main)
+cli.run(main)
 """
 
 
@@ -909,6 +912,6 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
     for debug in (False, True):
         monkeypatch.setattr(sys, "argv", ["script", *(["--debug"] if debug else [])])
         with pytest.raises(SystemExit):
-            command_line.run(lambda: collect_atari.main(["--game", "Breakot"]))
+            cli.run(lambda: collect_atari.main(["--game", "Breakot"]))
         error = capsys.readouterr().err
         assert ("Traceback" in error) == debug and (len(error.splitlines()) == 1) != debug

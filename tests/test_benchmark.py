@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from v2.eval import benchmark
+from v2.eval.flops import count_flops
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
-from v2.train.work import count_flops
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_VQVAE
-from v2 import checkpoint
-from v2.files import file_sha256
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.files import file_sha256
 
 SAVED = ("last.pt", "last-1.pt")
 
@@ -40,7 +41,7 @@ def test_weights_that_no_file_of_its_size_can_hold_are_refused(world_model, tmp_
     with open(path, "wb") as file:
         torch.save(state, file)
     with pytest.raises(ValueError, match="claims .* bytes of weights, which it cannot hold"):
-        checkpoint.load_world_model(path)
+        load_world_model(path)
 
 
 def test_a_checkpoint_rebuilds_the_model_from_itself(vqvae, tmp_path):
@@ -67,7 +68,7 @@ def test_loading_draws_no_random_numbers(vqvae, world_model, tmp_path):
 
 QUICK = """
 import sys
-from v2 import checkpoint
+from v2.runtime import checkpoint
 checkpoint.load_vqvae(sys.argv[1])
 checkpoint.load_world_model(sys.argv[2])
 assert "torch._dynamo" not in sys.modules
@@ -84,12 +85,12 @@ def test_loading_does_not_import_the_compiler(vqvae, world_model, tmp_path):
 
 def test_rounding_for_shipping_changes_neither_hash_nor_tokens(vqvae, tmp_path):
     _save(tmp_path / "a.pt", vqvae)
-    loaded, _ = checkpoint.load_vqvae(tmp_path / "a.pt")
+    loaded, _ = load_vqvae(tmp_path / "a.pt")
     shipped = VQVAE(vqvae.config)
     shipped.load_state_dict(vqvae.state_dict())
     shipped.half()
     _save(tmp_path / "half.pt", shipped)
-    from_half, _ = checkpoint.load_vqvae(tmp_path / "half.pt")
+    from_half, _ = load_vqvae(tmp_path / "half.pt")
     assert checkpoint.model_sha256(loaded) == checkpoint.model_sha256(from_half)
     assert checkpoint.model_sha256(vqvae) == checkpoint.model_sha256(loaded)
     pixels = torch.rand(2, 3, 84, 64)
@@ -99,9 +100,9 @@ def test_rounding_for_shipping_changes_neither_hash_nor_tokens(vqvae, tmp_path):
 
 def test_a_world_model_refuses_another_tokenizer(world_model, tmp_path):
     checkpoint.save_checkpoint(tmp_path / "w.pt", "world_model", world_model, vqvae_sha256="a" * 64)
-    checkpoint.load_world_model(tmp_path / "w.pt", "a" * 64)
+    load_world_model(tmp_path / "w.pt", "a" * 64)
     with pytest.raises(ValueError, match="VQ-VAE aaaaaaaaaaaa, not of bbbbbbbbbbbb"):
-        checkpoint.load_world_model(tmp_path / "w.pt", "b" * 64)
+        load_world_model(tmp_path / "w.pt", "b" * 64)
 
 
 def test_the_wrong_kind_is_refused(vqvae, tmp_path):
@@ -174,14 +175,14 @@ def test_weights_that_are_not_finite_are_refused_by_name(vqvae, tmp_path):
         vqvae.encoder.stem.weight[0] = float("nan")
     _save(tmp_path / "a.pt", vqvae)
     with pytest.raises(ValueError, match="encoder.stem.weight is not finite"):
-        checkpoint.load_vqvae(tmp_path / "a.pt")
+        load_vqvae(tmp_path / "a.pt")
 
 
 def test_a_config_that_does_not_fit_its_weights_is_refused_by_name(vqvae, tmp_path):
     vqvae.config = dataclasses.replace(vqvae.config, stem_dim=9)
     _save(tmp_path / "a.pt", vqvae)
     with pytest.raises(ValueError, match="encoder.stem.weight is .8, 3, 4, 4., its config says"):
-        checkpoint.load_vqvae(tmp_path / "a.pt")
+        load_vqvae(tmp_path / "a.pt")
 
 
 def test_the_one_before_is_kept(vqvae, tmp_path):
@@ -225,7 +226,7 @@ def _refuse(*args):
 
 FULL_DISK = """
 import resource, signal, sys
-from v2 import checkpoint
+from v2.runtime import checkpoint
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -240,8 +241,8 @@ def test_what_a_link_names_is_written_and_the_link_stays(vqvae, tmp_path):
     link.symlink_to(there)
     checkpoint.save_checkpoint(link, "vqvae", vqvae)
     assert link.is_symlink() and not there.is_symlink()
-    assert checkpoint.tokenizer_sha256(checkpoint.load_vqvae(there)[0]) == (
-        checkpoint.tokenizer_sha256(checkpoint.load_vqvae(link)[0])
+    assert tokenizer_sha256(load_vqvae(there)[0]) == (
+        tokenizer_sha256(load_vqvae(link)[0])
     )
     assert [path.name for path in there.parent.iterdir()] == ["vqvae.pt"]
 
@@ -390,7 +391,7 @@ def test_a_file_system_without_links_keeps_the_one_before_too(vqvae, tmp_path, m
 
 
 def test_a_living_process_keeps_its_temporary_file(tmp_path):
-    from v2.files import sweep_temporaries
+    from v2.runtime.files import sweep_temporaries
 
     names = [f".last.pt.{process}.tmp" for process in (os.getpid(), 999_999_999)]
     for name in names:

@@ -23,10 +23,10 @@ from tests.test_training import (  # noqa: F401
     data_path,
     small_models,
 )
-from v2 import device
 from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
 from v2.models.vqvae_hires import VQVAEConfig
+from v2.runtime import device
 from v2.train import train_vqvae_hires, train_wm_hires
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device in sight")
@@ -116,7 +116,7 @@ def test_a_compiled_training_has_the_gradients_of_the_model(
 
 WITHOUT_A_COMPILER = """
 import torch
-from v2.device import compiled
+from v2.runtime.device import compiled
 model = torch.nn.Linear(1, 1, device="cuda")
 assert compiled(model) is model
 """

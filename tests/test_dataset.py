@@ -7,25 +7,17 @@ import pytest
 import torch
 
 from tests.conftest import synthetic_frame, synthetic_step
-from v2.data import collect_atari, recorder
+from v2.data import collect_atari, collector
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     GOLD_SEED_START,
-    EmulatorConfig,
-    array_sha256,
     data_paths,
-    game_id,
     load_game_data,
-    make_atari_env,
     save_game_data,
     split_of_game,
     window_starts,
 )
-from v2.data.frames import downsample_screen
-from v2.data.importance import event_chances, event_steps
-from v2.data.npz import read_rows
-from v2.data.policies import REWIND, SCRIPTED, STICKY, policy_mix
-from v2.data.recorder import (
+from v2.data.collector import (
     SEEDS_PER_POLICY,
     SEEDS_PER_RUN,
     GameJob,
@@ -33,9 +25,16 @@ from v2.data.recorder import (
     record,
     record_game,
 )
+from v2.data.emulator import make_atari_env
+from v2.data.frames import downsample_screen
+from v2.data.games import EmulatorConfig, game_id
+from v2.data.npz import read_rows
+from v2.data.policies import REWIND, SCRIPTED, STICKY, policy_mix
 from v2.data.tokens import tokenize
-from v2.eval import truth
-from v2.recording import HUMAN_SEED_START
+from v2.data.validation import array_sha256
+from v2.eval.objects import detector
+from v2.play.tape import HUMAN_SEED_START
+from v2.train.sampling import event_chances, event_steps
 
 
 def _hashes(segments):
@@ -107,7 +106,7 @@ def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch, tmp_path):
         def _frame(self):
             return synthetic_frame(self.position, self.last)
 
-    monkeypatch.setattr(recorder, "_env", lambda emulator: Synthetic())
+    monkeypatch.setattr(collector, "_env", lambda emulator: Synthetic())
     flags = ["--frames", "123", "--policy", "random", "--workers", "1", "--out", str(tmp_path)]
     assert collect_atari.main(flags) == 0
     data = load_game_data(tmp_path / "atari_game_data.npz")
@@ -172,7 +171,7 @@ def test_rewinding_leads_to_few_bricks_and_a_second_wall_and_repeats_nothing():
     segments = record_game(GameJob(EmulatorConfig(), REWIND, 2_000_003, 6000))
     hashes = _hashes(segments)
     assert len(set(hashes)) == len(hashes)
-    walls = [truth.read_ram("breakout", s.ram).bricks.sum((1, 2)).astype(int) for s in segments]
+    walls = [detector.read_ram("breakout", s.ram).bricks.sum((1, 2)).astype(int) for s in segments]
     assert min(wall.min() for wall in walls) == 0
     assert any((np.diff(wall) > 100).any() for wall in walls)
     assert np.median([len(segment) for segment in segments]) > 30

@@ -3,8 +3,9 @@ import importlib.metadata
 import pytest
 
 from v2 import doctor
-from v2.device import choose_device
 from v2.doctor import Finding
+from v2.models.weights import tokenizer_sha256
+from v2.runtime.device import choose_device
 
 
 def _names(findings):
@@ -66,14 +67,14 @@ def test_the_gain_of_bfloat16_is_measured():
 
 
 def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, world_model):
-    from v2 import checkpoint, run_dir
+    from v2.runtime import checkpoint, run_dir
 
-    monkeypatch.setattr(run_dir, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
     (finding,) = doctor.check_weights()
     assert "absent" in finding.text and finding.stops == "play, eval"
     paths = {kind: tmp_path / "atari" / name for kind, name in run_dir.SHIPPED.items()}
     checkpoint.save_checkpoint(paths["vqvae"], "vqvae", vqvae)
-    digest = checkpoint.tokenizer_sha256(vqvae)
+    digest = tokenizer_sha256(vqvae)
     for tokenizer, is_whole in ((digest, True), ("f" * 64, False)):
         checkpoint.save_checkpoint(
             paths["world_model"], "world_model", world_model, vqvae_sha256=tokenizer

@@ -3,7 +3,7 @@ import pytest
 import torch
 from ale_py import AtariVectorEnv
 
-from v2.data.atari_dataset import make_atari_env
+from v2.data.emulator import make_atari_env
 from v2.data.frames import FRAME_SHAPE, downsample_screen, float_to_frames, frames_to_float
 
 

@@ -23,10 +23,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import SMALL_VQVAE
-from v2 import checkpoint
-from v2.command_line import is_out_of_memory
 from v2.data.npz import read_meta, read_npz, read_rows, write_npz
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.models.weights import load_vqvae
+from v2.runtime import checkpoint
+from v2.runtime.errors import is_out_of_memory
 
 FIELDS = {"frames": (np.uint8, (4, 3)), "actions": (np.uint8, ()), "rewards": (np.float32, ())}
 NUM_RAW, NUM_REPACKED = 800, 500  # for each of the two readers: 2,600 mutations in all
@@ -173,7 +174,7 @@ def test_array_files_with_mutated_members(edits, member, npz, folder, bounded):
 def test_mutated_checkpoints(edits, weights, folder, bounded):
     content = _edited(weights, edits)
     assume(content != weights)
-    _is_read_or_refused(checkpoint.load_vqvae, folder / "mutated.pt", content)
+    _is_read_or_refused(load_vqvae, folder / "mutated.pt", content)
 
 
 @settings(max_examples=NUM_REPACKED, **FUZZ)
@@ -181,7 +182,7 @@ def test_mutated_checkpoints(edits, weights, folder, bounded):
 def test_checkpoints_with_mutated_members(edits, member, weights, folder, bounded):
     content = _repacked(weights, member, edits)
     assume(content != _repacked(weights, member, []))
-    _is_read_or_refused(checkpoint.load_vqvae, folder / "mutated.pt", content)
+    _is_read_or_refused(load_vqvae, folder / "mutated.pt", content)
 
 
 def test_a_header_that_claims_10_terabytes_is_refused_before_allocating(npz, folder, bounded):
@@ -226,9 +227,9 @@ def test_a_tensor_larger_than_its_file_is_refused_before_allocating(
     path, made = folder / "forged.pt", io.BytesIO()
     state = checkpoint.load_checkpoint(folder / "good.pt", "vqvae")
     torch.save(state | {place: {"encoder.stem.weight": _Forged()}}, made)
-    _is_read_or_refused(checkpoint.load_vqvae, path, made.getvalue())
+    _is_read_or_refused(load_vqvae, path, made.getvalue())
     with pytest.raises(ValueError, match="forged.pt is not a checkpoint of this program"):
-        checkpoint.load_vqvae(path)
+        load_vqvae(path)
 
 
 def test_a_zip_bomb_is_no_checkpoint(folder, bounded):
@@ -254,7 +255,7 @@ def test_a_forged_config_allocates_nothing(config, weights, folder, bounded):
     torch.save(state, path)
     began = time.process_time()
     with pytest.raises(ValueError, match="forged.pt: (its config|weight)"):
-        checkpoint.load_vqvae(path)
+        load_vqvae(path)
     assert time.process_time() - began < SLOWEST_SECONDS
 
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from tests.fake_engine import FakeEngine
-from v2.controls import ActionMap
 from v2.data import collect_atari
-from v2.data.atari_dataset import game_id, known_games, load_game_data, make_atari_env
+from v2.data.atari_dataset import load_game_data
+from v2.data.emulator import known_games, make_atari_env
 from v2.data.frames import downsample_screen
-from v2.play_session import PlaySession
-from v2.players import Players
+from v2.data.games import game_id
+from v2.play.controllers import Players
+from v2.play.keys import ActionMap
+from v2.play.session import PlaySession
 
 
 @pytest.mark.parametrize("name, game", [

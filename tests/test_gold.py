@@ -11,16 +11,19 @@ import pytest
 import torch
 
 from tests.canaries import PatchTokenizer
-from v2 import checkpoint
-from v2.data import collect_atari
-from v2.data.atari_dataset import GOLD_SEED_START, EmulatorConfig
-from v2.eval import build_gold, gold_eval, readme_tables, report, results, truth
-from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.clips import EVENT_STEPS, HISTORY, strata_of, stratified_starts
-from v2.eval.fork_scores import _by_paddle
+from v2.data import collect_atari, emulator
+from v2.data.atari_dataset import GOLD_SEED_START
+from v2.data.games import EmulatorConfig
+from v2.eval import build_gold, documents, gold_eval, html_report, model_card, results_page, suite
+from v2.eval.branches import _by_paddle
 from v2.eval.gold import GOLD_SHA256, gold_path, load_gold, read_gold
+from v2.eval.intervals import Metric, mean_metric
+from v2.eval.objects import detector
+from v2.eval.starts import EVENT_STEPS, HISTORY, strata_of, stratified_starts
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.models.weights import tokenizer_sha256
+from v2.runtime import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_a_gold_set_is_as_large_as_promised(gold_set):
 
 
 def test_breakouts_gold_set_has_boards_of_all_ages(gold):
-    bricks = truth.read_ram("breakout", gold.data.ram).bricks.sum((1, 2)).astype(int)
+    bricks = detector.read_ram("breakout", gold.data.ram).bricks.sum((1, 2)).astype(int)
     starts = bricks[gold.starts]
     assert (starts < 20).sum() >= 8 <= ((20 <= starts) & (starts < 80)).sum()
     assert (np.diff(bricks)[gold.data.has_action[:-1]] > 100).any()  # a second wall
@@ -62,7 +65,7 @@ def test_breakouts_gold_set_has_boards_of_all_ages(gold):
 @BOTH
 def test_the_real_branches_of_forks_are_told_apart_by_the_paddle(gold_set):
     forks = gold_set.forks
-    real = truth.read_ram(forks.game, forks.ram[:, :, -1].reshape(-1, 128)).paddle
+    real = detector.read_ram(forks.game, forks.ram[:, :, -1].reshape(-1, 128)).paddle
     right, branches, counts = _by_paddle(*[real.reshape(len(forks), -1)] * 2)
     assert right.all() and counts.mean() > 0.6 and (branches[counts].max(1) == 2).all()
 
@@ -73,7 +76,7 @@ def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_s
     data, starts, strata = gold_set.data, gold_set.starts, np.array(gold_set.strata)
     game, first, last = gold_set.forks.game, starts + 1 - HISTORY, starts + build_gold.ROLLOUT_STEPS
     assert (data.episode_ids[first] == data.episode_ids[last]).all()
-    reader, objects = truth.reader(game), truth.read_ram(game, data.ram)
+    reader, objects = detector.reader(game), detector.read_ram(game, data.ram)
     lost, in_play = reader.losses(objects), ~np.isnan(objects.ball[:, 0])
     kept = starts + (reader.KEPT_STEPS or build_gold.ROLLOUT_STEPS)
     is_serve, is_loss = strata == "serve", strata == reader.STRATA[-1]
@@ -90,7 +93,7 @@ def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_s
 
 @BOTH
 def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold_set):
-    ball = truth.read_ram(gold_set.forks.game, gold_set.data.ram).ball
+    ball = detector.read_ram(gold_set.forks.game, gold_set.data.ram).ball
     starts, strata = gold_set.starts, np.array(gold_set.strata)
     for steps in (1, 5):
         straight = ball[starts] + steps * (ball[starts] - ball[starts - 1])
@@ -115,7 +118,7 @@ def test_games_and_forks_are_what_the_emulator_makes_again(gold):
     mine = np.flatnonzero(gold.forks.episodes == first.seed)
     times = {_time_of(first, gold.forks.history[k]) for k in mine}
     parts = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
-    build_gold._fork_game(build_gold.make_atari_env(), first, times, parts)
+    build_gold._fork_game(emulator.make_atari_env(), first, times, parts)
     assert len(mine) and (np.stack(parts["frames"]) == gold.forks.frames[mine]).all()
     assert (np.stack(parts["ram"]) == gold.forks.ram[mine]).all()
 
@@ -195,32 +198,32 @@ class ReplayEngine:
 
 @pytest.fixture(scope="module")
 def judged(gold):
-    tier = gold_eval.Tier(24, 16, 6, 10, 4, 2, 50, 3)
-    return gold_eval.evaluate(ReplayEngine(gold.data), gold, tier, "canary")
+    tier = suite.Tier(24, 16, 6, 10, 4, 2, 50, 3)
+    return suite.evaluate(ReplayEngine(gold.data), gold, tier, "canary")
 
 
 def test_a_replay_of_the_gold_set_scores_full_marks(judged):
     document, _ = judged
-    for title, value, _ in results.headline_rows(document):
+    for title, value, _ in documents.headline_rows(document):
         assert float(value.split()[0]) >= 0.95, title
     assert document["is_gold"] and document["metrics"]["rollout/psnr@10"]["value"] == 60
 
 
 def test_the_result_is_one_line_of_json_and_a_table(judged, capsys):
     document, _ = judged
-    line = results.one_line(document)
+    line = documents.one_line(document)
     assert "\n" not in line and json.loads(line)["metrics"]["rollout/psnr@5"]["value"] == 60
-    results.print_table(document)
+    documents.print_table(document)
     printed = capsys.readouterr().out
     assert "ball tracking" in printed and "copy-last" in printed
 
 
 def test_the_report_is_one_file_that_needs_no_network(judged, tmp_path):
     document, pictures = judged
-    page = report.write_report(tmp_path, document, pictures).read_text(encoding="utf-8")
-    assert list(tmp_path.iterdir()) == [tmp_path / report.REPORT_NAME]
+    page = html_report.write_report(tmp_path, document, pictures).read_text(encoding="utf-8")
+    assert list(tmp_path.iterdir()) == [tmp_path / html_report.REPORT_NAME]
     assert "http" not in page and page.count("<svg") >= 6 and "image/webp" in page
-    assert "| ball tracking |" in report.model_card(document)
+    assert "| ball tracking |" in model_card.model_card(document)
 
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
@@ -230,7 +233,7 @@ BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), "")
 @pytest.mark.skipif(not BROWSER, reason="no Chromium: apt-get install chromium")
 def test_the_report_opens_in_a_browser_without_a_network(judged, tmp_path):
     document, pictures = judged
-    page = report.write_report(tmp_path, document, pictures)
+    page = html_report.write_report(tmp_path, document, pictures)
     check = "<script>addEventListener('load', () => { const bad = [...document.images].filter(" \
             "i => !i.complete || !i.naturalWidth).length; document.title = bad + ' of ' + " \
             "document.images.length + ' pictures broken'; })</script>"  # fmt: skip
@@ -260,7 +263,7 @@ def _untrained(tmp_path, game, num_actions):
     path = tmp_path / "best.pt"
     checkpoint.save_checkpoint(
         path, "world_model", TemporalWorldModel(shape), emulator=emulator,
-        vqvae_sha256=checkpoint.tokenizer_sha256(vqvae),
+        vqvae_sha256=tokenizer_sha256(vqvae),
     )  # fmt: skip
     return path
 
@@ -305,9 +308,9 @@ def test_the_card_says_which_flags_a_run_could_not_have():
     first = {"steps": 9, "rarity": 20.0, "smoke": False}
     last = {"steps": 5, "rarity": 60.0, "ema": 0.998, "rare_motion": 0.0, "data": "/d.npz"}
     info = {"earlier": [{"train_args": first, "step": 9}], "train_args": last, "step": 5}
-    runs = gold_eval._training(info)
+    runs = suite._training(info)
     assert [run["unknown"] for run in runs] == [["ema", "rare_motion"], []]
-    lines = report._training_lines({"train_vqvae_hires": runs})
+    lines = model_card._training_lines({"train_vqvae_hires": runs})
     assert "Trained for 9 steps, before there was --ema, --rare-motion:" in lines
     assert "Trained for 5 steps:" in lines and "did not exist then" in lines[0]
 
@@ -364,14 +367,14 @@ def test_results_of_other_data_refuse_to_be_compared():
 
     def document(digest, shift=0.0):
         metrics = {"x/y": mean_metric(np.arange(9) + shift, range(9)), "x/z": Metric(float("nan"))}
-        return results.make_document(metrics, **facts | {"data_sha256": digest})
+        return documents.make_document(metrics, **facts | {"data_sha256": digest})
 
-    rows = results.compare(document("a"), document("a", 0.5))
+    rows = documents.compare(document("a"), document("a", 0.5))
     assert rows == [("x/y", "+0.5000 [+0.5000, +0.5000]", "*")]
-    alone = [results.make_document({"x": Metric(v)}, **facts) for v in (1.0, 3.0)]  # no interval
-    assert results.compare(*alone) == [("x", "+2.0000", "")]
+    alone = [documents.make_document({"x": Metric(v)}, **facts) for v in (1.0, 3.0)]  # no interval
+    assert documents.compare(*alone) == [("x", "+2.0000", "")]
     with pytest.raises(ValueError, match="cannot be compared"):
-        results.compare(document("a"), document("b"))
+        documents.compare(document("a"), document("b"))
 
 
 def test_a_comparison_shows_what_only_one_of_two_results_has():
@@ -379,12 +382,12 @@ def test_a_comparison_shows_what_only_one_of_two_results_has():
 
     def document(**values):
         metrics = {name: Metric(value) for name, value in values.items()}
-        return results.make_document(metrics, data_sha256="a", evaluator=1, settings={})
+        return documents.make_document(metrics, data_sha256="a", evaluator=1, settings={})
 
     never = float("nan")
     before = document(fires=never, fired=0.25, both=never, gone=2.0)
     after = document(fires=0.5, fired=never, both=never, new=1.0)
-    assert results.compare(before, after) == [
+    assert documents.compare(before, after) == [
         ("fires", "- -> 0.5000", ""), ("fired", "0.2500 -> -", ""), ("gone", "2 -> -", ""),
         ("new", "- -> 1", ""),
     ]  # fmt: skip
@@ -396,7 +399,7 @@ def test_a_game_without_a_gold_set_says_what_to_do():
 
 
 def test_the_tables_of_the_readme_are_those_of_the_model_cards():
-    text = readme_tables.README.read_text(encoding="utf-8")
-    assert readme_tables.with_tables(text) == text
+    text = results_page.README.read_text(encoding="utf-8")
+    assert results_page.with_tables(text) == text
     changed = text.replace("| **rollout@5** | 0", "| **rollout@5** | 1")
-    assert changed != text and readme_tables.with_tables(changed) == text
+    assert changed != text and results_page.with_tables(changed) == text

@@ -3,13 +3,7 @@
 import numpy as np
 import pytest
 
-from v2.train.history_noise import (
-    MAX_PATCH,
-    MAX_UNIFORM_SHARE,
-    NUM_DRAWS,
-    PASTED_SHARE,
-    add_noise,
-)
+from v2.train.history_noise import MAX_PATCH, MAX_UNIFORM_SHARE, NUM_DRAWS, PASTED_SHARE, add_noise
 
 GRID = (21, 16)
 BALL, WALL, FLOOR = 7, 3, 1

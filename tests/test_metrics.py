@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from v2.eval import metrics
-from v2.eval.bootstrap import mean_metric, paired_difference, quantile_metric
+from v2.eval.intervals import mean_metric, paired_difference, quantile_metric
 
 
 @pytest.fixture

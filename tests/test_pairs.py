@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from v2 import checkpoint
+from v2.decoding import ONE_LOOK, Sampling, predict_next
 from v2.dream import DreamEngine
+from v2.models.pairs import SeenPairs, either, mended, num_unseen, seen_pairs
 from v2.models.temporal_world_model import WorldModelConfig
-from v2.pairs import SeenPairs, either, mended, num_unseen, seen_pairs
-from v2.rollout import ONE_LOOK, Sampling, predict_next
+from v2.models.weights import load_world_model, stored_pairs
+from v2.runtime import checkpoint
 
 GRID, CODES = (3, 4), 5
 
@@ -110,10 +111,10 @@ def test_pairs_are_saved_with_the_world_model(vqvae, world_model, tmp_path):
         ({"right": seen.right, "below": seen.below.to_sparse()}, True),
     ):  # fmt: skip
         checkpoint.save_checkpoint(path, "world_model", world_model, seen_pairs=tables)
-        _, info = checkpoint.load_world_model(path)
+        _, info = load_world_model(path)
         if refused:
             with pytest.raises(ValueError, match=r"w.pt: its tables of pairs are damaged"):
-                checkpoint.stored_pairs(info, config, path)
+                stored_pairs(info, config, path)
         else:
-            read = checkpoint.stored_pairs(info, WorldModelConfig(4), path)
+            read = stored_pairs(info, WorldModelConfig(4), path)
             assert read is None if not tables else torch.equal(read.below, seen.below)

@@ -16,14 +16,18 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from v2 import checkpoint, play_atari_hires
+from v2 import play_atari_hires
 from v2.data import collect_atari, tokenize_atari
-from v2.data.atari_dataset import EmulatorConfig, load_game_data, make_atari_env, save_game_data
+from v2.data.atari_dataset import load_game_data, save_game_data
+from v2.data.emulator import make_atari_env
+from v2.data.games import EmulatorConfig, find_weights
 from v2.data.tokens import recording_sha256, tokenize
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
-from v2.run_dir import find_weights, plain_args
+from v2.models.weights import load_vqvae, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.run_dir import plain_args
 from v2.train import ablations, pipeline, train_vqvae_hires, train_wm_hires
 from v2.train.pipeline import Pipeline
 
@@ -169,8 +173,8 @@ def stages(game_data, vqvae, world_model, monkeypatch):
             with torch.no_grad():
                 vqvae.quantizer.codebook += 1  # each is another tokenizer
         else:
-            extra["vqvae_sha256"] = checkpoint.tokenizer_sha256(
-                checkpoint.load_vqvae(find_weights(args.vqvae, "vqvae", args.game))[0]
+            extra["vqvae_sha256"] = tokenizer_sha256(
+                load_vqvae(find_weights(args.vqvae, "vqvae", args.game))[0]
             )
         folder = args.out / "runs" / f"20260101_0000{next(made):02}"
         folder.mkdir(parents=True)
@@ -180,7 +184,7 @@ def stages(game_data, vqvae, world_model, monkeypatch):
         (folder / "status.json").write_text(json.dumps(status))
         checkpoint.save_checkpoint(folder / "last.pt", kind, model, **extra)
 
-    monkeypatch.setattr(pipeline.command_line, "run_script", run)
+    monkeypatch.setattr(pipeline.cli, "run_script", run)
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
     monkeypatch.setattr(pipeline, "window_flops", lambda model, steps, positions: 1e9)
     monkeypatch.setattr(pipeline, "matrix_products", lambda device, seconds: {"float32": 1.0})
@@ -244,7 +248,7 @@ def test_only_runs_of_todays_recording_and_tokens_are_gone_on_with(
 def test_what_is_made_and_judged_is_not_made_again(stages, tmp_path):
     assert pipeline.main(["--out", str(tmp_path)]) == 0
     vqvae_run, run = sorted((tmp_path / "runs").iterdir())
-    vqvae, _ = checkpoint.load_vqvae(vqvae_run / "last.pt")
+    vqvae, _ = load_vqvae(vqvae_run / "last.pt")
     data = tmp_path / "atari_game_data.npz"
     tokenize(data, vqvae, torch.device("cpu")).save(tmp_path / "atari_tokens_hires.npz")
     (run / "best.pt").touch()
@@ -311,7 +315,7 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
             run_dir.mkdir(parents=True)
             (run_dir / "last.pt").touch()
 
-    monkeypatch.setattr(ablations.command_line, "run_script", run)
+    monkeypatch.setattr(ablations.cli, "run_script", run)
     monkeypatch.setattr(ablations, "is_finished", lambda run: True)
     assert ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "1000"]) == 0
     trained = [flags for script, flags in calls if script.startswith("train/")]

@@ -17,39 +17,30 @@ import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from v2 import play_atari_hires, play_game, recording
-from v2.clips import BackgroundClips
-from v2.controls import ALIASES, ActionMap, HeldInputs
-from v2.data.atari_dataset import (
-    EmulatorConfig,
-    load_game_data,
-    make_atari_env,
-    split_of_game,
-    window_starts,
-)
+from v2 import dream, play_atari_hires
+from v2.data.atari_dataset import load_game_data, split_of_game, window_starts
+from v2.data.collector import GameJob, record_game
+from v2.data.emulator import make_atari_env
+from v2.data.games import EmulatorConfig
 from v2.data.npz import write_npz
 from v2.data.policies import MIXES, STICKY
-from v2.data.recorder import GameJob, record_game
+from v2.decoding import Sampling
 from v2.dream import DreamEngine
-from v2.eval import truth
-from v2.forks import Forks
-from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import Worker, run_window
-from v2.play_session import HISTORY_FRAMES, PlaySession
-from v2.players import Players, player_names
-from v2.recording import (
-    HUMAN_SEED_START,
-    MAX_WAITING,
-    BackgroundRecording,
-    EpisodeTape,
-    GifRecording,
-    open_recording,
-)
-from v2.render import CURVE_STEPS
-from v2.replay import Replay
-from v2.rollout import Sampling
+from v2.eval.objects import detector
+from v2.play import video
+from v2.play.branches import Forks
+from v2.play.clip_saver import BackgroundClips
+from v2.play.controllers import Players, player_names
+from v2.play.game import PlayGame, PlaySettings, _thinned
+from v2.play.keys import ALIASES, ActionMap, HeldInputs
+from v2.play.loop import Worker, run_window
+from v2.play.picture import CURVE_STEPS
+from v2.play.replay import Replay
+from v2.play.session import HISTORY_FRAMES, PlaySession
+from v2.play.tape import HUMAN_SEED_START, EpisodeTape
+from v2.play.video import MAX_WAITING, BackgroundRecording, GifRecording, open_recording
+from v2.play.window import Window
 from v2.train import train_vqvae_hires
-from v2.window import Window
 
 ROOT = Path(__file__).resolve().parents[1]
 BREAKOUT = ["NOOP", "FIRE", "RIGHT", "LEFT"]
@@ -324,7 +315,7 @@ def test_commands_that_wait_for_a_step_are_all_done_in_their_order(session):
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_value(session):
     for length in (0, 1, 299, 300, 301, 4000):
-        shown = play_game._thinned(list(range(length)))
+        shown = _thinned(list(range(length)))
         assert len(shown) <= CURVE_STEPS and shown[-1:] == list(range(length))[-1:]
         assert len(shown) >= min(length, CURVE_STEPS // 2)
 
@@ -384,7 +375,7 @@ def test_the_last_step_in_a_window_is_recorded_too(tmp_path):
 
 def test_what_is_recorded_has_no_badge_of_recording_and_no_help_line(session, monkeypatch):
     drawn = []
-    monkeypatch.setattr(play_game, "render", lambda view, scale: drawn.append(view))
+    monkeypatch.setattr("v2.play.game.render", lambda view, scale: drawn.append(view))
     players = Players("breakout", ActionMap(BREAKOUT), "human", 0)
     video = SimpleNamespace(write=lambda picture: None)
     game = PlayGame(session, players, SETTINGS, recording=video)
@@ -393,7 +384,7 @@ def test_what_is_recorded_has_no_badge_of_recording_and_no_help_line(session, mo
     game.job_done(0, 0)
     (recorded,) = drawn
     assert ("REC", "alarm") not in recorded.badges and recorded.hint == ""
-    assert ("REC", "alarm") in game.view().badges and game.view().hint == play_game.HINT
+    assert ("REC", "alarm") in game.view().badges and game.view().hint == game.HINT
 
 
 def test_a_clip_that_cannot_be_saved_is_said_and_play_goes_on(tmp_path):
@@ -481,8 +472,8 @@ def test_the_distances_are_zero_while_the_dream_is_the_game(session):
 
 def test_the_script_sees_in_a_frame_what_it_reads_in_ram(session):
     play(session, [FIRE, *[NOOP] * 12])
-    objects = truth.read_frames("breakout", session.moment.real_frame[None])
-    seen = truth.write_ram("breakout", objects)[0].astype(int)
+    objects = detector.read_frames("breakout", session.moment.real_frame[None])
+    seen = detector.write_ram("breakout", objects)[0].astype(int)
     ram = session.ram.astype(int)
     assert abs(seen[[99, 101, 72]] - ram[[99, 101, 72]]).max() <= 2
 
@@ -518,7 +509,7 @@ def test_the_script_of_pong_plays_a_dream_and_distances_are_measured():
 
 
 def test_every_script_can_read_the_frames_of_its_game():
-    assert all(truth.has_truth(game) for game in MIXES)
+    assert all(detector.has_truth(game) for game in MIXES)
 
 
 def test_a_game_of_18_actions_has_its_combinations_and_no_distances():
@@ -536,9 +527,9 @@ def test_a_game_of_18_actions_has_its_combinations_and_no_distances():
 def test_a_recording_holds_every_frame_that_was_written(tmp_path, suffix):
     path = tmp_path / f"a b{suffix}"
     rng = np.random.default_rng(0)
-    with open_recording(path, 15) as recording:
+    with open_recording(path, 15) as video:
         for _ in range(20):
-            recording.write(rng.integers(0, 255, (71, 65, 3), np.uint8))
+            video.write(rng.integers(0, 255, (71, 65, 3), np.uint8))
             assert not path.exists()
     assert count_frames(path) == 20
     assert not list(tmp_path.glob(".*"))
@@ -547,7 +538,7 @@ def test_a_recording_holds_every_frame_that_was_written(tmp_path, suffix):
 def test_a_gif_keeps_its_first_pictures_and_says_once_that_it_is_full(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(recording, "MAX_GIF_PICTURES", 3)
+    monkeypatch.setattr(video, "MAX_GIF_PICTURES", 3)
     with open_recording(tmp_path / "a.gif", 15) as gif:
         for level in range(5):
             gif.write(np.full((8, 8, 3), 40 * level, np.uint8))
@@ -562,9 +553,9 @@ def test_an_unknown_kind_of_recording_is_refused(tmp_path):
 
 def test_a_png_holds_the_last_picture(tmp_path):
     path = tmp_path / "new" / "last.png"
-    with open_recording(path, 15) as recording:
+    with open_recording(path, 15) as video:
         for level in (10, 20):
-            recording.write(np.full((6, 5, 3), level, np.uint8))
+            video.write(np.full((6, 5, 3), level, np.uint8))
     assert (np.array(Image.open(path)) == 20).all()
 
 
@@ -593,27 +584,27 @@ class SlowRecording(list):
 
 def test_a_slow_encoder_holds_up_the_game_only_when_many_pictures_wait():
     slow = SlowRecording()
-    recording = BackgroundRecording(slow)
+    video = BackgroundRecording(slow)
     for picture in range(MAX_WAITING):
-        recording.write(picture)
+        video.write(picture)
     assert slow == []
     threading.Timer(0.1, slow.may_go.set).start()
-    recording.write(MAX_WAITING)
+    video.write(MAX_WAITING)
     assert slow[:1] == [0]
-    recording.close()
-    assert slow == list(range(MAX_WAITING + 1)) and slow.is_closed and recording.is_saved
+    video.close()
+    assert slow == list(range(MAX_WAITING + 1)) and slow.is_closed and video.is_saved
 
 
 def test_what_the_encoder_raises_comes_out_at_the_end_and_nothing_follows_it():
     slow = SlowRecording()
-    recording = BackgroundRecording(slow)
+    video = BackgroundRecording(slow)
     for picture in (0, None, 2, 3):
-        recording.write(picture)
+        video.write(picture)
     slow.may_go.set()
     with pytest.raises(OSError, match="disk is full"):
-        recording.close()
+        video.close()
     assert slow.is_closed and slow == [0]  # no video with a hole
-    assert not recording.is_saved
+    assert not video.is_saved
 
 
 def count_frames(path: Path) -> int:
@@ -668,7 +659,7 @@ def test_a_game_played_again_is_left_out_and_the_rest_can_be_trained_on(tmp_path
 @pytest.fixture
 def fake_weights(monkeypatch):
     engine = FakeEngine()
-    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
     return engine
 
 
@@ -713,7 +704,7 @@ def test_after_the_script_of_keys_nothing_is_pressed(fake_weights, capsys):
 
 def test_play_knows_what_up_and_down_mean_in_pong(monkeypatch, capsys):
     engine, made = FakeEngine(num_actions=6), []
-    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
     monkeypatch.setattr(
         play_atari_hires, "Players", lambda *args: made.append(args[1]) or Players(*args)
     )
@@ -792,7 +783,7 @@ def test_models_are_loaded_and_run_on_one_thread_that_is_not_the_windows(
 
         return on_this_thread
 
-    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", noted(lambda *a, **k: engine))
+    monkeypatch.setattr(dream.DreamEngine, "load", noted(lambda *a, **k: engine))
     for name in ("reset", "step", "encode"):
         monkeypatch.setattr(engine, name, noted(getattr(engine, name)))
     threading.Thread(target=press_q, args=[engine]).start()
@@ -821,10 +812,10 @@ STOPPED = """
 import sys
 sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
-from v2 import command_line, play_atari_hires
+from v2.runtime import cli, play_atari_hires
 play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine(seconds=0.02)
 sys.argv = ["play", "--headless", "--steps", "100000", "--record", {path!r}]
-command_line.run(play_atari_hires.main)
+cli.run(play_atari_hires.main)
 """
 
 
@@ -859,13 +850,13 @@ def test_after_a_sync_the_dreamed_ball_goes_on_in_its_direction():
     for _ in range(100):
         for _ in range(9):
             session.step(players.act(session, []))
-        balls = truth.read_frames("breakout", np.stack(session.frames)).ball
+        balls = detector.read_frames("breakout", np.stack(session.frames)).ball
         velocity = balls[-1] - balls[-2]
         if len(agreeing) == 10 or np.isnan(balls).any() or not 40 < balls[-1, 1] < 60:
             continue
         session.sync()
         dreamed = np.stack([engine.step(NOOP) for _ in range(2)])
-        moved = truth.read_frames("breakout", dreamed).ball[-1] - balls[-1]
+        moved = detector.read_frames("breakout", dreamed).ball[-1] - balls[-1]
         agreeing.append(moved @ velocity > 0.5 * 2 * velocity @ velocity)
     assert np.mean(agreeing) >= 0.8
 
@@ -971,7 +962,7 @@ def test_replay_refuses_data_of_another_game(episodes):
 def test_replay_refuses_data_of_another_emulator(episodes, monkeypatch, dummy_window):
     engine = FakeEngine()
     engine.info = {"emulator": {"game": "breakout", "frameskip": 2}}
-    monkeypatch.setattr(play_atari_hires.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
     with pytest.raises(ValueError, match="with frameskip 4, and the model knows frameskip 2"):
         play_atari_hires.main(["--replay", str(episodes)])
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from v2.data.atari_dataset import load_game_data
-from v2.pen import COLORS
+from v2.play.draw import COLORS
 
 ROOT = Path(__file__).resolve().parents[1]
 missing = [tool for tool in ("Xvfb", "xdotool") if shutil.which(tool) is None]
@@ -24,14 +24,14 @@ PROGRAM = """
 import pathlib, sys, time
 sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
-from v2 import command_line, play_atari_hires
+from v2.runtime import cli, play_atari_hires
 def load(*args, **kwargs):
     while not pathlib.Path("weights").exists():
         time.sleep(0.05)
     return FakeEngine()
 play_atari_hires.DreamEngine.load = load
 sys.argv = ["play", "--scale", "4", "--record", "play.mp4", "--save-data", "data.npz"]
-command_line.run(play_atari_hires.main)
+cli.run(play_atari_hires.main)
 """
 FIRE, RIGHT = 1, 2
 LIT_PIXELS = 300  # a key of the picture that is down is a box of more pixels than this

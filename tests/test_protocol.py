@@ -6,28 +6,17 @@ import numpy as np
 import pytest
 
 from tests import canaries
-from v2.eval import truth
-from v2.eval.breakout_reader import SERVE_STEPS
-from v2.eval.clips import (
-    HISTORY,
-    Clips,
-    cut_clips,
-    even_starts,
-    random_starts,
-    stratified_starts,
-)
-from v2.eval.dreaming import dream, encode
-from v2.eval.fork_scores import Forks, fork_scores, shuffle_scores
+from v2.eval.branches import Forks, fork_scores, shuffle_scores
+from v2.eval.engine import dream, encode
 from v2.eval.long_dreams import _one_ball, long_dream_scores
-from v2.eval.protocol import (
-    LEAD_STEPS,
-    ending_scores,
-    one_step_scores,
-    quick_scores,
-    speed_scores,
-    tokenizer_scores,
-)
-from v2.eval.rollout_scores import Reader, absent_before, paddle_error, rollout_scores
+from v2.eval.objects import detector
+from v2.eval.objects.breakout import SERVE_STEPS
+from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
+from v2.eval.rollouts import Reader, absent_before, paddle_error, rollout_scores
+from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, stratified_starts
+from v2.eval.suite import speed_scores
+from v2.eval.tokenizer import tokenizer_scores
+from v2.eval.validate import quick_scores
 
 HORIZON, HORIZONS = 20, (1, 5, 10, 20)
 GAME_STEPS = 700
@@ -450,13 +439,13 @@ def pong():
 def test_pongs_ball_flies_straight_where_that_is_the_stratum_and_turns_elsewhere(pong):
     data, _ = pong
     starts, strata = stratified_starts(data, 4, HORIZON, np.random.default_rng(0))
-    ball, strata = truth.read_ram("pong", data.ram).ball, np.array(strata)
+    ball, strata = detector.read_ram("pong", data.ram).ball, np.array(strata)
     straight = ball[starts] + 5 * (ball[starts] - ball[starts - 1])
     misses = np.linalg.norm(straight - ball[starts + 5], axis=1)
     assert (misses[strata == "flight"] < 1).all()
     assert (misses[np.isin(strata, ("wall", "paddle"))] > 2).all()
     assert np.isnan(ball[starts[strata == "serve"]]).all()
-    points = truth.reader("pong").losses(truth.read_ram("pong", data.ram))
+    points = detector.reader("pong").losses(detector.read_ram("pong", data.ram))
     made = points[starts + HORIZON] > points[starts - 3]
     assert (made[strata != "serve"] == (strata[strata != "serve"] == "point")).all()
 

@@ -8,16 +8,17 @@ import pygame
 import pytest
 
 from tests.fake_engine import FakeEngine
-from v2.controls import PLAY_KEYS, REPLAY_KEYS, ActionMap
-from v2.data.atari_dataset import EmulatorConfig, make_atari_env
-from v2.play_game import HINT, PlayGame, PlaySettings
-from v2.play_loop import FOCUS_HINT, Clock, Worker, run_window
-from v2.play_session import PlaySession
-from v2.players import Players
-from v2.recording import EpisodeTape
-from v2.render import Curve, Pane, View, draw, largest_scale, picture_size, render
-from v2.replay import Replay
-from v2.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
+from v2.data.emulator import make_atari_env
+from v2.data.games import EmulatorConfig
+from v2.play.controllers import Players
+from v2.play.game import HINT, PlayGame, PlaySettings
+from v2.play.keys import PLAY_KEYS, REPLAY_KEYS, ActionMap
+from v2.play.loop import FOCUS_HINT, Clock, Worker, run_window
+from v2.play.picture import Curve, Pane, View, draw, largest_scale, picture_size, render
+from v2.play.replay import Replay
+from v2.play.session import PlaySession
+from v2.play.tape import EpisodeTape
+from v2.play.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
 
 NOOP, FIRE, RIGHT, LEFT = range(4)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from v2.run_dir import RunDir, find_weights, finished_runs
+from v2.data.games import find_weights
+from v2.runtime.run_dir import RunDir, find_checkpoint, finished_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,25 +31,26 @@ def test_latest_is_the_newest_finished_run_that_is_no_smoke_run(tmp_path):
     _finished(root, is_smoke=True)
     RunDir.create(root, "world_model", {"args": {}}).release()
     assert finished_runs(root, "world_model")[-1] == newest.path
-    assert find_weights("latest", "world_model", "breakout", tmp_path) == newest.path / "best.pt"
+    assert find_checkpoint("latest", "world_model", root, "") == newest.path / "best.pt"
 
 
 def test_latest_falls_back_to_the_shipped_weights(tmp_path):
     shipped = tmp_path / "atari" / "atari_vqvae_hires.pt"
     shipped.parent.mkdir()
     shipped.write_bytes(b"x")
-    assert find_weights("latest", "vqvae", "breakout", tmp_path) == shipped
+    assert find_checkpoint("latest", "vqvae", shipped.parent, "") == shipped
 
 
-def test_a_game_without_weights_names_the_command_that_trains_it(tmp_path):
+def test_a_game_without_weights_names_the_command_that_trains_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="run make train GAME=pong$"):
-        find_weights("latest", "world_model", "Pong", tmp_path)
+        find_weights("latest", "world_model", "Pong")
 
 
 def test_an_unknown_run_is_refused_with_those_there_are(tmp_path):
     run = _finished(tmp_path / "atari")
     with pytest.raises(FileNotFoundError, match=f"'20990101_000000'.*{run.path.name}"):
-        find_weights("20990101_000000", "world_model", "breakout", tmp_path)
+        find_checkpoint("20990101_000000", "world_model", tmp_path / "atari", "")
 
 
 def test_a_clock_that_goes_back_hides_no_newer_run(tmp_path, monkeypatch):
@@ -62,7 +64,7 @@ def test_a_clock_that_goes_back_hides_no_newer_run(tmp_path, monkeypatch):
 
 HOLDING = """
 import sys, time
-from v2.run_dir import RunDir
+from v2.runtime.run_dir import RunDir
 run = RunDir(sys.argv[1])
 run.acquire()
 print("holding", flush=True)

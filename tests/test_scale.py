@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2.data.atari_dataset import DATA_NAME, EmulatorConfig, emulator_dict
-from v2.data.checks import array_sha256
+from v2.data.atari_dataset import DATA_NAME
 from v2.data.frames import FRAME_SHAPE
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.tokens import TOKENS_NAME
+from v2.data.validation import array_sha256
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,8 +42,7 @@ MAX_BYTES = 8 << 30
 DRIVER = """
 import functools, io, os, resource, sys, tempfile
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from tests.test_scale import MAX_BYTES, Holes
-from v2 import command_line
+from v2.runtime import cli
 from v2.train import train_vqvae_hires, train_wm_hires
 resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
 tempfile.TemporaryFile = lambda dir: Holes(os.open(dir, os.O_TMPFILE | os.O_RDWR), "r+")
@@ -51,7 +51,7 @@ train_wm_hires.WorldModelConfig = functools.partial(
     train_wm_hires.WorldModelConfig, **SMALL_WORLD_MODEL
 )
 script = {"vqvae": train_vqvae_hires, "world_model": train_wm_hires}[sys.argv[1]]
-command_line.run(lambda: script.main(sys.argv[2:]))
+cli.run(lambda: script.main(sys.argv[2:]))
 """
 
 

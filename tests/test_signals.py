@@ -11,15 +11,16 @@ import pytest
 
 from tests.conftest import SMALL_WORLD_MODEL
 from tests.test_training import DRIVER, _wm_flags, data_path  # noqa: F401
-from v2 import checkpoint
-from v2.command_line import StopRequest, forwarded_signals
 from v2.data import tokenize_atari
 from v2.data.atari_dataset import load_game_data
 from v2.dream import DreamEngine
 from v2.eval import gold_eval
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.run_dir import RunDir
+from v2.models.weights import tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.cli import StopRequest, forwarded_signals
+from v2.runtime.run_dir import RunDir
 from v2.train import train_wm_hires
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +59,7 @@ def test_training_saves_and_prints_the_command_that_resumes(number, data_path, t
     assert not list(run.glob(".*"))
 
 
-SLOW_STEP = DRIVER.replace("command_line.run", """
+SLOW_STEP = DRIVER.replace("cli.run", """
 import time
 step = script.Trainer.train_step
 def slow(trainer):
@@ -67,7 +68,7 @@ def slow(trainer):
         time.sleep(60)
     return step(trainer)
 script.Trainer.train_step = slow
-command_line.run""")
+cli.run""")
 
 
 def test_the_second_signal_leaves_at_once_and_the_old_checkpoint_stays(data_path, tmp_path):  # noqa: F811
@@ -113,9 +114,9 @@ def test_an_ignored_hangup_stays_ignored():
 
 COLLECT = """
 import sys
-from v2 import command_line
+from v2.runtime import cli
 from v2.data import collect_atari
-command_line.run(lambda: collect_atari.main(sys.argv[1:]))
+cli.run(lambda: collect_atari.main(sys.argv[1:]))
 """
 
 
@@ -202,7 +203,7 @@ def test_a_stopped_evaluation_writes_nothing(vqvae, tmp_path, monkeypatch, capsy
     model = TemporalWorldModel(WorldModelConfig(num_actions=4, **SMALL_WORLD_MODEL))
     checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae)
     checkpoint.save_checkpoint(tmp_path / "best.pt", "world_model", model,
-                               vqvae_sha256=checkpoint.tokenizer_sha256(vqvae))  # fmt: skip
+                               vqvae_sha256=tokenizer_sha256(vqvae))  # fmt: skip
     step = DreamEngine.step
 
     def interrupted(engine, action):

@@ -15,15 +15,15 @@ import torch
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
 from tests.test_training import _train_vqvae, _wm_flags, data_path  # noqa: F401
-from v2.controls import ActionMap
-from v2.data.atari_dataset import make_atari_env
+from v2.data.emulator import make_atari_env
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import Worker, run_headless
-from v2.play_session import PlaySession
-from v2.players import Players
+from v2.play.controllers import Players
+from v2.play.game import PlayGame, PlaySettings
+from v2.play.keys import ActionMap
+from v2.play.loop import Worker, run_headless
+from v2.play.session import PlaySession
 from v2.train import train_vqvae_hires, train_wm_hires
 
 pytestmark = pytest.mark.slow

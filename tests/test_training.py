@@ -17,19 +17,21 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from v2 import checkpoint
 from v2.data import tokenize_atari
 from v2.data.atari_dataset import save_game_data, window_starts
 from v2.data.tokens import load_tokens
-from v2.device import has_fast_bfloat16
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.run_dir import RunDir, finished_runs, read_config
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.device import has_fast_bfloat16
+from v2.runtime.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
-from v2.train.steps import FEW_WINDOWS, GradientGuard, HardWindows, Optimizers, Rows, step_rng
-from v2.train.wm_loss import WorldModelLoss, read_windows
+from v2.train.optim import GradientGuard, Optimizers
+from v2.train.sampling import FEW_WINDOWS, HardWindows, Rows, read_windows, step_rng
+from v2.train.wm_loss import WorldModelLoss
 
 
 @pytest.fixture
@@ -70,10 +72,10 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
                       "--rollout-steps", "2", "--lr", "1e-2")  # fmt: skip
     assert train_wm_hires.main(flags) == 0
     run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
-    vqvae, _ = checkpoint.load_vqvae(run / "vqvae.pt")
+    vqvae, _ = load_vqvae(run / "vqvae.pt")
     tokens = load_tokens(tokens_path, vqvae, data_path)
     windows = read_windows(tokens, tokens.rows_of("val")[:20], 4, 1)
-    model, _ = checkpoint.load_world_model(run / "last.pt")
+    model, _ = load_world_model(run / "last.pt")
     engine = DreamEngine(vqvae, model)
     truth = windows.tokens[:, 4]
     is_changed = truth != windows.tokens[:, 3]
@@ -156,8 +158,7 @@ def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, t
 
 def _shipped_into(tmp_path: Path, data_path: Path, monkeypatch) -> list[str]:
     """Let shipping write here; return the flags of a world model on a VQ-VAE that was trained."""
-    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
     vqvae = _train_vqvae(tmp_path / "atari", data_path, "--steps", "2")
     return _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
 
@@ -190,7 +191,7 @@ def test_the_mean_of_several_runs_is_shipped(
     assert ship.main(["--run", runs[1].name, "--average", "shipped"]) == 0
     shipped = tmp_path / "atari" / "atari_world_model_hires.pt"
     paths = [*(run / "last.pt" for run in runs), shipped]
-    loaded = [checkpoint.load_world_model(path) for path in paths]
+    loaded = [load_world_model(path) for path in paths]
     states = [model.state_dict() for model, _ in loaded]
     for name, weight in states[2].items():
         mean = (states[0][name] + states[1][name]) / 2
@@ -210,8 +211,7 @@ def test_the_mean_of_several_runs_is_shipped(
 def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
     small_models, data_path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr("v2.run_dir.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
     smoke = _train_vqvae(tmp_path / "atari", data_path, "--steps", "1", "--smoke")
     flags = _wm_flags(tmp_path / "atari", data_path, smoke, "--steps", "1")
     assert train_wm_hires.main(flags) == 0
@@ -230,10 +230,10 @@ def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
 def test_nothing_shipped_is_replaced_by_what_the_shipped_dtype_cannot_hold(
     vqvae, world_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(ship, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"kind": "world_model", "args": {}}))
     checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae, train_args={})
-    extra = {"vqvae_sha256": checkpoint.tokenizer_sha256(vqvae), "train_args": {}}
+    extra = {"vqvae_sha256": tokenizer_sha256(vqvae), "train_args": {}}
     with torch.no_grad():
         world_model.position[0, 0] = 1e6
     checkpoint.save_checkpoint(tmp_path / "w.pt", "world_model", world_model, **extra)
@@ -273,7 +273,7 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
     trainer.model.load_state_dict(weights)
     with torch.no_grad():
         found = trainer.model(windows.tokens[:, :4], windows.actions)
-        before = checkpoint.load_world_model(old)[0](windows.tokens[:, :4], windows.actions)
+        before = load_world_model(old)[0](windows.tokens[:, :4], windows.actions)
     assert (found.logits == before.logits).all() and trainer.model.config.local_layers == 2
 
 
@@ -339,7 +339,7 @@ def test_weights_learnt_on_other_tokens_go_on_only_when_asked(small_models, data
         train_wm_hires.main([*flags, "--init-from", str(first)])
     assert train_wm_hires.main([*flags, "--init-from", str(first), "--other-vqvae"]) == 0
     second = next((tmp_path / "x" / "runs").iterdir())
-    info = checkpoint.load_world_model(second / "last.pt")[1]
+    info = load_world_model(second / "last.pt")[1]
     assert len(info["earlier"]) == 1
     assert train_wm_hires.main(["--resume", str(second), "--steps", "2"]) == 0
 
@@ -432,12 +432,12 @@ def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp
     model = VQVAE(VQVAEConfig(**SMALL_VQVAE))
     model.load_state_dict(state["ema"])
     checkpoint.save_checkpoint(first / "last.pt", "vqvae", model)
-    begun = checkpoint.load_vqvae(first / "last.pt")[0]
+    begun = load_vqvae(first / "last.pt")[0]
     flags = ("--steps", "12", "--eval-steps", "12", "--decoder-only")
     second = _train_vqvae(tmp_path / "b", data_path, *flags, "--init-from", str(first / "last.pt"))
     for name in ("last.pt", "best.pt"):
-        tuned = checkpoint.load_vqvae(second / name)[0]
-        assert checkpoint.tokenizer_sha256(tuned) == checkpoint.tokenizer_sha256(begun)
+        tuned = load_vqvae(second / name)[0]
+        assert tokenizer_sha256(tuned) == tokenizer_sha256(begun)
         assert checkpoint.model_sha256(tuned) != checkpoint.model_sha256(begun)
     with pytest.raises(ValueError, match="--decoder-only needs --init-from"):
         train_vqvae_hires.main(["--data", str(data_path), "--decoder-only"])
@@ -516,7 +516,7 @@ def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path)
 
 
 def test_an_infinite_gradient_under_a_finite_loss_is_refused(world_model):
-    from v2.command_line import DivergedError
+    from v2.runtime.errors import DivergedError
 
     optimizer = torch.optim.AdamW(world_model.parameters())
     guard = GradientGuard(optimizer, 1.0, Workers())
@@ -533,7 +533,7 @@ def test_an_infinite_gradient_under_a_finite_loss_is_refused(world_model):
 
 
 def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_path, monkeypatch):
-    from v2.command_line import DivergedError
+    from v2.runtime.errors import DivergedError
 
     original = train_vqvae_hires.Trainer.loss
 
@@ -545,7 +545,7 @@ def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_pat
     with pytest.raises(DivergedError, match="5 steps in a row"):
         _train_vqvae(tmp_path / "v", data_path, "--steps", "20", "--save-minutes", "1e-9")
     run = next((tmp_path / "v" / "runs").iterdir())
-    checkpoint.load_vqvae(run / "last.pt")  # refuses weights that are not finite
+    load_vqvae(run / "last.pt")  # refuses weights that are not finite
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "world_model"])
@@ -579,7 +579,7 @@ def test_a_run_goes_on_with_two_processes_and_back(
     small_models, data_path, tmp_path, monkeypatch
 ):
     """One process, then two under torchrun, then one: as one process all the way."""
-    monkeypatch.setattr("v2.device.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("v2.runtime.device.has_fast_bfloat16", lambda device: False)
     alone = _train_vqvae(tmp_path, data_path, "--steps", "20", "--eval-steps", "20")
     changing = shutil.copytree(alone, tmp_path / "changing")
     driver = tmp_path / "driver.py"
@@ -649,7 +649,7 @@ QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
 import atexit, datetime, functools, os, sys, torch
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from v2 import command_line, device
+from v2.runtime import cli, device
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
 from v2.train import distributed, train_vqvae_hires as vqvae, train_wm_hires as world_model
 distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_SECONDS", "300")))
@@ -661,7 +661,7 @@ if os.environ.get("RANK") == "1":  # begins with weights of its own, which the f
     seed = torch.manual_seed
     torch.manual_seed = lambda number: seed(number + 1)
 script = {"vqvae": vqvae, "world_model": world_model}[sys.argv[1]]
-command_line.run(lambda: script.main(sys.argv[2:]))
+cli.run(lambda: script.main(sys.argv[2:]))
 """
 
 

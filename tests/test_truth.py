@@ -5,11 +5,11 @@ import functools
 import numpy as np
 import pytest
 
-from v2.data.atari_dataset import EmulatorConfig
+from v2.data.collector import GameJob, record_game
+from v2.data.games import EmulatorConfig
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY
-from v2.data.recorder import GameJob, record_game
-from v2.eval import truth
 from v2.eval.metrics import ball_scores
+from v2.eval.objects import detector
 
 PLAYED = {
     "breakout": [(CLUMSY, 700), (REWIND, 900)],
@@ -26,8 +26,8 @@ def _recorded(game):
     ]
     segments = [segment for job in jobs for segment in record_game(job)]
     frames = np.concatenate([s.frames[1:] for s in segments])  # Pong's reset has other colours
-    true = truth.read_ram(game, np.concatenate([s.ram[1:] for s in segments]))
-    return frames, true, truth.read_frames(game, frames)
+    true = detector.read_ram(game, np.concatenate([s.ram[1:] for s in segments]))
+    return frames, true, detector.read_frames(game, frames)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_both_paddles_and_the_score_of_pong_are_read(pong):
 
 def test_what_happens_to_pongs_ball_is_told_from_memory(pong):
     _, true, _ = pong
-    reader, points = truth.reader("pong"), true.score % 100 + true.score // 100
+    reader, points = detector.reader("pong"), true.score % 100 + true.score // 100
     found = reader.events(true)
     x = true.ball[:, 0]
     assert ((x[found["paddle"]] < 10) | (x[found["paddle"]] > 54)).all()
@@ -86,7 +86,7 @@ def test_what_happens_to_pongs_ball_is_told_from_memory(pong):
 
 def test_memory_written_for_pongs_script_holds_what_was_read(pong):
     _, true, _ = pong
-    again = truth.read_ram("pong", truth.write_ram("pong", true))
+    again = detector.read_ram("pong", detector.write_ram("pong", true))
     assert np.nanmax(np.abs(again.ball - true.ball)) < 0.01
     assert (np.isnan(again.ball) == np.isnan(true.ball)).all()
     assert np.abs(again.paddle - true.paddle).max() <= 2.4  # a paddle half behind a wall
@@ -103,32 +103,32 @@ def ball_frame(x: float, y: float, strength: float = 1.0) -> np.ndarray:
 
 def test_one_ball_is_one_ball_wherever_it_lies_on_the_pixels():
     places = [(20 + k / 5, 50 + m / 5) for k in range(5) for m in range(5)]
-    seen = truth.read_frames("breakout", np.stack([ball_frame(*place) for place in places]))
+    seen = detector.read_frames("breakout", np.stack([ball_frame(*place) for place in places]))
     assert (seen.num_balls == 1).all()
     assert np.abs(seen.ball - places).max() < 0.25
 
 
 def test_two_balls_are_two():
     frame = ball_frame(20, 50) + ball_frame(40, 60)
-    assert truth.read_frames("breakout", frame[None]).num_balls[0] == 2
+    assert detector.read_frames("breakout", frame[None]).num_balls[0] == 2
 
 
 def test_a_pale_ball_counts_and_a_speck_does_not():
     frames = np.stack([ball_frame(30.3, 55.1, strength) for strength in (0.7, 0.3)])
-    assert truth.read_frames("breakout", frames).num_balls.tolist() == [1, 0]
+    assert detector.read_frames("breakout", frames).num_balls.tolist() == [1, 0]
 
 
 def test_a_smear_is_no_ball():
     frame = np.zeros((1, 84, 64, 3), np.uint8)
     frame[0, 50:58, 20:30] = (50, 18, 18)
-    assert truth.read_frames("breakout", frame).num_balls[0] == 0
+    assert detector.read_frames("breakout", frame).num_balls[0] == 0
 
 
 def test_an_empty_batch_has_no_objects():
-    assert len(truth.read_frames("breakout", np.zeros((0, 84, 64, 3), np.uint8))) == 0
+    assert len(detector.read_frames("breakout", np.zeros((0, 84, 64, 3), np.uint8))) == 0
 
 
 def test_a_game_without_a_reader_is_refused_by_name():
-    assert not truth.has_truth("seaquest")
+    assert not detector.has_truth("seaquest")
     with pytest.raises(ValueError, match="seaquest"):
-        truth.read_frames("seaquest", np.zeros((1, 84, 64, 3), np.uint8))
+        detector.read_frames("seaquest", np.zeros((1, 84, 64, 3), np.uint8))

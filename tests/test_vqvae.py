@@ -2,17 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from v2.data.atari_dataset import make_atari_env
+from v2.data.emulator import make_atari_env
 from v2.data.frames import frames_to_float
-from v2.data.importance import (
-    deviation_rarity,
-    median_frame,
-    pixel_weights,
-    rare_motion_chances,
-)
 from v2.data.tokens import encode_frames
-from v2.device import autocast
 from v2.models.vqvae_hires import VQVAE, Quantizer, VQVAEConfig
+from v2.runtime.device import autocast
+from v2.train.sampling import rare_motion_chances
+from v2.train.vqvae_loss import deviation_rarity, median_frame, pixel_weights
 
 
 def test_parameters_are_within_the_design():

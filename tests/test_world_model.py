@@ -5,24 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from v2 import rollout
-from v2.data.importance import (
-    ImportanceConfig,
-    change_rarity,
-    code_distances,
-    draw_positions,
-    ghost_weights,
-    importance_weights,
-)
-from v2.device import autocast, choose_device
-from v2.dream import DreamEngine
-from v2.models.temporal_world_model import (
-    Prediction,
-    Subset,
-    TemporalWorldModel,
-    WorldModelConfig,
-)
-from v2.rollout import (
+from v2 import decoding
+from v2.decoding import (
     GREEDY,
     ONE_LOOK,
     Sampling,
@@ -32,8 +16,20 @@ from v2.rollout import (
     decide_first,
     predict_next,
 )
+from v2.dream import DreamEngine
+from v2.models.cells import draw_positions
+from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel, WorldModelConfig
+from v2.runtime.device import autocast, choose_device
 from v2.train import wm_loss
-from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss
+from v2.train.sampling import Windows
+from v2.train.token_weights import (
+    ImportanceConfig,
+    change_rarity,
+    code_distances,
+    ghost_weights,
+    importance_weights,
+)
+from v2.train.wm_loss import LossConfig, WorldModelLoss
 
 GRID = (21, 16)
 
@@ -268,9 +264,9 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
 
 
 def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_model, monkeypatch):
-    monkeypatch.setattr("v2.device.has_fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("v2.runtime.device.has_fast_bfloat16", lambda device: False)
     windows, steps = _windows(steps=4), []
-    predict = wm_loss.predict_next
+    predict = decoding.predict_next
 
     def note(model, history, actions, *args, **options):
         step = predict(model, history, actions, *args, **options)
@@ -469,8 +465,8 @@ def test_a_second_look_sees_what_is_given_and_stands_for_the_frame(world_model, 
         TemporalWorldModel, "forward", lambda *args: seen.append(args[3]) or forward(*args)
     )
     with torch.no_grad():
-        second, positions = rollout._look_again(world_model, history, actions, change, given)
-    assert second.logits.shape == (3, rollout.NUM_REVISED, 32)
+        second, positions = decoding._look_again(world_model, history, actions, change, given)
+    assert second.logits.shape == (3, decoding.NUM_REVISED, 32)
     assert (given.gather(1, positions) < 32).sum(1).tolist() == [1, 1, 1]
     assert {20, 49, 169, 170, 171, 186} <= set(positions[1].tolist())
     assert torch.allclose((1 / seen[0].chances)[:2].sum(1), torch.full((2,), 336.0), rtol=1e-3)

@@ -22,8 +22,9 @@ import subprocess
 import time
 from typing import NamedTuple
 
-from v2 import command_line
-from v2.files import check_writable
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.runtime import cli
+from v2.runtime.files import check_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 10)
@@ -45,7 +46,7 @@ class Finding(NamedTuple):
 
 
 def build_parser():
-    return command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    return cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
 
 
 def main(argv=None) -> int:
@@ -100,7 +101,7 @@ def check_device() -> list[Finding]:
         return []
     import torch
 
-    from v2.device import choose_device, has_fast_bfloat16
+    from v2.runtime.device import choose_device, has_fast_bfloat16
 
     device = choose_device("auto")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
@@ -162,19 +163,18 @@ def check_disk() -> list[Finding]:
 def check_weights() -> list[Finding]:
     if not (_is_there("torch") and _is_there("gymnasium") and _is_there("ale_py")):
         return []
-    from v2.data.atari_dataset import game_directory
-    from v2.run_dir import CHECKPOINTS
+    from v2.data.games import CHECKPOINTS, game_directory
 
     others = sorted(path.name for path in CHECKPOINTS.glob("*") if any(path.glob("*.pt")))
-    directories = {"breakout": game_directory(CHECKPOINTS, "breakout")}
+    directories = {"breakout": game_directory("breakout")}
     directories |= {game: CHECKPOINTS / game for game in others if game != "atari"}
     return [_check_pair(game, directory) for game, directory in directories.items()]
 
 
 def _check_pair(game: str, directory: Path) -> Finding:
     """Load a game's shipped weights."""
-    from v2 import checkpoint
-    from v2.run_dir import SHIPPED, finished_runs
+    from v2.runtime import checkpoint
+    from v2.runtime.run_dir import SHIPPED, finished_runs
 
     paths = {kind: directory / name for kind, name in SHIPPED.items()}
     absent = [path.name for path in paths.values() if not path.exists()]
@@ -185,9 +185,9 @@ def _check_pair(game: str, directory: Path) -> Finding:
         fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
         return Finding("weights", text, fix, "play, eval")
     try:
-        vqvae, _ = checkpoint.load_vqvae(paths["vqvae"])
-        vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
-        world_model, _ = checkpoint.load_world_model(paths["world_model"], vqvae_sha256)
+        vqvae, _ = load_vqvae(paths["vqvae"])
+        vqvae_sha256 = tokenizer_sha256(vqvae)
+        world_model, _ = load_world_model(paths["world_model"], vqvae_sha256)
     except ValueError as error:
         return Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")
     world_model_sha256 = checkpoint.model_sha256(world_model)
@@ -232,4 +232,4 @@ def _seconds_of_product(device, dtype) -> float:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -11,14 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from v2 import checkpoint
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.device import autocast, cast_weights, choose_device, compiled
+from v2.data.games import find_weights
+from v2.decoding import Sampling, advance, predict_next
+from v2.models.pairs import SeenPairs
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
-from v2.pairs import SeenPairs
-from v2.rollout import Sampling, advance, predict_next
-from v2.run_dir import SHIPPED, find_weights, shown_path
+from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.device import autocast, cast_weights, choose_device, compiled
+from v2.runtime.run_dir import SHIPPED, shown_path
 
 
 class DreamState(NamedTuple):
@@ -74,7 +76,7 @@ class DreamEngine:
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
 
         Args:
-            second_look: predict a frame once more where its outcome is open (v2.rollout).
+            second_look: predict a frame once more where its outcome is open (v2.decoding).
             retokenize: go on from what the tokenizer makes of each dreamed picture. In long dreams
                 more frames keep one ball; the first steps are a little worse (ROADMAP's log).
 
@@ -84,10 +86,10 @@ class DreamEngine:
         path = find_weights(name, "world_model", game)
         beside = path.with_name("vqvae.pt")
         vqvae_path = beside if beside.exists() else path.with_name(SHIPPED["vqvae"])
-        vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
-        tokenizer = checkpoint.tokenizer_sha256(vqvae)
-        world_model, info = checkpoint.load_world_model(path, tokenizer)
-        seen = checkpoint.stored_pairs(info, world_model.config, path)
+        vqvae, vqvae_info = load_vqvae(vqvae_path)
+        tokenizer = tokenizer_sha256(vqvae)
+        world_model, info = load_world_model(path, tokenizer)
+        seen = stored_pairs(info, world_model.config, path)
         models = {"vqvae": vqvae, "world_model": world_model}
         hashes = {name: checkpoint.model_sha256(model) for name, model in models.items()}
         info = info | {"vqvae": vqvae_info, "sha256": hashes}

@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import contextlib
 import json
@@ -20,18 +20,17 @@ import os
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-from v2 import recording
-from v2.controls import ALIASES, ActionMap
-from v2.data.atari_dataset import EmulatorConfig, make_atari_env
+from v2.data.emulator import make_atari_env
+from v2.data.games import EmulatorConfig
 from v2.dream import DreamEngine
-from v2.files import check_output
-from v2.play_game import PlayGame, PlaySettings
-from v2.play_loop import Worker, run_headless, run_window
-from v2.play_session import PlaySession
-from v2.players import Players, player_names
-from v2.render import MAX_SCALE, Pane, View
-from v2.replay import Replay
-from v2.window import (
+from v2.play.controllers import Players, player_names
+from v2.play.game import PlayGame, PlaySettings
+from v2.play.keys import ALIASES, ActionMap
+from v2.play.loop import Worker, run_headless, run_window
+from v2.play.picture import MAX_SCALE, Pane, View
+from v2.play.replay import Replay
+from v2.play.session import PlaySession
+from v2.play.window import (
     INPUT_KEYS,
     PLAY_ADVICE,
     PLAY_COMMANDS,
@@ -39,47 +38,48 @@ from v2.window import (
     REPLAY_COMMANDS,
     Window,
 )
+from v2.runtime.files import check_output
 
 RECORDING_SCALE, GIF_SCALE = 5, 3
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     weights = parser.add_argument_group("weights").add_mutually_exclusive_group()
     weights.add_argument("--latest", action="store_true",
                          help="newest finished run, else the shipped weights")  # fmt: skip
     weights.add_argument("--run", metavar="NAME", help="a run's folder name")
     weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--temperature", type=command_line.temperature, default=0.0,
+    parser.add_argument("--temperature", type=cli.temperature, default=0.0,
                         help="of the dreamed tokens; 0 takes the likeliest")  # fmt: skip
     _add_play_options(parser.add_argument_group("play"))
     group = parser.add_argument_group("without a display, and files")
     group.add_argument("--headless", action="store_true", help="no window, as fast as it goes")
-    group.add_argument("--steps", type=command_line.non_negative_int, default=0, help="end after "
+    group.add_argument("--steps", type=cli.non_negative_int, default=0, help="end after "
                        "so many; 0: no end, or 300 headless without --keys")  # fmt: skip
-    group.add_argument("--record", type=command_line.path, metavar="FILE",
+    group.add_argument("--record", type=cli.path, metavar="FILE",
                        help="video of all steps: mp4 or gif; "
                        "png keeps the last picture")
-    group.add_argument("--save-data", type=command_line.path, metavar="FILE.npz",
+    group.add_argument("--save-data", type=cli.path, metavar="FILE.npz",
                        help="save what is played, in the collector's format")  # fmt: skip
-    group.add_argument("--clips", type=command_line.path, metavar="DIR", default=Path("recordings"),
+    group.add_argument("--clips", type=cli.path, metavar="DIR", default=Path("recordings"),
                        help="where the V key saves the last 10 seconds")  # fmt: skip
-    group.add_argument("--replay", type=command_line.path, metavar="DATA.npz",
+    group.add_argument("--replay", type=cli.path, metavar="DATA.npz",
                        help="browse recorded episodes")  # fmt: skip
-    group.add_argument("--episode", type=command_line.non_negative_int, metavar="K",
+    group.add_argument("--episode", type=cli.non_negative_int, metavar="K",
                        help="id of the episode to begin with; None: the first")  # fmt: skip
     return parser
 
 
 def _add_play_options(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
-    group.add_argument("--fps", type=command_line.steps_per_second, metavar="STEPS",
+    group.add_argument("--fps", type=cli.steps_per_second, metavar="STEPS",
                        help="steps a second; None: the game's real time, 15")  # fmt: skip
     group.add_argument("--scale", type=int, choices=range(MAX_SCALE + 1), default=0,
                        metavar="SCALE", help="size of a frame's pixels, also in --record, "
                        f"up to {MAX_SCALE}; 0: what fits, in files 5 (GIF 3)")  # fmt: skip
-    group.add_argument("--seed", type=command_line.non_negative_int, default=0,
+    group.add_argument("--seed", type=cli.non_negative_int, default=0,
                        help="of players, of sticky games and of sampled tokens")  # fmt: skip
     group.add_argument("--policy", choices=("human", "random", "scripted"),
                        help="who begins; None: human, and headless without --keys scripted, "
@@ -114,7 +114,7 @@ def main(argv=None) -> int:
         engine = worker.call(DreamEngine.load, name, game, args.device, **sampling)
         print(f"weights: {engine.source}", flush=True)
         emulator = emulator_of(engine, game)
-        stop = stack.enter_context(command_line.StopRequest())
+        stop = stack.enter_context(cli.StopRequest())
         if args.replay:
             browser = worker.call(
                 Replay, args.replay, engine, emulator, args.episode, args.fps, args.clips
@@ -161,7 +161,7 @@ def play(
     players = Players(emulator.game, actions, args.policy or _first_player(args), args.seed)
     tape, seed = None, args.seed
     if args.save_data:
-        tape = recording.EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
+        tape = tape.EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
         seed = tape.first_game_seed(args.seed)
     session = worker.call(PlaySession, env, engine, seed, tape)
     if args.dream_only:
@@ -173,7 +173,7 @@ def play(
     steps = args.steps or (300 if args.headless and not script else 0)
     video = contextlib.nullcontext()
     if args.record:
-        video = recording.BackgroundRecording(recording.open_recording(args.record, fps))
+        video = video.BackgroundRecording(video.open_recording(args.record, fps))
     game = None
     try:
         with video:
@@ -218,4 +218,4 @@ def _report(args, game: PlayGame, tape, stop) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -1,29 +1,28 @@
-"""The emulator and the recorded data: one way to make a game, one file format, splits, windows.
+"""Recorded games: one file format, splits by game, windows; and the time convention.
 
 Contract (time): `actions[t]` is taken *at* `frames[t]`; `rewards[t]`, `terminated[t]` and
 `truncated[t]` are its result, seen with `frames[t + 1]`. The last frame of an episode has no
-action (`has_action` is false and the other fields are zero). This is the only module that
-imports gymnasium and ale_py. Knows nothing of policies, models or training.
+action (`has_action` is false and the other fields are zero). Hands on `make_atari_env`, which
+plays what is recorded. Knows nothing of policies, models or training.
 """
 
-import dataclasses
-import difflib
-import functools
 import hashlib
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.checks import (
+from v2.data.emulator import make_atari_env as make_atari_env
+from v2.data.frames import FRAME_SHAPE
+from v2.data.games import EmulatorConfig, game_id
+from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
+from v2.data.validation import (
     array_sha256,
     check_episodes,
     check_hashes,
@@ -31,140 +30,12 @@ from v2.data.checks import (
     check_steps,
     checked_blocks,
 )
-from v2.data.frames import FRAME_SHAPE, downsample_screen
-from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
-from v2.files import DISK_FULL
+from v2.runtime.files import DISK_FULL
 
 DATA_NAME = "atari_game_data"
 GOLD_SEED_START = 1_000_000_000
 VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is held out
 NUM_RAM_BYTES = 128
-
-
-@dataclass(frozen=True)
-class EmulatorConfig:
-    """Settings that make two recordings comparable; stored in every data file and checkpoint."""
-
-    game: str = "breakout"  # snake_case ROM name
-    frameskip: int = 4  # emulator frames a step; 60 / 4 = 15 steps a second
-    repeat_action_probability: float = 0.0  # 0: the chosen action is the executed action
-    full_action_space: bool = False
-    max_pool: bool = False  # maximum of the last two emulator frames; for games that flicker
-
-    def __post_init__(self):
-        object.__setattr__(self, "game", game_id(self.game))
-        if not 1 <= self.frameskip <= 60:
-            raise ValueError(f"frameskip must be 1 to 60, got {self.frameskip}")
-        if not 0 <= self.repeat_action_probability < 1:
-            raise ValueError(
-                f"repeat_action_probability must be in [0, 1), got {self.repeat_action_probability}"
-            )
-
-    @property
-    def steps_per_second(self) -> float:
-        return 60 / self.frameskip
-
-
-def game_id(name: str) -> str:
-    """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`.
-
-    Raises:
-        ValueError: no such ROM; names the closest ones.
-    """
-    short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
-    letters, known = re.sub(r"[\W_]", "", short).lower(), sorted(known_games())
-    spelt = {game.replace("_", ""): game for game in known}  # separators are free
-    if letters not in spelt:
-        close = [spelt[match] for match in difflib.get_close_matches(letters, spelt, n=3)]
-        hint = f"did you mean {' or '.join(close)}?" if close else f"e.g. {', '.join(known[:4])}"
-        raise ValueError(f"no Atari game named {name!r}: {hint}")
-    return spelt[letters]
-
-
-def game_directory(root: Path, game: str) -> Path:
-    """Return the directory of a game's data and weights below checkpoints/v2."""
-    return Path(root) / ("atari" if game_id(game) == "breakout" else game_id(game))
-
-
-def emulator_version() -> str:
-    import ale_py
-
-    return ale_py.__version__
-
-
-@functools.cache
-def known_games() -> dict[str, str]:
-    """Return every ALE game, as ROM name -> id in gymnasium's registry."""
-    _register()
-    specs = [spec for spec in gymnasium.registry.values() if spec.namespace == "ALE"]
-    return {spec.kwargs["game"]: spec.id for spec in specs}
-
-
-def _register():
-    import ale_py
-
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    gymnasium.register_envs(ale_py)
-
-
-class AtariFrameEnv(gymnasium.Wrapper):
-    """An ALE game whose observation is the model's frame, uint8 (84, 64, 3)."""
-
-    def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
-        super().__init__(env)
-        self.config = config
-        self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
-
-    @property
-    def action_meanings(self) -> list[str]:
-        return self.env.unwrapped.get_action_meanings()
-
-    @property
-    def ram(self) -> np.ndarray:
-        """The emulator's memory, uint8 (128,)."""
-        return self.env.unwrapped.ale.getRAM()
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        screen, info = self.env.reset(seed=seed, options=options)
-        return downsample_screen(screen), info
-
-    def step(self, action):
-        if not self.config.max_pool:
-            screen, reward, terminated, truncated, info = self.env.step(action)
-            return downsample_screen(screen), float(reward), terminated, truncated, info
-        total, previous, screen = 0.0, None, None
-        for _ in range(self.config.frameskip):
-            previous = screen
-            screen, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        pooled = screen if previous is None else np.maximum(previous, screen)
-        return downsample_screen(pooled), total, terminated, truncated, info
-
-
-def make_atari_env(game: str = "breakout", config: EmulatorConfig | None = None) -> AtariFrameEnv:
-    """Make the emulator as collecting, evaluating and playing all use it.
-
-    Args:
-        game: name in any common spelling; ignored when `config` is given.
-    """
-    config = config or EmulatorConfig(game=game)
-    try:
-        env = gymnasium.make(
-            known_games()[config.game],
-            obs_type="rgb",
-            frameskip=1 if config.max_pool else config.frameskip,
-            repeat_action_probability=config.repeat_action_probability,
-            full_action_space=config.full_action_space,
-            disable_env_checker=True,
-        )
-    except (gymnasium.error.Error, OSError) as error:
-        raise FileNotFoundError(
-            f"no ROM of {config.game} ({' '.join(str(error).split())}): ale-py carries it; "
-            "unset ALE_ROMS_DIR, or pip install --force-reinstall -r requirements.txt"
-        ) from error
-    return AtariFrameEnv(env, config)
 
 
 ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
@@ -466,7 +337,3 @@ def window_starts(
     if len(starts) == 0:
         raise ValueError(f"every episode is shorter than the {length} frames of a window")
     return starts
-
-
-def emulator_dict(config: EmulatorConfig) -> dict:
-    return dataclasses.asdict(config)

@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import contextlib
 import shutil
@@ -21,42 +21,33 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import (
-    DATA_NAME,
-    EmulatorConfig,
-    GameData,
-    emulator_dict,
-    emulator_version,
-    game_directory,
-    make_atari_env,
-    recorded_files,
-    save_game_data,
-)
+from v2.data.atari_dataset import DATA_NAME, GameData, recorded_files, save_game_data
+from v2.data.collector import SEEDS_PER_RUN, join_segments, record
+from v2.data.emulator import emulator_version, make_atari_env
+from v2.data.games import EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, policy_mix
-from v2.data.recorder import SEEDS_PER_RUN, join_segments, record
-from v2.files import check_writable
-from v2.run_dir import CHECKPOINTS
+from v2.runtime.files import check_writable
 
 MAX_SEED = 98
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     emulator = EmulatorConfig()
     parser.add_argument("--game", default=emulator.game, help="any ALE game")
-    parser.add_argument("--frames", type=command_line.positive_int, default=200_000)
+    parser.add_argument("--frames", type=cli.positive_int, default=200_000)
     parser.add_argument("--policy", choices=POLICY_NAMES, default="mix")
-    parser.add_argument("--seed", type=command_line.non_negative_int, default=0,
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0,
                         help=f"0 to {MAX_SEED}; each has its own game seeds")  # fmt: skip
-    parser.add_argument("--workers", type=command_line.num_workers, default=2, help="processes")
-    parser.add_argument("--out", type=command_line.path,
+    parser.add_argument("--workers", type=cli.num_workers, default=2, help="processes")
+    parser.add_argument("--out", type=cli.path,
                         help="directory (default: checkpoints/v2/<game>)")  # fmt: skip
-    parser.add_argument("--frames-per-shard", type=command_line.positive_int, default=250_000,
+    parser.add_argument("--frames-per-shard", type=cli.positive_int, default=250_000,
                         help="more frames than this come as shards; bounds the memory")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace data that is there")
     group = parser.add_argument_group("emulator")
-    group.add_argument("--frameskip", type=command_line.positive_int, default=emulator.frameskip)
-    group.add_argument("--sticky", type=command_line.probability_below_one, metavar="PROB",
+    group.add_argument("--frameskip", type=cli.positive_int, default=emulator.frameskip)
+    group.add_argument("--sticky", type=cli.probability_below_one, metavar="PROB",
                        default=emulator.repeat_action_probability,
                        help="probability that the emulator repeats the last action")  # fmt: skip
     group.add_argument("--max-pool", action="store_true",
@@ -72,7 +63,7 @@ def main(argv=None) -> int:
         raise ValueError(f"--seed must be 0 to {MAX_SEED}, got {args.seed}")
     if args.frames < 2 * len(mix):
         raise ValueError(f"--frames must be at least {2 * len(mix)}, got {args.frames}")
-    directory = args.out or game_directory(CHECKPOINTS, emulator.game)
+    directory = args.out or game_directory(emulator.game)
     single = Path(directory) / f"{DATA_NAME}.npz"
     old = recorded_files(single)
     if old and not args.overwrite:
@@ -91,7 +82,7 @@ def main(argv=None) -> int:
     began = time.perf_counter()
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
     try:
-        with command_line.StopRequest() as stop, contextlib.closing(segments):
+        with cli.StopRequest() as stop, contextlib.closing(segments):
             num_frames, scores = _write(segments, args, folder, meta, stop)
         if old and not stop:
             _replace(old, folder)
@@ -150,4 +141,4 @@ def _write(segments, args, folder: Path, meta: dict, stop) -> tuple[int, list[fl
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.files import atomic_path, describe_bytes
+from v2.runtime.files import atomic_path, describe_bytes
 
 MAX_META_BYTES = 64 << 20
 MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032

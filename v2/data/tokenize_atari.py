@@ -9,43 +9,37 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
-from v2 import checkpoint
-from v2.data.atari_dataset import (
-    DATA_NAME,
-    check_emulator,
-    check_game,
-    game_directory,
-    set_bad_aside,
-)
+from v2.data.atari_dataset import DATA_NAME, check_emulator, check_game, set_bad_aside
+from v2.data.games import find_weights, game_directory
 from v2.data.tokens import TOKENS_NAME, check_target, tokenize
-from v2.device import choose_device
-from v2.files import check_output
-from v2.run_dir import CHECKPOINTS, find_weights
+from v2.models.weights import load_vqvae
+from v2.runtime.device import choose_device
+from v2.runtime.files import check_output
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=command_line.path,
+    parser.add_argument("--data", type=cli.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=command_line.path, help="npz to write (default: the game's)")
+    parser.add_argument("--out", type=cli.path, help="npz to write (default: the game's)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch-size", type=command_line.batch_size, default=256)
+    parser.add_argument("--batch-size", type=cli.batch_size, default=256)
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     device = choose_device(args.device)
-    directory = game_directory(CHECKPOINTS, args.game)
+    directory = game_directory(args.game)
     out = args.out or directory / f"{TOKENS_NAME}.npz"
     check_target(out)
     check_output(out)
@@ -54,10 +48,10 @@ def main(argv=None) -> int:
         set_bad_aside(data)
     check_game(data, args.game)
     path = find_weights(args.vqvae, "vqvae", args.game)
-    vqvae, info = checkpoint.load_vqvae(path)
+    vqvae, info = load_vqvae(path)
     check_emulator(data, path, info)
     print(f"VQ-VAE: {path}")
-    with command_line.StopRequest() as stop:
+    with cli.StopRequest() as stop:
         tokens = tokenize(data, vqvae, device, args.batch_size, stop)
         if tokens is None:
             return stop.exit_code
@@ -69,4 +63,4 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

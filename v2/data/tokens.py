@@ -12,11 +12,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from v2.checkpoint import tokenizer_sha256
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     META_FIELDS,
-    EmulatorConfig,
     check_training_games,
     data_paths,
     data_sha256,
@@ -26,11 +24,13 @@ from v2.data.atari_dataset import (
     rows_of_split,
     split_of_game,
 )
-from v2.data.checks import array_sha256, check_hashes, check_splits, check_steps
 from v2.data.frames import frames_to_float
+from v2.data.games import EmulatorConfig
 from v2.data.npz import read_meta, read_npz, write_npz
-from v2.device import autocast
+from v2.data.validation import array_sha256, check_hashes, check_splits, check_steps
 from v2.models.vqvae_hires import MARGIN, VQVAE, WINDOW
+from v2.models.weights import tokenizer_sha256
+from v2.runtime.device import autocast
 
 TOKENS_NAME = "atari_tokens_hires"
 STEP_FIELDS = ("actions", "rewards", "terminated", "truncated", "episode_ids", "has_action")

@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import contextlib
 import copy
@@ -26,23 +26,21 @@ import torch
 
 from v2.data.frames import frames_to_float
 from v2.data.tokens import encode_frames
-from v2.device import autocast, cast_weights, choose_device, compiled, moved
+from v2.decoding import Sampling
 from v2.dream import DreamEngine
-from v2.files import check_output, write_text
+from v2.eval.flops import count_flops, matrix_products, timed
+from v2.models.pairs import SeenPairs
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.pairs import SeenPairs
-from v2.rollout import Sampling
-from v2.train.wm_loss import read_windows
-from v2.train.work import (
-    count_flops,
-    image_flops,
+from v2.runtime.device import autocast, cast_weights, choose_device, compiled, moved
+from v2.runtime.files import check_output, write_text
+from v2.train.sampling import read_windows
+from v2.train.step_cost import (
+    image_work,
     learn_images,
     learn_windows,
-    matrix_products,
     random_tokens,
-    timed,
-    window_flops,
+    window_work,
 )
 
 NUM_ACTIONS = 4
@@ -50,13 +48,13 @@ SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only wher
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seconds", type=command_line.positive_float, default=3.0,
+    parser.add_argument("--seconds", type=cli.positive_float, default=3.0,
                         help="time spent on each figure")  # fmt: skip
     parser.add_argument("--compile", action="store_true",
                         help="also the compiled models: minutes of compiling")  # fmt: skip
-    parser.add_argument("--json", type=command_line.path, metavar="FILE", help="write the figures")
+    parser.add_argument("--json", type=cli.path, metavar="FILE", help="write the figures")
     return parser
 
 
@@ -170,7 +168,7 @@ class Benchmark:
                            lambda: (self._pixels(frames[rows]), self._pixels(frames[rows - 1])),
                            len(rows))  # fmt: skip
         pixels = torch.rand(len(rows), 3, 84, 64, device=self.device)
-        flops = image_flops(self.vqvae)
+        flops = count_flops(image_work(self.vqvae))
         variants = {
             "float32": torch.contiguous_format, "float32, channels last": torch.channels_last,
             "autocast": torch.contiguous_format, "as trained": torch.channels_last,
@@ -200,7 +198,7 @@ class Benchmark:
             loading = self.row(f"{name}: its data alone",
                                lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # noqa: B023
             work = functools.partial(learn_windows, self.world_model, windows, positions)
-            flops = window_flops(self.world_model, steps, positions)
+            flops = count_flops(window_work(self.world_model, steps, positions)) / (2 * steps)
             row = self.row(name, work, batch * steps, flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
             if not positions:
@@ -216,7 +214,7 @@ def _precision(name: str):
     """Return a context of float32, without TF32, where a name says so."""
     context = contextlib.ExitStack()
     if "float32" in name:
-        context.enter_context(mock.patch("v2.device.has_fast_bfloat16", return_value=False))
+        context.enter_context(mock.patch("v2.runtime.device.has_fast_bfloat16", return_value=False))
         context.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
     return context
 
@@ -237,4 +235,4 @@ def _peak_memory(device: torch.device) -> int:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -12,30 +12,25 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import dataclasses
 
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import (
-    GOLD_SEED_START,
-    EmulatorConfig,
-    GameData,
-    emulator_dict,
-    emulator_version,
-    make_atari_env,
-)
+from v2.data.atari_dataset import GOLD_SEED_START, GameData
+from v2.data.collector import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
+from v2.data.emulator import emulator_version, make_atari_env
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
-from v2.data.recorder import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
-from v2.eval.clips import HISTORY, stratified_starts
-from v2.eval.fork_scores import FORK_STEPS, Forks
+from v2.eval.branches import FORK_STEPS, Forks
 from v2.eval.gold import gold_arrays, gold_path, save_gold
-from v2.files import check_output
+from v2.eval.starts import HISTORY, stratified_starts
+from v2.runtime.files import check_output
 
 MIN_CLIP_FRAMES = 250
 ROLLOUT_STEPS = 200
@@ -53,9 +48,9 @@ BALL_BYTES = {"breakout": 101, "pong": 54}  # of the memory: zero while there is
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
-    parser.add_argument("--out", type=command_line.path,
+    parser.add_argument("--out", type=cli.path,
                         help="file (default: the set in the repository)")  # fmt: skip
     return parser
 
@@ -174,4 +169,4 @@ def _branches(env) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from v2.data.atari_dataset import ARRAY_FIELDS, GameData, split_of_game
-from v2.data.checks import array_sha256
 from v2.data.npz import read_npz, write_npz
-from v2.eval.clips import HISTORY, strata_of
-from v2.eval.fork_scores import FORK_STEPS, Forks
-from v2.files import file_sha256
+from v2.data.validation import array_sha256
+from v2.eval.branches import FORK_STEPS, Forks
+from v2.eval.starts import HISTORY, strata_of
+from v2.runtime.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SHA256 = {

@@ -4,7 +4,7 @@ Contract: a dream has no memory to read and no truth to meet, so what is asked i
 looks like the game: one ball while one is in play, frames that move, codes used as in the game,
 frames that the tokenizer knows. Where it says that its game is over it begins anew, as in play, and
 how often it says so is asked too. The same figures of real clips stand beside. Knows the engine
-only by v2.eval.dreaming.Engine.
+only by v2.eval.engine.Engine.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,11 @@ import numpy as np
 
 from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import SCRIPTED, STICKY, make_policy
-from v2.eval import metrics, truth
-from v2.eval.bootstrap import Metric, mean_metric
-from v2.eval.dreaming import END_PROB, Engine, chunks, encode, flat, round_trip
+from v2.decoding import END_PROB
+from v2.eval import metrics
+from v2.eval.engine import Engine, chunks, encode, flat, round_trip
+from v2.eval.intervals import Metric, mean_metric
+from v2.eval.objects import detector
 
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
@@ -62,9 +64,9 @@ def long_dream_scores(
     scores["long/games_over"] = _rate(ends.sum(1), episodes, [steps] * len(ends))
     real_row = _rate(real_ends, range(len(real_clips)), [len(clip) - 1 for clip in real_clips])
     scores["long/games_over"].baselines["real"] = real_row
-    if truth.has_truth(game):
+    if detector.has_truth(game):
         dreamed, origins = _games(looks, ends, episodes)
-        real = [truth.read_frames(game, clip) for clip in real_clips]
+        real = [detector.read_frames(game, clip) for clip in real_clips]
         real = [(objects.num_balls, objects.ball) for objects in real]
         games = np.arange(len(real))
         scores["long/one_ball"] = _one_ball(game, dreamed, origins, starts_in_play=True)
@@ -124,7 +126,7 @@ def _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num
 
 def _play(engine, game, meanings, history, past_actions, steps, first_seed, progress):
     """Dream one batch; return balls, tokens, ends, sampled frames and pictures."""
-    can_read = truth.has_truth(game)
+    can_read = detector.has_truth(game)
     config = SCRIPTED if can_read else STICKY
     players = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
                for k in range(len(history))]  # fmt: skip
@@ -132,15 +134,15 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
     num_balls, balls, tokens, ends, sampled, shown = [], [], [], [], [], []
     ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
     if can_read:
-        ram = truth.write_ram(game, truth.read_frames(game, history[:, -1]))
+        ram = detector.write_ram(game, detector.read_frames(game, history[:, -1]))
     first_ram = ram
     for step in range(1, steps + 1):
         actions = np.array([player.act(ram[k]) for k, player in enumerate(players)])
         frames = engine.step(actions)
         tokens.append(flat(engine.tokens).astype(np.uint16))
         if can_read:
-            objects = truth.read_frames(game, frames)
-            ram = truth.write_ram(game, objects)
+            objects = detector.read_frames(game, frames)
+            ram = detector.write_ram(game, objects)
             num_balls.append(objects.num_balls)
             balls.append(objects.ball)
         if step % RESIDUAL_EVERY == 0:
@@ -174,7 +176,7 @@ def _one_ball(
         games: number of balls and place of the strongest at each step, of each game.
         starts_in_play: before the first sight, too, a ball is in play.
     """
-    reader, right, counts = truth.reader(game), [], []
+    reader, right, counts = detector.reader(game), [], []
     for num_balls, places in games:
         steps = np.arange(len(num_balls))
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))

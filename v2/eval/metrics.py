@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from v2.eval.truth import Objects
+from v2.eval.objects.base import Objects
 
 MAX_PSNR = 60.0  # dB; where frames are equal, and about the rounding error of uint8
 MAX_BALL_ERROR_PX = 2.0  # about one step of flight

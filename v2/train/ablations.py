@@ -13,19 +13,20 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import argparse
 import json
 
-from v2.data.atari_dataset import DATA_NAME, game_directory
+from v2.data.atari_dataset import DATA_NAME
+from v2.data.games import game_directory
 from v2.data.tokens import TOKENS_NAME
-from v2.eval import results
-from v2.files import check_writable, write_text
-from v2.run_dir import CHECKPOINTS, is_finished
+from v2.eval import documents
+from v2.runtime.files import check_writable, write_text
+from v2.runtime.run_dir import is_finished
 
 # Of every row, with so many steps between evaluations that there is one, at the end.
 BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
@@ -70,16 +71,16 @@ COLUMNS = {
 
 def build_parser():
     usage = __doc__.splitlines()[2].strip()
-    parser = command_line.parser(__doc__.splitlines()[0], usage)
+    parser = cli.parser(__doc__.splitlines()[0], usage)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=command_line.path,
+    parser.add_argument("--data", type=cli.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
-    parser.add_argument("--random-data", type=command_line.path,
+    parser.add_argument("--random-data", type=cli.path,
                         help="npz of a random policy's frames, for one more row")  # fmt: skip
     parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=command_line.path, default=Path("ablations"),
+    parser.add_argument("--out", type=cli.path, default=Path("ablations"),
                         help="directory of the runs and results")  # fmt: skip
-    parser.add_argument("--budget", type=command_line.positive_int, default=1000,
+    parser.add_argument("--budget", type=cli.positive_int, default=1000,
                         help="one-step batches; a rollout's frames count as windows")  # fmt: skip
     parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
     return parser
@@ -88,7 +89,7 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     check_writable(args.out)
-    args.data = args.data or game_directory(CHECKPOINTS, args.game) / f"{DATA_NAME}.npz"
+    args.data = args.data or game_directory(args.game) / f"{DATA_NAME}.npz"
     _check_same(args)
     rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
     for name, changes in rows.items():
@@ -120,15 +121,15 @@ def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str
     runs = sorted((directory / "runs").glob("*/last.pt"))
     if not runs:
         flags = BASE | changes
-        command_line.run_script(
+        cli.run_script(
             "train/train_wm_hires.py", "--game", args.game, "--data", learnt,
             "--tokens", tokens, "--vqvae", args.vqvae,
             "--out", directory, "--steps", num_steps(args.budget, flags), *_as_flags(flags),
         )  # fmt: skip
     elif not is_finished(runs[-1].parent):
-        command_line.run_script("train/train_wm_hires.py", "--resume", runs[-1].parent)
+        cli.run_script("train/train_wm_hires.py", "--resume", runs[-1].parent)
     last = sorted((directory / "runs").glob("*/last.pt"))[-1]
-    command_line.run_script(
+    cli.run_script(
         "eval/gold_eval.py", "--game", args.game, "--data", args.data, "--checkpoint", last,
         "--tier", "short", "--json", result,
     )  # fmt: skip
@@ -151,7 +152,7 @@ def print_table(out: Path, names: list[str], budget: int) -> None:
     for name in names:
         path = out / _slug(name) / "result.json"
         if path.exists():
-            document = results.read_document(path)
+            document = documents.read_document(path)
             metrics = [document["metrics"].get(key, {}).get("value") for key in COLUMNS.values()]
             values = ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
             steps = document["training"]["train_wm_hires"][-1]["steps"]
@@ -168,4 +169,4 @@ def _as_flags(flags: dict[str, str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import distributed
 
-from v2.command_line import is_out_of_memory
-from v2.device import choose_device
+from v2.runtime.device import choose_device
+from v2.runtime.errors import is_out_of_memory
 
 TIMEOUT = datetime.timedelta(minutes=5)  # a worker that waits longer for the others gives up
 

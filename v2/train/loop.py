@@ -5,15 +5,18 @@ with several workers all of them leave in the same step and one of them writes.
 Knows nothing of models, data or losses.
 """
 
+import contextlib
 import shlex
 import time
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from v2.command_line import StopRequest
-from v2.run_dir import RunDir
-from v2.train.steps import check_weights, failures_explained
+from v2.data.npz import write_npz
+from v2.runtime.cli import StopRequest
+from v2.runtime.errors import DivergedError, is_out_of_memory
+from v2.runtime.run_dir import RunDir
 
 LOG_STEPS, SHORT_RUN_LOG_STEPS = 20, 5
 SHORT_RUN_STEPS = 200
@@ -106,3 +109,51 @@ def _finish(trainer, run: RunDir, judging: float, losses: dict[str, list]) -> No
           f"{run.path}")  # fmt: skip
     resume = f"python v2/train/{trainer.script} --resume {shlex.quote(str(run.path))}"
     print(f"next: {trainer.next_command(run) if is_finished else resume}")
+
+
+BAD_BATCH_NAME = "nan_batch.npz"
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Raise a DivergedError where a weight is not finite: it must not replace a good save."""
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise DivergedError(f"weight {name} is not finite")
+
+
+@contextlib.contextmanager
+def failures_explained(trainer, folder: Path | None):
+    """Say what to do when training diverges, the batch kept in the run, or memory ends.
+
+    Args:
+        trainer: has `step`, `args`, and the arrays of its last `batch`.
+        folder: the writer's run; None in the other workers.
+    """
+    try:
+        yield
+    except DivergedError as error:
+        if folder is None:
+            raise
+        write_npz(folder / BAD_BATCH_NAME, trainer.batch, {"step": trainer.step})
+        raise DivergedError(
+            f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
+            f"saved before is kept: try {_again(folder)}{_halved(trainer.args, 'lr')}"
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if folder is None or not is_out_of_memory(error):
+            raise
+        raise MemoryError(
+            f"out of memory in step {trainer.step}; what was saved before is kept: "
+            f"try {_again(folder)}{_halved(trainer.args, 'batch_size')}"
+        ) from error
+
+
+def _halved(args, ending: str) -> str:
+    """Return the flags whose names end so, at half of what they are."""
+    flags = {k: v for k, v in vars(args).items() if k.endswith(ending) and v}
+    halves = {k: max(1, v // 2) if isinstance(v, int) else v / 2 for k, v in flags.items()}
+    return " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in halves.items())
+
+
+def _again(folder: Path) -> str:
+    return f"--resume {shlex.quote(str(folder))} " if (folder / "last.pt").exists() else ""

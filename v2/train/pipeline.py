@@ -9,35 +9,31 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import argparse
 import dataclasses
 import functools
 import time
 
-from v2 import checkpoint
-from v2.data.atari_dataset import (
-    DATA_NAME,
-    data_paths,
-    game_directory,
-    game_id,
-    read_episodes,
-    recorded_files,
-)
+from v2.data.atari_dataset import DATA_NAME, data_paths, read_episodes, recorded_files
+from v2.data.games import find_weights, game_directory, game_id
 from v2.data.policies import policy_mix
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
-from v2.device import choose_device
+from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_SHA256
-from v2.files import file_sha256, write_text
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.run_dir import CHECKPOINTS, find_weights, is_finished, read_config, read_status
-from v2.train.steps import positions_learnt, step_rng, unrolls
-from v2.train.work import image_flops, matrix_products, window_flops
+from v2.models.weights import load_vqvae, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.device import choose_device
+from v2.runtime.files import file_sha256, write_text
+from v2.runtime.run_dir import is_finished, read_config, read_status
+from v2.train.sampling import positions_learnt, step_rng, unrolls
+from v2.train.step_cost import image_work, window_work
 
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
@@ -72,12 +68,12 @@ PRESETS = {
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--preset", choices=PRESETS, default="default")
-    parser.add_argument("--frames", type=command_line.positive_int,
+    parser.add_argument("--frames", type=cli.positive_int,
                         help="frames to collect (default: the preset's)")  # fmt: skip
-    parser.add_argument("--out", type=command_line.path, help="directory (default: "
+    parser.add_argument("--out", type=cli.path, help="directory (default: "
                         "checkpoints/v2/<game>, and runs/smoke in it for smoke)")  # fmt: skip
     return parser
 
@@ -85,7 +81,7 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     preset = PRESETS[args.preset]
-    directory = game_directory(CHECKPOINTS, args.game)
+    directory = game_directory(args.game)
     is_smoke = args.preset == "smoke"
     if is_smoke:
         directory = directory / "runs" / "smoke"  # apart from the data and runs that count
@@ -97,10 +93,10 @@ def main(argv=None) -> int:
     print(f"{num_frames} frames: {data}")
     wanted = {"data_sha256": recording_sha256(data)}
     vqvae = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data, *preset.vqvae)
-    model, _ = checkpoint.load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
+    model, _ = load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
     if not tokens.exists() or staleness(tokens, model, data):
         pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
-    wanted |= {"vqvae_sha256": checkpoint.tokenizer_sha256(model)}
+    wanted |= {"vqvae_sha256": tokenizer_sha256(model)}
     world_model = pipeline.train(
         "world_model", wanted, TRAIN_WM,
         "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
@@ -175,6 +171,16 @@ def share_of_peak(run: Path, peak: float) -> str:
     return f", {rate:.0f} GFLOP/s: {rate / peak:.0%} of the matrix product"
 
 
+def image_flops(vqvae: VQVAE) -> float:
+    """Count what a training image takes."""
+    return count_flops(image_work(vqvae))
+
+
+def window_flops(model: TemporalWorldModel, steps: int, positions: int) -> float:
+    """Count what a predicted frame takes in training."""
+    return count_flops(window_work(model, steps, positions)) / (2 * steps)
+
+
 class Pipeline:
     """Runs the scripts one after another in one directory."""
 
@@ -186,7 +192,7 @@ class Pipeline:
     def run(self, script: str, *flags) -> None:
         """Run a script and note how long it took."""
         began = time.perf_counter()
-        command_line.run_script(script, "--game", self.game, *flags)
+        cli.run_script(script, "--game", self.game, *flags)
         self.seconds[script] = time.perf_counter() - began
 
     def collect(self, data: Path, frames: int) -> None:
@@ -253,4 +259,4 @@ def _hashes(data: Path) -> str:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -9,33 +9,27 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import torch
 
-from v2 import checkpoint
-from v2.data.atari_dataset import game_directory
+from v2.data.games import find_weights, game_directory
+from v2.models.pairs import either
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
-from v2.pairs import either
-from v2.run_dir import (
-    CHECKPOINTS,
-    OF_A_MACHINE,
-    SHIPPED,
-    find_weights,
-    is_of_smoke,
-    read_config,
-)
+from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
 
 KEPT = ("step", "minutes", "metrics", "train_args", "earlier", "emulator", "action_meanings",
         "vqvae_sha256", "data_sha256", "seen_pairs", "averaged_with")  # fmt: skip
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
@@ -54,19 +48,19 @@ def main(argv=None) -> int:
     vqvae_path = path.with_name("vqvae.pt")
     if args.vqvae:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
-    vqvae, vqvae_info = checkpoint.load_vqvae(vqvae_path)
+    vqvae, vqvae_info = load_vqvae(vqvae_path)
     if is_of_smoke(vqvae_info):
         raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
-    world_model, info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
-    checkpoint.stored_pairs(info, world_model.config, path)  # refuses damaged ones
+    world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
+    stored_pairs(info, world_model.config, path)  # refuses damaged ones
     others = [find_weights(name, "world_model", args.game) for name in args.average]
     if others:
         _average(world_model, info, others, vqvae)
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
-    directory = game_directory(CHECKPOINTS, args.game)
+    directory = game_directory(args.game)
     for kind, model, state, source in (
         ("vqvae", vqvae, vqvae_info, vqvae_path),
         ("world_model", world_model, info, path),
@@ -90,13 +84,13 @@ def _average(model: TemporalWorldModel, info: dict, others: list[Path], vqvae: V
     """
     states, hashes = [model.state_dict()], []
     for path in others:
-        other, its_info = checkpoint.load_world_model(path, checkpoint.tokenizer_sha256(vqvae))
+        other, its_info = load_world_model(path, tokenizer_sha256(vqvae))
         checkpoint.check_architecture(model, its_info["config"], path, ignored=("copy_bias",))
         if is_of_smoke(its_info):
             raise ValueError(f"{path} is of a smoke run, which is never shipped")
         states.append(other.state_dict())
         hashes.append(checkpoint.model_sha256(other))
-        pairs = [checkpoint.stored_pairs(each, model.config, path) for each in (info, its_info)]
+        pairs = [stored_pairs(each, model.config, path) for each in (info, its_info)]
         if all(pairs):
             info["seen_pairs"] = either(*pairs)._asdict()
     model.load_state_dict(
@@ -107,4 +101,4 @@ def _average(model: TemporalWorldModel, info: dict, others: list[Path], vqvae: V
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

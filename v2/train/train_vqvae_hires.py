@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import shlex
 import time
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2 import checkpoint
 from v2.data.atari_dataset import (
     DATA_NAME,
     GameData,
@@ -29,35 +28,26 @@ from v2.data.atari_dataset import (
     check_game,
     check_training_games,
     data_sha256,
-    game_directory,
     load_game_data,
     read_episodes,
     set_bad_aside,
 )
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.data.importance import (
-    deviation_rarity,
-    median_frame,
-    pixel_weights,
-    rare_motion_chances,
-)
-from v2.device import autocast, moved
+from v2.data.games import game_directory
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
-from v2.eval.truth import has_truth, read_frames, read_ram
-from v2.files import check_writable
+from v2.eval.objects.detector import has_truth, read_frames, read_ram
+from v2.eval.pictures import save_grid
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.pictures import save_grid
-from v2.run_dir import CHECKPOINTS, RunDir, parse_resumable, plain_args
+from v2.models.weights import load_vqvae
+from v2.runtime import checkpoint
+from v2.runtime.device import autocast, moved
+from v2.runtime.files import check_writable
+from v2.runtime.run_dir import RunDir, parse_resumable, plain_args
 from v2.train.distributed import Workers, join
 from v2.train.loop import run_trainer
-from v2.train.steps import (
-    GradientGuard,
-    Rows,
-    average_weights,
-    learning_rate,
-    resumed_average,
-    step_rng,
-)
+from v2.train.optim import GradientGuard, average_weights, learning_rate, resumed_average
+from v2.train.sampling import Rows, rare_motion_chances, step_rng
+from v2.train.vqvae_loss import deviation_rarity, median_frame, pixel_weights
 
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
@@ -67,52 +57,52 @@ OVERSHOOT = 0.1  # below black
 
 
 def build_parser():
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=command_line.path,
+    parser.add_argument("--data", type=cli.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--out", type=command_line.path,
+    parser.add_argument("--out", type=cli.path,
                         help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0)
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
-    length.add_argument("--epochs", type=command_line.positive_int, default=50)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=768,
+    length.add_argument("--epochs", type=cli.positive_int, default=50)
+    length.add_argument("--samples-per-epoch", type=cli.non_negative_int, default=768,
                         help="random draws of frames an epoch, some of them drawn twice; "
                         "0: as many draws as there are frames")  # fmt: skip
-    length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
-    length.add_argument("--max-minutes", type=command_line.positive_float,
+    length.add_argument("--steps", type=cli.positive_int, help="instead of --epochs")
+    length.add_argument("--max-minutes", type=cli.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", type=command_line.path, metavar="RUN",
+    length.add_argument("--resume", type=cli.path, metavar="RUN",
                         help="continue a run's folder")  # fmt: skip
-    length.add_argument("--init-from", type=command_line.path, metavar="FILE",
+    length.add_argument("--init-from", type=cli.path, metavar="FILE",
                         help="start from these weights and their codebook")  # fmt: skip
     length.add_argument("--decoder-only", action="store_true",
                         help="keep the tokens of --init-from as they are")  # fmt: skip
-    length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
-    length.add_argument("--eval-steps", type=command_line.positive_int, default=200)
+    length.add_argument("--save-minutes", type=cli.positive_float, default=5.0)
+    length.add_argument("--eval-steps", type=cli.positive_int, default=200)
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.batch_size, default=16)
-    recipe.add_argument("--lr", type=command_line.positive_float, default=2e-3)
-    recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=50)
-    recipe.add_argument("--decay", type=command_line.probability, default=0.6,
+    recipe.add_argument("--batch-size", type=cli.batch_size, default=16)
+    recipe.add_argument("--lr", type=cli.positive_float, default=2e-3)
+    recipe.add_argument("--warmup-steps", type=cli.non_negative_int, default=50)
+    recipe.add_argument("--decay", type=cli.probability, default=0.6,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
-    recipe.add_argument("--ema", type=command_line.probability, default=0.998,
+    recipe.add_argument("--ema", type=cli.probability, default=0.998,
                         help="decay of the averaged weights; 0: off")  # fmt: skip
-    recipe.add_argument("--unquantized", type=command_line.probability, default=0.03,
+    recipe.add_argument("--unquantized", type=cli.probability, default=0.03,
                         help="share of the steps before the codebook starts")  # fmt: skip
-    recipe.add_argument("--revive-until", type=command_line.probability, default=0.7,
+    recipe.add_argument("--revive-until", type=cli.probability, default=0.7,
                         help="share of the steps after which dead codes stay")  # fmt: skip
-    recipe.add_argument("--rarity", type=command_line.non_negative_float, default=20.0,
+    recipe.add_argument("--rarity", type=cli.non_negative_float, default=20.0,
                         help="extra weight near what is unlike the median frame")  # fmt: skip
-    recipe.add_argument("--motion", type=command_line.non_negative_float, default=40.0,
+    recipe.add_argument("--motion", type=cli.non_negative_float, default=40.0,
                         help="extra weight near what is unlike the frame before")  # fmt: skip
-    recipe.add_argument("--rare-motion", type=command_line.probability, default=0.7,
+    recipe.add_argument("--rare-motion", type=cli.probability, default=0.7,
                         help="share of the frames drawn for motion where it is rare")  # fmt: skip
-    recipe.add_argument("--worst-pixel", type=command_line.non_negative_float, default=0.01)
+    recipe.add_argument("--worst-pixel", type=cli.non_negative_float, default=0.01)
     return parser
 
 
@@ -125,7 +115,7 @@ def main(argv=None) -> int:
     workers, device = join(args.device)
     workers.check_batch("--batch-size", args.batch_size)
     torch.manual_seed(args.seed)
-    directory = game_directory(CHECKPOINTS, args.game)
+    directory = game_directory(args.game)
     check_writable(args.resume or args.out or directory)
     data_path = args.data or directory / f"{DATA_NAME}.npz"
     if args.skip_bad and workers.is_writer:
@@ -140,7 +130,7 @@ def main(argv=None) -> int:
     model = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
     earlier = []
     if args.init_from:
-        began, info = checkpoint.load_vqvae(args.init_from)
+        began, info = load_vqvae(args.init_from)
         check_emulator(data_path, args.init_from, info)
         checkpoint.check_architecture(model, info["config"], args.init_from)
         model.load_state_dict(began.state_dict())
@@ -349,4 +339,4 @@ class Trainer:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

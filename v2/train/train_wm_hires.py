@@ -9,10 +9,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from v2 import command_line
+from v2.runtime import cli
 
 if __name__ == "__main__":
-    command_line.explain_errors()
+    cli.explain_errors()
 
 import argparse
 import shlex
@@ -22,55 +22,49 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2 import checkpoint
 from v2.data.atari_dataset import (
     DATA_NAME,
     check_emulator,
     check_game,
-    game_directory,
     set_bad_aside,
     window_starts,
 )
-from v2.data.checks import array_sha256
-from v2.data.importance import MIN_POSITIONS, ImportanceConfig, event_chances, event_steps
-from v2.data.tokens import (
-    TOKENS_NAME,
-    TokenData,
-    check_target,
-    load_tokens,
-    staleness,
-    tokenize,
-)
-from v2.device import compiled, has_fast_bfloat16
-from v2.files import check_output, check_writable
+from v2.data.games import find_weights, game_directory
+from v2.data.tokens import TOKENS_NAME, TokenData, check_target, load_tokens, staleness, tokenize
+from v2.data.validation import array_sha256
+from v2.eval.validate import Evaluation
+from v2.models.cells import MIN_POSITIONS
+from v2.models.pairs import either, seen_pairs
 from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
-from v2.pairs import either, seen_pairs
-from v2.run_dir import (
-    CHECKPOINTS,
-    RunDir,
-    find_weights,
-    is_of_smoke,
-    parse_resumable,
-    plain_args,
-)
+from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
+from v2.runtime import checkpoint
+from v2.runtime.device import compiled, has_fast_bfloat16
+from v2.runtime.files import check_output, check_writable
+from v2.runtime.run_dir import RunDir, is_of_smoke, parse_resumable, plain_args
 from v2.train.distributed import Workers, join
 from v2.train.history_noise import KINDS, NUM_DRAWS, add_noise
 from v2.train.loop import run_trainer
-from v2.train.steps import (
+from v2.train.optim import (
     GradientGuard,
-    HardWindows,
     Optimizers,
-    Rows,
     average_weights,
     learning_rate,
-    positions_learnt,
     resumed_average,
+)
+from v2.train.sampling import (
+    HardWindows,
+    Rows,
+    Windows,
+    event_chances,
+    event_steps,
+    positions_learnt,
+    read_windows,
     step_rng,
     unrolls,
 )
-from v2.train.wm_evaluation import Evaluation
-from v2.train.wm_loss import LossConfig, Windows, WorldModelLoss, read_windows
+from v2.train.token_weights import ImportanceConfig
+from v2.train.wm_loss import LossConfig, WorldModelLoss
 
 ADAM_BETAS = (0.9, 0.95)
 MATRICES = ("qkv.weight", "attended.weight", "expand.weight", "contract.weight")
@@ -81,100 +75,100 @@ VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weig
 
 def build_parser():
     loss, importance = LossConfig(), ImportanceConfig()
-    parser = command_line.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=command_line.path,
+    parser.add_argument("--data", type=cli.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--tokens", type=command_line.path, help="npz of tokens (default: the "
+    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the "
                         "game's); made when missing or stale")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=command_line.path,
+    parser.add_argument("--out", type=cli.path,
                         help="directory of runs/ (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=command_line.non_negative_int, default=0)
+    parser.add_argument("--seed", type=cli.non_negative_int, default=0)
     parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
     length = parser.add_argument_group("length")
-    length.add_argument("--epochs", type=command_line.positive_int, default=100)
-    length.add_argument("--samples-per-epoch", type=command_line.non_negative_int, default=800,
+    length.add_argument("--epochs", type=cli.positive_int, default=100)
+    length.add_argument("--samples-per-epoch", type=cli.non_negative_int, default=800,
                         help="random draws of windows an epoch, some of them drawn twice; "
                         "0: as many draws as there are windows")  # fmt: skip
-    length.add_argument("--steps", type=command_line.positive_int, help="instead of --epochs")
-    length.add_argument("--max-minutes", type=command_line.positive_float,
+    length.add_argument("--steps", type=cli.positive_int, help="instead of --epochs")
+    length.add_argument("--max-minutes", type=cli.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", type=command_line.path, metavar="RUN",
+    length.add_argument("--resume", type=cli.path, metavar="RUN",
                         help="continue a run's folder")  # fmt: skip
-    length.add_argument("--init-from", type=command_line.path, metavar="FILE",
+    length.add_argument("--init-from", type=cli.path, metavar="FILE",
                         help="start from these weights, with a fresh optimizer")  # fmt: skip
     length.add_argument("--other-vqvae", action="store_true",
                         help="--init-from learnt the tokens of another one: go on with these")
-    length.add_argument("--save-minutes", type=command_line.positive_float, default=5.0)
-    length.add_argument("--eval-steps", type=command_line.positive_int, default=400)
+    length.add_argument("--save-minutes", type=cli.positive_float, default=5.0)
+    length.add_argument("--eval-steps", type=cli.positive_int, default=400)
     length.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
                         help="compile the model first: a minute of waiting for faster steps")
     recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=command_line.batch_size, default=32)
-    recipe.add_argument("--positions", type=command_line.non_negative_int, default=96,
+    recipe.add_argument("--batch-size", type=cli.batch_size, default=32)
+    recipe.add_argument("--positions", type=cli.non_negative_int, default=96,
                         help="at how many of a frame it learns, at least "
                         f"{MIN_POSITIONS}; 0: all")  # fmt: skip
-    recipe.add_argument("--whole-share", type=command_line.probability, default=0.1,
+    recipe.add_argument("--whole-share", type=cli.probability, default=0.1,
                         help="share of the steps, the last ones, that learn at all positions, as "
                         "dreams are made, at about three times the time")  # fmt: skip
-    recipe.add_argument("--lr", type=command_line.positive_float, default=3e-3)
-    recipe.add_argument("--muon-lr", type=command_line.non_negative_float, default=1e-2,
+    recipe.add_argument("--lr", type=cli.positive_float, default=3e-3)
+    recipe.add_argument("--muon-lr", type=cli.non_negative_float, default=1e-2,
                         help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip
-    recipe.add_argument("--weight-decay", type=command_line.non_negative_float, default=0.01)
-    recipe.add_argument("--warmup-steps", type=command_line.non_negative_int, default=100)
-    recipe.add_argument("--decay", type=command_line.probability, default=0.5,
+    recipe.add_argument("--weight-decay", type=cli.non_negative_float, default=0.01)
+    recipe.add_argument("--warmup-steps", type=cli.non_negative_int, default=100)
+    recipe.add_argument("--decay", type=cli.probability, default=0.5,
                         help="share of the steps over which the rate falls to zero")  # fmt: skip
-    recipe.add_argument("--ema", type=command_line.probability, default=0.998,
+    recipe.add_argument("--ema", type=cli.probability, default=0.998,
                         help="decay of the averaged weights; 0: off")  # fmt: skip
-    recipe.add_argument("--event-share", type=command_line.probability, default=0.5,
+    recipe.add_argument("--event-share", type=cli.probability, default=0.5,
                         help="share of the windows drawn among those with an event: a reward, an "
                         "end, a change where nothing moved, an object that returns; 0: off")
-    recipe.add_argument("--hard-share", type=command_line.probability, default=0.0,
+    recipe.add_argument("--hard-share", type=cli.probability, default=0.0,
                         help="share of the windows drawn again among the last 8,192, by their "
                         "loss; 0: off")  # fmt: skip
-    recipe.add_argument("--given-share", type=command_line.probability, default=loss.given_share,
+    recipe.add_argument("--given-share", type=cli.probability, default=loss.given_share,
                         help="share of the predictions that are told one changed token; 0: off")
-    recipe.add_argument("--history-noise", type=command_line.probability, default=0.15,
+    recipe.add_argument("--history-noise", type=cli.probability, default=0.15,
                         help="share of the windows whose history has a mistake; "
                         "0: off")  # fmt: skip
     recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
                         help="an object dropped, doubled or shifted, or a patch of another frame; "
                         "standing: or time stands still; uniform: random tokens")  # fmt: skip
-    recipe.add_argument("--copy-bias", type=command_line.non_negative_float,
+    recipe.add_argument("--copy-bias", type=cli.non_negative_float,
                         default=COPY_BIAS,
                         help="first logit of the last frame's token")  # fmt: skip
-    recipe.add_argument("--past-actions", type=command_line.non_negative_int, default=3,
+    recipe.add_argument("--past-actions", type=cli.non_negative_int, default=3,
                         help="how many it reads before the one taken now, at most "
                         f"{MAX_PAST_ACTIONS}")  # fmt: skip
     rollouts = parser.add_argument_group("rollouts")
-    rollouts.add_argument("--rollout-steps", type=command_line.positive_int, metavar="K",
+    rollouts.add_argument("--rollout-steps", type=cli.positive_int, metavar="K",
                           default=5)  # fmt: skip
-    rollouts.add_argument("--rollout-ratio", type=command_line.probability, default=0.5,
+    rollouts.add_argument("--rollout-ratio", type=cli.probability, default=0.5,
                           help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=command_line.batch_size, default=12,
+    rollouts.add_argument("--rollout-batch-size", type=cli.batch_size, default=12,
                           help="smaller than --batch-size: each window is predicted K times")
-    rollouts.add_argument("--rollout-start", type=command_line.probability, default=0.6,
+    rollouts.add_argument("--rollout-start", type=cli.probability, default=0.6,
                           help="share of the steps before the first rollout")  # fmt: skip
-    rollouts.add_argument("--teacher-forcing-prob", type=command_line.probability,
+    rollouts.add_argument("--teacher-forcing-prob", type=cli.probability,
                           default=0.1, help="a rollout's chance a step to see the truth")
-    rollouts.add_argument("--max-wrong", type=command_line.non_negative_int,
+    rollouts.add_argument("--max-wrong", type=cli.non_negative_int,
                           default=loss.max_wrong, metavar="TOKENS", help="a rollout with more of "
                           "them wrong goes on from the truth; 336: never")  # fmt: skip
-    rollouts.add_argument("--discount", type=command_line.probability, default=loss.discount)
+    rollouts.add_argument("--discount", type=cli.probability, default=loss.discount)
     weights = parser.add_argument_group("importance weights")
-    weights.add_argument("--motion-scale", type=command_line.non_negative_float,
+    weights.add_argument("--motion-scale", type=cli.non_negative_float,
                          default=importance.motion_scale)  # fmt: skip
-    weights.add_argument("--event-scale", type=command_line.non_negative_float,
+    weights.add_argument("--event-scale", type=cli.non_negative_float,
                          default=importance.event_scale)  # fmt: skip
-    weights.add_argument("--persistence-scale", type=command_line.non_negative_float,
+    weights.add_argument("--persistence-scale", type=cli.non_negative_float,
                          default=importance.persistence_scale)  # fmt: skip
-    weights.add_argument("--importance-cap", type=command_line.positive_float,
+    weights.add_argument("--importance-cap", type=cli.positive_float,
                          default=importance.cap, help="times the sample's median")  # fmt: skip
-    weights.add_argument("--ghost-scale", type=command_line.non_negative_float,
+    weights.add_argument("--ghost-scale", type=cli.non_negative_float,
                          default=importance.ghost_scale,
                          help="of tokens that stay but were thought to change")  # fmt: skip
     weights.add_argument("--no-importance", action="store_true",
@@ -189,7 +183,7 @@ def main(argv=None) -> int:
     workers.check_batch("--batch-size", args.batch_size)
     workers.check_batch("--rollout-batch-size", args.rollout_batch_size)
     torch.manual_seed(args.seed)
-    directory = game_directory(CHECKPOINTS, args.game)
+    directory = game_directory(args.game)
     check_writable(args.resume or args.out or directory)
     if args.tokens:
         check_target(args.tokens)
@@ -203,11 +197,11 @@ def main(argv=None) -> int:
         vqvae_path = args.resume / VQVAE_NAME
     else:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
-    vqvae, vqvae_state = checkpoint.load_vqvae(vqvae_path)
+    vqvae, vqvae_state = load_vqvae(vqvae_path)
     check_emulator(data, vqvae_path, vqvae_state)
     print(f"VQ-VAE: {vqvae_path}")
     tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
-    with command_line.StopRequest() as stop:
+    with cli.StopRequest() as stop:
         tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers, stop)
     if stop:
         print("stopped before the first step: run the same command again")
@@ -323,7 +317,7 @@ class Trainer:
         self.optimizer = _optimizer(model, args, device)
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
-        self.vqvae_sha256 = checkpoint.tokenizer_sha256(vqvae)
+        self.vqvae_sha256 = tokenizer_sha256(vqvae)
         self.tokens_sha256 = array_sha256(tokens.tokens)
         self.data_sha256 = tokens.meta["data_sha256"]
         if workers.is_writer:
@@ -485,7 +479,7 @@ class Trainer:
         Convolutions that it lacks start at zero, and so change nothing at first.
         """
         expected = None if self.args.other_vqvae else self.vqvae_sha256
-        model, info = checkpoint.load_world_model(path, expected)
+        model, info = load_world_model(path, expected)
         check_emulator(data, path, info)
         self.earlier = checkpoint.lineage(info)
         if model.config.past_actions != self.model.config.past_actions:
@@ -503,7 +497,7 @@ class Trainer:
 
     def _see(self, info: dict, path: Path) -> None:
         """Let dreams hold the pairs of a checkpoint's games, too."""
-        stored = checkpoint.stored_pairs(info, self.model.config, path)
+        stored = stored_pairs(info, self.model.config, path)
         if stored and self.workers.is_writer:
             self.seen = either(self.seen, stored)
 
@@ -541,4 +535,4 @@ def _optimizer(model: TemporalWorldModel, args, device: torch.device) -> Optimiz
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    cli.run(main)

@@ -15,19 +15,20 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from v2.data.importance import (
+from v2.data.tokens import TokenData
+from v2.decoding import ONE_LOOK, advance, predict_next
+from v2.models.cells import draw_positions
+from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
+from v2.models.vqvae_hires import VQVAE
+from v2.runtime.device import autocast, moved
+from v2.train.sampling import Windows
+from v2.train.token_weights import (
     ImportanceConfig,
     change_rarity,
     code_distances,
-    draw_positions,
     ghost_weights,
     importance_weights,
 )
-from v2.data.tokens import TokenData
-from v2.device import autocast, moved
-from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel
-from v2.models.vqvae_hires import VQVAE
-from v2.rollout import ONE_LOOK, advance, predict_next
 
 
 @dataclass(frozen=True)
@@ -37,45 +38,6 @@ class LossConfig:
     max_wrong: int = 5  # tokens of a rollout's frame; with more it goes on from the truth
     given_share: float = 0.35  # of the predictions for which one changed token is given
     importance: ImportanceConfig | None = field(default_factory=ImportanceConfig)
-
-
-@dataclass
-class Windows:
-    """B windows of 4 + K frames."""
-
-    tokens: torch.Tensor  # int64 (B, 4 + K, N)
-    actions: torch.Tensor  # int64 (B, 3 + K), each taken at the frame of its index
-    reward_signs: torch.Tensor  # int64 (B, K) in 0, 1, 2: negative, zero, positive
-    terminated: torch.Tensor  # float32 (B, K)
-    history: torch.Tensor | None = None  # int64 (B, 4, N): what the model reads; None: the truth
-
-    def to(self, device: torch.device) -> "Windows":
-        return Windows(**{k: moved(t, device) for k, t in vars(self).items() if t is not None})
-
-    def first_step(self) -> "Windows":
-        """Return the windows of the first step alone, as with K = 1."""
-        more = self.reward_signs.shape[1] - 1
-        return Windows(
-            self.tokens[:, : self.tokens.shape[1] - more],
-            self.actions[:, : self.actions.shape[1] - more],
-            self.reward_signs[:, :1], self.terminated[:, :1], self.history,
-        )  # fmt: skip
-
-    def read_history(self, length: int) -> torch.Tensor:
-        """Return the frames (B, 4, N) that the model begins with."""
-        return self.tokens[:, :length] if self.history is None else self.history
-
-
-def read_windows(data: TokenData, starts: np.ndarray, history: int, steps: int) -> Windows:
-    """Read the windows that begin at these rows."""
-    rows = starts[:, None] + np.arange(history + steps)
-    outcome = rows[:, history - 1 : -1]  # the steps whose results are predicted
-    return Windows(
-        torch.from_numpy(data.tokens[rows]).long(),
-        torch.from_numpy(data.actions[rows[:, :-1]]).long(),
-        torch.from_numpy(np.sign(data.rewards[outcome])).long() + 1,
-        torch.from_numpy(data.terminated[outcome]).float(),
-    )
 
 
 class WorldModelLoss:

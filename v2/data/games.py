@@ -1,0 +1,91 @@
+"""Games by name: how each is spelt, its settings, and where its data and weights are.
+
+Contract: one spelling of every game (`game_id`) and one frozen set of emulator settings, which
+every data file and checkpoint holds. Imports no emulator: `v2.data.emulator` makes one.
+"""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from v2.runtime.run_dir import find_checkpoint
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints" / "v2"
+ATARI_GAMES = """
+    adventure air_raid alien amidar assault asterix asteroids atlantis atlantis2 backgammon
+    bank_heist basic_math battle_zone beam_rider berzerk blackjack bowling boxing breakout
+    carnival casino centipede chopper_command crazy_climber crossbow darkchambers defender
+    demon_attack donkey_kong double_dunk earthworld elevator_action enduro entombed et
+    fishing_derby flag_capture freeway frogger frostbite galaxian gopher gravitar hangman
+    haunted_house hero human_cannonball ice_hockey jamesbond journey_escape kaboom kangaroo
+    keystone_kapers king_kong klax koolaid krull kung_fu_master laser_gates lost_luggage
+    mario_bros miniature_golf montezuma_revenge mr_do ms_pacman name_this_game othello
+    pacman phoenix pitfall pitfall2 pong pooyan private_eye qbert riverraid road_runner
+    robotank seaquest sir_lancelot skiing solaris space_invaders space_war star_gunner
+    superman surround tennis tetris tic_tac_toe_3d time_pilot trondead turmoil tutankham
+    up_n_down venture video_checkers video_chess video_cube video_pinball wizard_of_wor
+    word_zapper yars_revenge zaxxon
+""".split()  # every ALE game, by the name of its ROM
+
+
+@dataclass(frozen=True)
+class EmulatorConfig:
+    """Settings that make two recordings comparable; stored in every data file and checkpoint."""
+
+    game: str = "breakout"  # snake_case ROM name
+    frameskip: int = 4  # emulator frames a step; 60 / 4 = 15 steps a second
+    repeat_action_probability: float = 0.0  # 0: the chosen action is the executed action
+    full_action_space: bool = False
+    max_pool: bool = False  # maximum of the last two emulator frames; for games that flicker
+
+    def __post_init__(self):
+        object.__setattr__(self, "game", game_id(self.game))
+        if not 1 <= self.frameskip <= 60:
+            raise ValueError(f"frameskip must be 1 to 60, got {self.frameskip}")
+        if not 0 <= self.repeat_action_probability < 1:
+            raise ValueError(
+                f"repeat_action_probability must be in [0, 1), got {self.repeat_action_probability}"
+            )
+
+    @property
+    def steps_per_second(self) -> float:
+        return 60 / self.frameskip
+
+
+def game_id(name: str) -> str:
+    """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`.
+
+    Raises:
+        ValueError: no such ROM; names the closest ones.
+    """
+    short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
+    letters, known = re.sub(r"[\W_]", "", short).lower(), ATARI_GAMES
+    spelt = {game.replace("_", ""): game for game in known}  # separators are free
+    if letters not in spelt:
+        close = [spelt[match] for match in difflib.get_close_matches(letters, spelt, n=3)]
+        hint = f"did you mean {' or '.join(close)}?" if close else f"e.g. {', '.join(known[:4])}"
+        raise ValueError(f"no Atari game named {name!r}: {hint}")
+    return spelt[letters]
+
+
+def game_directory(game: str) -> Path:
+    """Return the directory of a game's data and weights; `atari` is Breakout's."""
+    return CHECKPOINTS / ("atari" if game_id(game) == "breakout" else game_id(game))
+
+
+def emulator_dict(config: EmulatorConfig) -> dict:
+    return dataclasses.asdict(config)
+
+
+def find_weights(name: str, kind: str, game: str) -> Path:
+    """Resolve a name to a checkpoint of a game; see `v2.runtime.run_dir.find_checkpoint`.
+
+    Args:
+        name: `latest`, `shipped`, a run's name, a run's folder or a file.
+        kind: vqvae or world_model.
+    """
+    return find_checkpoint(
+        name, kind, game_directory(game), f"run make train GAME={game_id(game)}"
+    )

@@ -1,0 +1,174 @@
+"""Results as one JSON document: made, printed as a table, compared with another.
+
+Contract: a document names the data, models and evaluator that it came from by hash and version;
+two documents are compared only if data and evaluator agree. Knows nothing of engines.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from v2.eval.intervals import Metric, paired_difference
+
+FORMAT = 1
+HEADLINES = {
+    "token accuracy": "one_step/token_accuracy",
+    "rollout@5": "rollout/token_accuracy@5",
+    "rollout@10": "rollout/token_accuracy@10",
+    "ball tracking": "rollout/ball_hit_2px@10",
+}
+SECTIONS = {
+    "tokenizer": "tokenizer round trip, the ceiling of what follows",
+    "one_step": "one step after four real frames (teacher-forced)",
+    "rollout": "open-loop rollouts under the recorded actions",
+    "forks": "action following: held actions against the real branches",
+    "actions": "loss of PSNR when actions are shuffled",
+    "reward": "sign of the reward (teacher-forced)",
+    "termination": "end of the game (teacher-forced)",
+    "long": "long dreams under a player that sees only the dream",
+    "speed": "speed of one dream on this device",
+}
+REQUIRED = {"data_sha256": str, "evaluator": int, "settings": dict, "metrics": dict}
+PAIR_KEYS = ("episodes", "sums", "counts")
+NO_VALUE = {"value": None}  # as of what was not measured, or never happened
+
+
+def make_document(metrics: dict[str, Metric], **facts) -> dict:
+    """Return the whole result as plain values."""
+    plain = {name: metric.to_dict() for name, metric in metrics.items()}
+    return {"format": FORMAT, **facts, "metrics": plain}
+
+
+def one_line(document: dict) -> str:
+    """Return the document as one line of JSON, without the sums of every episode."""
+    return json.dumps(document | {"metrics": {
+        name: _without_pairs(metric) for name, metric in document["metrics"].items()
+    }})  # fmt: skip
+
+
+def _without_pairs(metric: dict) -> dict:
+    kept = {key: value for key, value in metric.items() if key not in PAIR_KEYS}
+    if "baselines" in kept:
+        kept["baselines"] = {k: _without_pairs(m) for k, m in kept["baselines"].items()}
+    return kept
+
+
+def read_document(path: Path) -> dict:
+    """Read a result.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or another kind of file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no result {path}: make it with gold_eval.py --json {path}")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON document ({error})") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ValueError(f"{path} is no result of gold_eval.py of format {FORMAT}")
+    for key, kind in REQUIRED.items():
+        if not isinstance(document.get(key), kind):
+            raise ValueError(f"{path} is a damaged result: its {key!r} is no {kind.__name__}")
+    for name, metric in document["metrics"].items():
+        if not isinstance(metric, dict) or not {"value", "low", "high"} <= metric.keys():
+            raise ValueError(f"{path} is a damaged result: its metric {name!r} has no value")
+    return document
+
+
+def headline_rows(document: dict) -> list[tuple[str, str, str]]:
+    """Return name, value and baselines of the four rows that a reader looks at first."""
+    rows = []
+    for title, name in HEADLINES.items():
+        metric = document["metrics"].get(name)
+        if metric:
+            others = metric.get("baselines", {})
+            text = describe(others["copy_last"]) if "copy_last" in others else "-"
+            if "constant_velocity" in others:
+                text += f"; constant velocity {describe(others['constant_velocity'])}"
+            rows.append((title, describe(metric), text))
+    return rows
+
+
+def describe(metric: dict) -> str:
+    """Return `value [low, high]`."""
+    value = number(metric["value"])
+    if metric.get("low") is None or metric.get("high") is None:
+        return value
+    return f"{value} [{number(metric['low'])}, {number(metric['high'])}]"
+
+
+def number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def table_rows(document: dict) -> list[tuple[str, str, str]]:
+    """Return name, value with interval, and baselines of every metric, by section."""
+    rows = []
+    for name in _in_order(document["metrics"]):
+        metric = document["metrics"][name]
+        others = metric.get("baselines", {})
+        text = "  ".join(f"{key} {number(m['value'])}" for key, m in others.items())
+        rows.append((name, describe(metric), text))
+    return rows
+
+
+def _in_order(names) -> list[str]:
+    """Sort by section, then by what was measured as it was measured, then by horizon."""
+    stems = list(dict.fromkeys(name.partition("@")[0] for name in names))
+
+    def place(name: str):
+        stem, _, horizon = name.partition("@")
+        return list(SECTIONS).index(stem.split("/")[0]), stems.index(stem), int(horizon or 0)
+
+    return sorted(names, key=place)
+
+
+def print_table(document: dict) -> None:
+    """Print the headline rows and then every metric, for people."""
+    print(f"\n{'':24} {'this model':28} copy-last, where it helps constant velocity")
+    for title, value, copied in headline_rows(document):
+        print(f"{title:24} {value:28} {copied}")
+    section = ""
+    for name, value, baselines in table_rows(document):
+        if name.split("/")[0] != section:
+            section = name.split("/")[0]
+            print(f"\n{SECTIONS[section]}")
+        print(f"  {name.split('/')[1]:32} {value:28} {baselines}".rstrip())
+    for note in document["notes"]:
+        print(f"note: {note}")
+
+
+def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
+    """Return name, difference with interval, and a mark where zero lies outside of it.
+
+    Where one of the two has no value there is no difference: both are shown, "-" for none.
+
+    Raises:
+        ValueError: results of other data or of another evaluator.
+    """
+    for key in ("data_sha256", "evaluator", "settings"):
+        if first[key] != second[key]:
+            raise ValueError(
+                f"these results have different {key} ({first[key]} and {second[key]}) and cannot "
+                "be compared: run gold_eval.py again for one of them"
+            )
+    rows = []
+    if first.get("engine") != second.get("engine"):
+        rows.append(("engine", f"{second.get('engine')} - {first.get('engine')}", ""))
+    for name in first["metrics"] | second["metrics"]:
+        before, after = (each["metrics"].get(name, NO_VALUE) for each in (first, second))
+        found = paired_difference(before, after)
+        if found is not None:
+            difference, low, high = found
+            mark = "*" if low > 0 or high < 0 else ""
+            span = "" if math.isnan(low) else f" [{low:+.4f}, {high:+.4f}]"
+            rows.append((name, f"{difference:+.4f}{span}", mark))
+        elif before["value"] is not None or after["value"] is not None:
+            rows.append((name, f"{describe(before)} -> {describe(after)}", ""))
+    return rows

@@ -1,0 +1,103 @@
+"""Running an engine over clips: batched open-loop rollouts with one engine for every judge.
+
+Contract: an engine is whatever has `reset(frames, actions)`, `restart(rows)`, `step(actions)`,
+`tokens`, `logits`, `last_reward`, `last_terminated`, `encode(frames)` and `decode(tokens)` as
+v2.dream.DreamEngine has them; the judge knows nothing else of it, so that fakes can be judged.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+BATCH = 24  # dreams at once; more gains nothing on 2 cores
+
+
+class Engine(Protocol):
+    tokens: np.ndarray  # (B, 21, 16)
+    logits: object  # (B, N, K) tensor or None
+    last_reward: np.ndarray  # (B,) predicted sign
+    last_terminated: np.ndarray  # (B,) probability
+
+    def reset(self, frames: np.ndarray, actions: np.ndarray | None = None): ...
+    def restart(self, rows: np.ndarray) -> None: ...
+    def step(self, action: np.ndarray) -> np.ndarray: ...
+    def encode(self, frames: np.ndarray) -> np.ndarray: ...
+    def decode(self, tokens: np.ndarray) -> np.ndarray: ...
+
+
+@dataclass
+class Dreams:
+    """What B dreams showed at the kept horizons, by their place in `horizons`."""
+
+    horizons: list[int]
+    frames: np.ndarray  # uint8 (B, len(horizons), 84, 64, 3)
+    tokens: np.ndarray  # uint8 or more (B, len(horizons), N)
+    ends: np.ndarray  # (B, len(horizons)): how probable it is that the step ends the game
+
+    def at(self, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return frames and tokens of one horizon."""
+        index = self.horizons.index(horizon)
+        return self.frames[:, index], self.tokens[:, index]
+
+
+def dream(
+    engine: Engine,
+    history: np.ndarray,
+    past_actions: np.ndarray,
+    actions: np.ndarray,
+    horizons: list[int] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Dreams:
+    """Dream B clips in batches, open loop.
+
+    Args:
+        history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3); actions: (B, H).
+        horizons: those to keep; default: all.
+        progress: called with the number of steps done.
+    """
+    horizons = horizons or list(range(1, actions.shape[1] + 1))
+    batches = []
+    for chunk in chunks(len(history)):
+        engine.reset(history[chunk], past_actions[chunk])
+        frames, tokens, ends = [], [], []
+        for h in range(1, max(horizons) + 1):
+            frame = engine.step(actions[chunk, h - 1].astype(np.int64))
+            if h in horizons:
+                frames.append(frame)
+                tokens.append(flat(engine.tokens))
+                ends.append(engine.last_terminated)
+            if progress:
+                progress(len(frame))
+        batches.append([np.stack(part, 1) for part in (frames, tokens, ends)])
+    return Dreams(list(horizons), *map(np.concatenate, zip(*batches, strict=True)))
+
+
+def encode(engine: Engine, frames: np.ndarray) -> np.ndarray:
+    """Tokenize many frames in batches, (M, N)."""
+    return np.concatenate([flat(engine.encode(frames[c])) for c in chunks(len(frames), 64)])
+
+
+def decode(engine: Engine, tokens: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Turn tokens (M, N) into frames in batches."""
+    tokens = tokens.reshape(len(tokens), *grid)
+    return np.concatenate([engine.decode(tokens[c]) for c in chunks(len(tokens), 32)])
+
+
+def round_trip(engine: Engine, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the tokenizer keeps of frames, and their tokens (M, N)."""
+    grids = [engine.encode(frames[c]) for c in chunks(len(frames), 32)]
+    kept = np.concatenate([engine.decode(grid) for grid in grids])
+    return kept, np.concatenate([flat(grid) for grid in grids])
+
+
+def flat(tokens: np.ndarray) -> np.ndarray:
+    """Return tokens (B, h, w) as (B, N)."""
+    return np.asarray(tokens).reshape(len(tokens), -1)
+
+
+def chunks(count: int, size: int = BATCH) -> Iterator[slice]:
+    """Yield slices that cover a range."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

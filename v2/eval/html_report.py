@@ -1,0 +1,210 @@
+"""The result as one self-contained HTML page.
+
+Contract: everything the page shows is inside it (pictures as data URIs, curves as SVG), so that it
+opens with no network; all numbers come from the result document. Knows nothing of engines.
+"""
+
+import base64
+import html
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from v2.eval import documents, metrics
+from v2.eval.branches import FORK_HORIZONS
+from v2.eval.engine import Dreams
+from v2.runtime.files import write_text
+
+REPORT_NAME = "index.html"
+CURVES = (
+    ("rollout/token_accuracy", "token accuracy"), ("rollout/psnr", "PSNR, dB"),
+    ("rollout/ssim", "SSIM"), ("rollout/ball_hit_2px", "exactly one ball, within 2 px"),
+    ("rollout/ball_seen", "a ball is dreamed"), ("rollout/paddle_error_px", "paddle error, px"),
+    ("rollout/brick_f1", "brick map F1"), ("forks/right_branch", "right branch in forks"),
+)  # fmt: skip
+COLOURS = {
+    "": "#d6336c", "copy_last": "#868e96", "constant_velocity": "#1c7ed6", "ceiling": "#2f9e44",
+    "chance": "#868e96",
+}  # fmt: skip
+VIDEO_FPS = 15
+NUM_FORKS_SHOWN = 3
+STRIP_HORIZONS = (1, 2, 3, 5, 8, 10, 15, 20, 50, 100, 200)
+STYLE = """
+body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}
+table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;white-space:nowrap}
+th{border-bottom:1px solid #adb5bd}.num{font-variant-numeric:tabular-nums}
+.base,small{color:#868e96}img{image-rendering:pixelated;max-width:100%}
+.curves{display:flex;flex-wrap:wrap;gap:1em}svg text{font:11px system-ui,sans-serif}
+.note{background:#fff3bf;padding:.4em .8em}
+"""
+
+
+def write_report(directory: Path, document: dict, pictures: dict) -> Path:
+    """Write the page.
+
+    Args:
+        pictures: clips and dreams; forks and branches, long dreams where there are any.
+    """
+    parts = [
+        f"<h1>{html.escape(document['game'])}: {html.escape(document['data'])}</h1>",
+        f"<p><small>{html.escape(_provenance(document))}</small></p>",
+        *(f"<p class=note>{html.escape(note)}</p>" for note in document["notes"]),
+        "<h2>At a glance</h2>", _headline_table(document),
+        "<h2>Over the horizon</h2><p>Horizons count steps after the last real frame; bars are 95 % "
+        "intervals over episodes.</p>", _curves(document),
+        "<h2>Rollouts: real, dream, difference</h2>", *_rollout_strips(pictures),
+    ]  # fmt: skip
+    if "branches" in pictures:
+        parts.append("<h2>Forks: the same state under each held action</h2>")
+        parts += _fork_pictures(pictures)
+    if "long" in pictures:
+        parts += ["<h2>Long dreams</h2>", _picture(_grid(pictures["long"]), 2)]
+    parts += ["<h2>All numbers</h2>", _table(document)]
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>gold_eval</title>"
+        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
+    )
+    path = Path(directory) / REPORT_NAME
+    write_text(path, page)
+    return path
+
+
+def _provenance(document: dict) -> str:
+    return (
+        f"{document['model']} on {document['device']}, tier {document['tier']}, evaluator "
+        f"{document['evaluator']}, data {document['data_sha256'][:12]}, VQ-VAE "
+        f"{document['vqvae_sha256'][:12]}, world model {document['world_model_sha256'][:12]}, "
+        f"{document['seconds']:.0f} s"
+    )
+
+
+def _headline_table(document: dict) -> str:
+    rows = "".join(
+        f"<tr><td>{title}<td class=num>{value}<td class='num base'>{copied}"
+        for title, value, copied in documents.headline_rows(document)
+    )
+    return f"<table><tr><th><th>this model<th>copy-last{rows}</table>"
+
+
+def _table(document: dict) -> str:
+    rows, section = [], ""
+    for name, value, baselines in documents.table_rows(document):
+        if name.split("/")[0] != section:
+            section = name.split("/")[0]
+            rows.append(f"<tr><th colspan=3>{documents.SECTIONS[section]}")
+        rows.append(f"<tr><td>{html.escape(name.split('/')[1])}<td class=num>{value}"
+                    f"<td class='num base'>{html.escape(baselines)}")  # fmt: skip
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _curves(document: dict) -> str:
+    drawn = [_curve(document["metrics"], stem, title) for stem, title in CURVES]
+    return f"<div class=curves>{''.join(drawn)}</div>"
+
+
+def _curve(scores: dict, stem: str, title: str) -> str:
+    """Draw one metric over the horizon with its interval and baselines, as SVG."""
+    points = {int(name.partition("@")[2]): metric for name, metric in scores.items()
+              if name.startswith(f"{stem}@")}  # fmt: skip
+    lines: dict[str, list] = {}
+    for h, metric in sorted(points.items()):
+        for name, value in {"": metric, **metric.get("baselines", {})}.items():
+            if value["value"] is not None:
+                lines.setdefault(name, []).append((h, value))
+    if not lines:
+        return ""
+    ends = [m[k] for line in lines.values() for _, m in line for k in ("value", "low", "high")
+            if m.get(k) is not None]  # fmt: skip
+    low, high = min(ends), max(ends)
+    span, last = (high - low) or 1.0, np.log(max(points) + 1)
+
+    def place(h, value):
+        return 40 + 260 * np.log(h + 1) / last, 150 - 120 * (value - low) / span
+
+    drawn = [f"<text x=40 y=16 font-weight=bold>{title}</text>"]
+    for value in (low, high):
+        drawn.append(f"<text x=2 y={place(1, value)[1] + 4:.0f}>{documents.number(value)}</text>")
+    for h in points:
+        drawn.append(f"<text x={place(h, low)[0]:.0f} y=168 text-anchor=middle>{h}</text>")
+    for k, (name, line) in reversed(list(enumerate(lines.items()))):  # the model on top
+        colour = COLOURS.get(name, "#f08c00")
+        path = " ".join("{:.1f},{:.1f}".format(*place(h, m["value"])) for h, m in line)
+        drawn.append(f"<polyline points='{path}' fill=none stroke='{colour}' stroke-width=2 />")
+        for h, m in line if not name else []:
+            if m.get("low") is not None:
+                (x, top), (_, bottom) = place(h, m["high"]), place(h, m["low"])
+                drawn.append(f"<line x1={x:.1f} x2={x:.1f} y1={top:.1f} y2={bottom:.1f} "
+                             f"stroke='{colour}' />")  # fmt: skip
+        label = name.replace("_", " ") or "model"
+        drawn.append(f"<text x={40 + 70 * k} y=184 fill='{colour}'>{label}</text>")
+    return f"<svg width=345 height=190>{''.join(drawn)}</svg>"
+
+
+def _rollout_strips(pictures: dict) -> list[str]:
+    """Show the best, the median and the worst rollout by PSNR over all horizons."""
+    clips, dreams = pictures["clips"], pictures["dreams"]
+    fit = np.mean([metrics.psnr(dreams.at(h)[0], clips.frames_at(h)) for h in dreams.horizons], 0)
+    order = fit.argsort()[::-1]
+    parts = []
+    for name, k in (("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1])):
+        horizons = [h for h in STRIP_HORIZONS if h in dreams.horizons]
+        real = np.stack([clips.frames_at(h)[k] for h in horizons])
+        seen = np.stack([dreams.at(h)[0][k] for h in horizons])
+        parts.append(
+            f"<h3>{name}: {clips.strata[k]}, mean PSNR {fit[k]:.1f} dB, h = "
+            f"{', '.join(map(str, horizons))}</h3>"
+        )
+        parts.append(_picture(_grid(np.stack([real, seen, _difference(real, seen)])), 1.5))
+        parts.append(_video(clips.frames[k, 4:], dreams, k))
+    return parts
+
+
+def _difference(real: np.ndarray, dream: np.ndarray) -> np.ndarray:
+    return np.abs(real.astype(np.int16) - dream).clip(0, 255).astype(np.uint8)
+
+
+def _fork_pictures(pictures: dict) -> list[str]:
+    """Show a few forks: one row a branch, real and dream in turn, columns are horizons."""
+    forks, branches = pictures["forks"], pictures["branches"]
+    parts = []
+    for f in np.unique(np.linspace(0, len(forks) - 1, NUM_FORKS_SHOWN).astype(int)):
+        rows = []
+        for action in range(forks.num_actions):
+            rows.append(forks.frames[f, action, np.array(FORK_HORIZONS) - 1])
+            rows.append(branches[f, action])
+        parts.append(f"<h3>game {forks.episodes[f]}: pairs of rows real, dream for each action; "
+                     f"h = {', '.join(map(str, FORK_HORIZONS))}</h3>")  # fmt: skip
+        parts.append(_picture(_grid(np.stack(rows)), 1.5))
+    return parts
+
+
+def _grid(rows: np.ndarray, gap: int = 2) -> np.ndarray:
+    """Lay out frames, uint8 (R, n, H, W, 3), as one picture."""
+    padded = np.pad(rows, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=120)
+    R, n, height, width, _ = padded.shape
+    return padded.transpose(0, 2, 1, 3, 4).reshape(R * height, n * width, 3)
+
+
+def _picture(array: np.ndarray, scale: float) -> str:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="PNG", optimize=True)
+    width = int(array.shape[1] * scale)
+    return f"<p><img width={width} src='data:image/png;base64,{_base64(file)}'></p>"
+
+
+def _video(real: np.ndarray, dreams: Dreams, k: int) -> str:
+    """Return an animated picture, real beside dream."""
+    gap = np.full((len(real), real.shape[1], 2, 3), 120, np.uint8)
+    both = np.concatenate([real[: len(dreams.horizons)], gap, dreams.frames[k]], axis=2)
+    images = [Image.fromarray(frame) for frame in both]
+    file = io.BytesIO()
+    images[0].save(file, format="WEBP", save_all=True, append_images=images[1:], lossless=True,
+                   duration=round(1000 / VIDEO_FPS), loop=0)  # fmt: skip
+    width = both.shape[2] * 3
+    return f"<p><img width={width} src='data:image/webp;base64,{_base64(file)}'></p>"
+
+
+def _base64(file: io.BytesIO) -> str:
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,268 @@
+"""Open-loop rollouts against the game: tokens, pixels, ball, paddle, bricks, digits.
+
+Contract: the dream is given, every number is compared at the same horizon with the real frame and
+memory, beside what copying the last real frame (and flying on at constant velocity) would score.
+What a game lacks (bricks, lives, an opponent) has no row. Knows nothing of engines or files.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from v2.eval import metrics
+from v2.eval.engine import Dreams
+from v2.eval.intervals import Metric, episode_draws, interval, mean_metric, quantile_metric
+from v2.eval.objects import detector
+from v2.eval.objects.base import Objects
+from v2.eval.starts import HISTORY, Clips, strata_of
+
+HORIZONS = (1, 3, 5, 10, 20, 50, 100, 200)
+STRATUM_HORIZONS = (1, 5, 10, 20)
+STRATUM_ROWS = (
+    "ball_hit_2px", "ball_hit_1px", "ball_recall", "ball_precision", "ball_duplicates",
+    "ball_error_px",
+)  # fmt: skip
+HIT_RADII_PX = (1, 2)
+LOST_PADDLE_ERROR_PX = 32.0  # half the field
+PICTURE_PX = (64, 84)  # width and height
+Scores = dict[str, Metric]
+
+
+def rollout_scores(
+    clips: Clips, dreams: Dreams, tokens: dict, kept: dict, horizons=HORIZONS
+) -> Scores:
+    """Score dreams of every horizon up to the last.
+
+    Args:
+        tokens: horizon -> tokens (B, N) of the real frames, horizon 0 included.
+        kept: horizon -> real frames (B, 84, 64, 3) after a tokenizer round trip, the ceiling.
+    """
+    scores: Scores = {}
+    horizons = [h for h in horizons if h <= clips.horizon]
+    for h in horizons:
+        scores |= _picture_rows(clips, dreams, tokens, kept, h)
+    if detector.has_truth(clips.game):
+        reader = Reader(clips, dreams)
+        for h in horizons:
+            ceiling = detector.read_frames(clips.game, kept[h])
+            rows = _ball_rows(reader, h, ceiling=ceiling)
+            scores |= {f"rollout/{row}@{h}": metric for row, metric in rows.items()}
+            scores |= _other_rows(reader, h)
+        scores["rollout/ball_half_life"] = _half_life_row(reader)
+        scores |= _loss_row(reader)
+        scores |= _stratum_rows(reader, horizons)
+    return scores
+
+
+def _picture_rows(clips, dreams, tokens, kept, h) -> Scores:
+    frames, dreamed = dreams.at(h)
+    real, last, episodes = clips.frames_at(h), clips.frames_at(0), clips.episodes
+    rows = {
+        f"rollout/token_accuracy@{h}": (metrics.token_accuracy, dreamed, tokens[h], {
+            "copy_last": tokens[0]}),
+        f"rollout/psnr@{h}": (metrics.psnr, frames, real, {
+            "copy_last": last, "ceiling": kept[h]}),
+        f"rollout/ssim@{h}": (metrics.ssim, frames, real, {
+            "copy_last": last, "ceiling": kept[h]}),
+    }  # fmt: skip
+    scores = {}
+    for name, (measure, seen, target, others) in rows.items():
+        scores[name] = mean_metric(measure(seen, target), episodes)
+        for baseline, values in others.items():
+            scores[name].baselines[baseline] = mean_metric(measure(values, target), episodes)
+    return scores
+
+
+class Reader:
+    """The objects of clips and dreams at every horizon, each read once.
+
+    `start` is what the last real frame shows: baselines know no ball that only memory holds.
+    """
+
+    def __init__(self, clips: Clips, dreams: Dreams):
+        self.clips, self.episodes = clips, clips.episodes
+        self.true = [clips.objects_at(h) for h in range(clips.horizon + 1)]
+        self.seen: dict[int, Objects] = {
+            h: detector.read_frames(clips.game, dreams.at(h)[0]) for h in dreams.horizons
+        }
+        before = detector.read_ram(clips.game, clips.ram[:, HISTORY - 2])
+        self.start = dataclasses.replace(self.true[0], ball=_in_sight(self.true[0]))
+        self.velocity = self.start.ball - _in_sight(before)  # NaN unless seen at both
+        seen = {h: objects.bricks for h, objects in self.seen.items()}
+        self.absent = absent_before(self.start.bricks, seen)
+
+    def guesses(self, h: int) -> dict[str, Objects]:
+        """Return what the baselines show: the last real frame, and its ball flown on."""
+        flown = self.start.ball + h * self.velocity
+        is_inside = ((flown >= 0) & (flown <= PICTURE_PX)).all(1)
+        flown = np.where(is_inside[:, None], flown, np.nan)
+        moved = dataclasses.replace(self.start, ball=flown, num_balls=is_inside.astype(int))
+        return {"copy_last": self.start, "constant_velocity": moved}
+
+
+def _in_sight(objects: Objects) -> np.ndarray:
+    """Return the ball (N, 2) where it can be seen."""
+    return np.where(objects.num_balls[:, None] > 0, objects.ball, np.nan)
+
+
+def absent_before(start: np.ndarray, seen: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return, for each horizon, the bricks that were absent at the start or in the dream since."""
+    absent, before = ~start, {}
+    for h in sorted(seen):
+        before[h] = absent
+        absent = absent | ~seen[h]
+    return before
+
+
+def ball_rows(true: Objects, seen: Objects, episodes: np.ndarray) -> Scores:
+    """Score the ball: its place (recall, precision, hits, error) apart from its presence.
+
+    Seen is a ball anywhere where there is a real one; possible are as many balls as there are real
+    ones; a hit is exactly one ball, near the real one. Recall and precision are within 2 px.
+    """
+    counts = metrics.ball_counts(true, seen)
+    balls, visible = counts["balls"], counts["visible"]
+    possible = np.minimum(balls, ~np.isnan(true.ball[:, 0]))
+    errors = np.where(visible, metrics.ball_errors(true, seen), np.nan)
+    rows = {
+        "ball_seen": mean_metric(counts["found"], episodes, visible),
+        "ball_possible": mean_metric(possible, episodes, balls),
+        "ball_recall": mean_metric(counts["hits"], episodes, visible),
+        "ball_precision": mean_metric(balls - counts["ghosts"], episodes, balls),
+        "ball_duplicates": mean_metric(counts["duplicates"], episodes),
+        "ball_error_px": quantile_metric(errors, episodes, 0.5),
+        "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
+    }
+    for radius in HIT_RADII_PX:
+        rows[f"ball_hit_{radius}px"] = mean_metric(_hits(true, seen, radius), episodes, visible)
+    return rows
+
+
+def _hits(true: Objects, seen: Objects, radius: float) -> np.ndarray:
+    """Tell where exactly one ball is seen, near the true one."""
+    counts = metrics.ball_counts(true, seen, radius)
+    return counts["hits"] & ~counts["duplicates"]
+
+
+def _ball_rows(reader: Reader, h: int, chosen=np.s_[:], ceiling: Objects | None = None) -> Scores:
+    """Score the ball in the chosen clips, its baselines in the same rows."""
+    true, episodes = reader.true[h][chosen], reader.episodes[chosen]
+    rows = ball_rows(true, reader.seen[h][chosen], episodes)
+    others = {} if ceiling is None else {"ceiling": ceiling}
+    for name, objects in (others | reader.guesses(h)).items():
+        for row, metric in ball_rows(true, objects[chosen], episodes).items():
+            rows[row].baselines[name] = metric
+    return rows
+
+
+def _other_rows(reader: Reader, h: int) -> Scores:
+    true, seen, start, episodes = reader.true[h], reader.seen[h], reader.start, reader.episodes
+    scores = {}
+    for name, objects in (("", seen), ("copy_last", start)):
+        rows = {"paddle_error_px": paddle_error(objects.paddle, true.paddle, episodes)}
+        if np.isfinite(true.opponent).any():
+            error = paddle_error(objects.opponent, true.opponent, episodes)
+            rows["opponent_error_px"] = error
+        if true.bricks.size:
+            absent = ~start.bricks if name else reader.absent[h]
+            rows |= _brick_rows(objects.bricks, true.bricks, start.bricks, absent, episodes)
+        for digits in ("score", "lives"):
+            known = getattr(true, digits)
+            if (known >= 0).any():  # -1: not readable
+                right = _digits_right(getattr(objects, digits), known, episodes)
+                rows[f"{digits}_right"] = right
+        for row, metric in rows.items():
+            if name:
+                scores[f"rollout/{row}@{h}"].baselines[name] = metric
+            else:
+                scores[f"rollout/{row}@{h}"] = metric
+    return scores
+
+
+def paddle_error(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
+    """Return the mean error where there is a paddle; one not seen is off by half the field."""
+    error = np.abs(seen - true)
+    error = np.where(np.isnan(error), LOST_PADDLE_ERROR_PX, error)
+    return mean_metric(np.where(np.isnan(true), np.nan, error), episodes, is_share=False)
+
+
+def _brick_rows(seen, true, start, absent, episodes) -> Scores:
+    bricks = metrics.brick_counts(true, seen)
+    removals = metrics.brick_counts(start & ~true, start & ~seen)
+    illegal = (seen & absent & ~true).sum((1, 2))
+    return {
+        "brick_f1": mean_metric(2.0 * bricks["both"], episodes, bricks["there"] + bricks["seen"]),
+        "brick_removal_f1": mean_metric(
+            2.0 * removals["both"], episodes, removals["there"] + removals["seen"]
+        ),
+        "bricks_reappeared": mean_metric(illegal, episodes, is_share=False),
+    }
+
+
+def _digits_right(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
+    return mean_metric((seen == true) & (true >= 0), episodes, true >= 0)
+
+
+def _half_life_row(reader: Reader) -> Metric:
+    """Return the first horizon at which the hit rate within 2 px is under one half.
+
+    The last horizon stands for "not within the clip".
+    """
+    steps = sorted(reader.seen)
+    shown = {h: {"": reader.seen[h]} | reader.guesses(h) for h in steps}
+    visible = np.stack([reader.true[h].num_balls > 0 for h in steps], 1)  # (B, H)
+    rows = {}
+    for name in shown[steps[0]]:
+        hits = np.stack([_hits(reader.true[h], shown[h][name], 2) for h in steps], 1)
+        rows[name] = _half_life(hits, visible, reader.episodes, steps)
+    row = rows.pop("")
+    row.baselines = rows
+    return row
+
+
+def _half_life(hits, visible, episodes, steps) -> Metric:
+    names, index = np.unique(episodes, return_inverse=True)
+    sums, totals = (np.zeros((len(names), len(steps))) for _ in range(2))
+    np.add.at(sums, index, hits)
+    np.add.at(totals, index, visible)
+
+    def first_below(parts, wholes):
+        below = (parts < 0.5 * wholes) & (wholes > 0)
+        return np.where(below.any(-1), np.array(steps)[below.argmax(-1)], steps[-1])
+
+    draws = episode_draws(len(names))
+    low, high = interval(first_below(draws @ sums, draws @ totals), len(names))
+    value = first_below(sums.sum(0), totals.sum(0))
+    return Metric(float(value), low, high, len(episodes))
+
+
+def _stratum_rows(reader: Reader, horizons) -> Scores:
+    """Score the ball apart for what happens right after the start."""
+    scores = {}
+    for stratum in strata_of(reader.clips.game):
+        chosen = reader.clips.strata == stratum
+        for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):
+            rows = _ball_rows(reader, h, chosen)
+            scores |= {f"rollout/{row}[{stratum}]@{h}": rows[row] for row in STRATUM_ROWS}
+    return scores
+
+
+def _loss_row(reader: Reader) -> Scores:
+    """Score whether the digits show a lost ball within one step of when the game shows it.
+
+    Of the clips in which one is lost soon; in Breakout the lives tell, in Pong the points.
+    """
+    chosen = reader.clips.strata == strata_of(reader.clips.game)[-1]
+    counter = "lives" if (reader.true[0].lives >= 0).any() else "score"
+    if not chosen.any():
+        return {}
+    start, first = getattr(reader.true[0], counter)[chosen], []
+    for shown in (reader.true, reader.seen):
+        digits = np.stack([getattr(shown[h], counter)[chosen] for h in reader.seen], 1)
+        is_other = (digits != start[:, None]) & (digits >= 0)
+        first.append(np.where(is_other.any(1), is_other.argmax(1), np.inf))
+    is_known = np.isfinite(first[0]) & (start >= 0)
+    in_time = np.abs(first[1][is_known] - first[0][is_known]) <= 1
+    row = mean_metric(in_time, reader.episodes[chosen][is_known])
+    row.baselines["copy_last"] = Metric(0.0)
+    return {"rollout/loss_in_time": row}

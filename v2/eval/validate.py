@@ -1,0 +1,142 @@
+"""Figures of a world model on held-out episodes while it trains, copy-last beside their tokens.
+
+Contract: the evaluation suite at its smallest size; the same clips every time, from the validation
+split, never from gold; open loop, greedy, under the recorded actions.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from v2.data.atari_dataset import ARRAY_FIELDS, data_paths, window_starts
+from v2.data.npz import read_rows
+from v2.data.tokens import TokenData
+from v2.dream import DreamEngine
+from v2.eval import metrics
+from v2.eval.engine import Dreams, Engine, dream, encode
+from v2.eval.objects import detector
+from v2.eval.one_step import Progress
+from v2.eval.pictures import save_grid
+from v2.eval.rollouts import paddle_error
+from v2.eval.starts import HISTORY, Clips
+from v2.models.pairs import SeenPairs
+from v2.models.temporal_world_model import TemporalWorldModel
+from v2.models.vqvae_hires import VQVAE
+
+NUM_CLIPS = 40
+NUM_STEPS = 10
+
+
+class Evaluation:
+    """Held-out clips, read once."""
+
+    def __init__(self, vqvae: VQVAE, tokens: TokenData, data: Path, device: torch.device):
+        self.vqvae, self.device = vqvae, device
+        firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, tokens.rows_of("val"))
+        spread = np.linspace(0, len(firsts) - 1, min(NUM_CLIPS, len(firsts))).astype(int)
+        rows = firsts[np.unique(spread)][:, None] + np.arange(HISTORY + NUM_STEPS)  # (B, 14)
+        self.clips = Clips(
+            game=tokens.emulator.game,
+            frames=_read("frames", data, rows),
+            actions=tokens.actions[rows[:, :-1]],
+            rewards=tokens.rewards[rows[:, :-1]],
+            terminated=tokens.terminated[rows[:, :-1]],
+            ram=_read("ram", data, rows),
+            episodes=tokens.episode_ids[rows[:, 0]],
+            strata=np.array(["any"] * len(rows)),
+        )
+
+    def __call__(
+        self, model: TemporalWorldModel, seen: SeenPairs, picture: Path
+    ) -> tuple[dict, float]:
+        """Return figures and the score that chooses `best.pt`; draw a clip, real over dream."""
+        engine = DreamEngine(self.vqvae, model, self.device, seen=seen)
+        figures = quick_scores(engine, self.clips)
+        clips, one = self.clips, [len(self.clips) // 2]
+        dreams = dream(
+            engine, clips.history[one], clips.past_actions[one], clips.actions[one, HISTORY - 1 :]
+        )
+        dreamed = np.stack([dreams.at(h)[0][0] for h in dreams.horizons])
+        save_grid(picture, [clips.frames[one[0], HISTORY:], dreamed])
+        score = figures.pop("score")
+        return figures, score
+
+
+def _read(name: str, data: Path, rows: np.ndarray) -> np.ndarray:
+    """Read rows (B, T) of one array of a data file or its shards, a block at a time."""
+    dtype, tail = ARRAY_FIELDS[name]
+    wanted, inverse = np.unique(rows, return_inverse=True)
+    parts, first = [], 0
+    for path in data_paths(data):
+        part, length = read_rows(path, name, dtype, tail, wanted, first)
+        parts.append(part)
+        first += length
+    return np.concatenate(parts)[inverse.reshape(rows.shape)]
+
+
+QUICK_HORIZONS = (1, 5, 10)
+ONE_TOKEN = 1 / 336  # copying may be all but right where nothing moves
+
+
+def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dict[str, float]:
+    """Score open-loop rollouts of a few short clips, for `best.pt`; no intervals.
+
+    Takes one engine step for each clip and step. `score` is what `best.pt` is chosen by: the
+    share of copy-last's wrong tokens that are right at 5 and 10 steps, averaged with the ball's
+    hit rate over all steps where the ball can be read.
+    """
+    own = clips.actions[:, HISTORY - 1 :]
+    dreams = dream(engine, clips.history, clips.past_actions, own, None, progress)
+    scores = _quick_tokens(engine, clips, dreams)
+    if detector.has_truth(clips.game):
+        scores |= _quick_objects(clips, dreams)
+        if np.isfinite(scores["ball_hit"]):
+            scores["score"] = (scores["score"] + scores["ball_hit"]) / 2
+    return scores
+
+
+def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, float]:
+    last = encode(engine, clips.frames_at(0))
+    scores, shares = {}, []
+    for h in (h for h in QUICK_HORIZONS if h <= clips.horizon):
+        real = encode(engine, clips.frames_at(h))
+        frames, tokens = dreams.at(h)
+        accuracy = float(metrics.token_accuracy(tokens, real).mean())
+        copied = float(metrics.token_accuracy(last, real).mean())
+        scores[f"token_accuracy@{h}"], scores[f"copy_last@{h}"] = accuracy, copied
+        scores[f"psnr@{h}"] = float(metrics.psnr(frames, clips.frames_at(h)).mean())
+        shares.append((accuracy - copied) / max(1 - copied, ONE_TOKEN))
+        if h == 1:
+            counts = metrics.change_counts(tokens, real, last)
+            scores["changed_accuracy@1"] = _share(counts["changed_right"], counts["changed"])
+            scores["false_changes@1"] = _share(counts["false_changes"], counts["unchanged"])
+    scores["score"] = float(np.clip(np.mean(shares[-2:]), -1, 1))
+    return scores
+
+
+def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
+    """Return the ball's hit rate over all horizons and at the last, and the paddle's error."""
+    hits, visible, found, ghosts, paddle = [], [], [], [], []
+    for h in dreams.horizons:
+        true = detector.read_ram(clips.game, clips.ram[:, HISTORY - 1 + h])
+        seen = detector.read_frames(clips.game, dreams.at(h)[0])
+        counts = metrics.ball_counts(true, seen)
+        hits.append((counts["hits"] & ~counts["duplicates"]).sum())
+        visible.append(counts["visible"].sum())
+        found.append(counts["found"].sum())
+        ghosts.append((counts["balls"] > 1).mean())
+        paddle.append(paddle_error(seen.paddle, true.paddle, clips.episodes).value)
+    hits, visible = np.array(hits), np.array(visible)
+    scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
+    scores["ball_doubled"] = float(np.mean(ghosts))
+    for h in QUICK_HORIZONS:
+        if h in dreams.horizons:
+            k = dreams.horizons.index(h)
+            scores[f"ball_hit@{h}"] = _share(hits[k : k + 1], visible[k : k + 1])
+            scores[f"paddle_error_px@{h}"] = paddle[k]
+    return scores
+
+
+def _share(part, whole) -> float:
+    return float(np.sum(part) / np.sum(whole)) if np.sum(whole) else float("nan")

@@ -1,0 +1,98 @@
+"""What is played, as episodes to train on.
+
+Contract: the collector's own format; a file is complete or absent. Knows nothing of windows or
+models.
+"""
+
+import importlib
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+
+from v2.data.atari_dataset import GOLD_SEED_START, GameData, save_game_data, split_of_game
+from v2.data.collector import Segment, join_segments
+from v2.data.games import EmulatorConfig, emulator_dict
+from v2.data.validation import MIN_EQUAL_FRAMES
+
+# Above the seeds of every collect_atari.py --seed, below those of the gold games.
+HUMAN_SEED_START = 990_000_000
+MAX_PLAY_SEED = 9_999
+
+
+class EpisodeTape:
+    """Record what is played in the collector's format, so that it can be trained on.
+
+    A rewind begins a new episode of the same game, as in the collector.
+
+    Args:
+        seed: of the session; every session that is to be trained on needs another.
+        player: who plays; kept up to date by whoever hands over.
+    """
+
+    def __init__(
+        self, config: EmulatorConfig, action_meanings: list[str], seed: int, player: str = "human"
+    ):
+        if not 0 <= seed <= MAX_PLAY_SEED:
+            raise ValueError(f"--seed must be 0 to {MAX_PLAY_SEED} with --save-data, got {seed}")
+        self.config, self.action_meanings, self.seed = config, action_meanings, seed
+        self.player = player
+        self._segments: list[Segment] = []
+
+    @staticmethod
+    def first_game_seed(seed: int) -> int:
+        """Return the seed of a session's first game; it decides the split, as for every game."""
+        assert HUMAN_SEED_START + (MAX_PLAY_SEED + 1) * 1000 <= GOLD_SEED_START
+        return HUMAN_SEED_START + seed * 1000
+
+    def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None:
+        self._segments.append(Segment.begin(seed, self.player, frame, ram))
+
+    def step(self, action, reward, frame, ram, terminated) -> None:
+        now = self._segments[-1]
+        now.append(action, reward, frame, ram, terminated)
+        if self.player not in now.policy.split("+"):
+            now.policy += f"+{self.player}"
+
+    @property
+    def has_held_out_game(self) -> bool:
+        """Whether training finds a game to validate on, as the second one is."""
+        return any(split_of_game(segment.seed) == "val" for segment in self._segments)
+
+    def save(self, path: Path) -> tuple[int, int, int]:
+        """Write the data file and forget its frames.
+
+        An episode that equals an earlier one of the other split is left out: training refuses both.
+
+        Returns:
+            how many frames and episodes the file holds, and how many episodes were left out.
+        """
+        played = [segment.finish() for segment in self._segments if len(segment) > 1]
+        kept = self._segments = _without_twins(played)
+        if not kept:
+            return 0, 0, 0
+        shares: dict[str, float] = {}
+        for segment in kept:
+            shares[segment.policy] = shares.get(segment.policy, 0.0) + len(segment)
+        total = sum(shares.values())
+        shares = {policy: round(count / total, 4) for policy, count in shares.items()}
+        arrays, episodes = join_segments(kept, 0, is_last_use=True)
+        meta = {
+            "format": 1, "game": self.config.game, "emulator": emulator_dict(self.config),
+            "action_meanings": self.action_meanings,
+            "ale_py": importlib.metadata.version("ale-py"), "policy": "played",
+            "mix": shares, "seed": self.seed, "episodes": episodes,
+        }  # fmt: skip
+        save_game_data(path, GameData(**arrays, meta=meta))
+        return len(arrays["frames"]), len(episodes), len(played) - len(kept)
+
+
+def _without_twins(segments: list[Segment]) -> list[Segment]:
+    """Leave out what `v2.data.validation.check_splits` would refuse."""
+    kept: list[Segment] = []
+    splits: dict[bytes, str] = {}  # content -> the split in which it stood first
+    for segment in segments:
+        split = split_of_game(segment.seed)
+        if len(segment) < MIN_EQUAL_FRAMES or splits.setdefault(segment.content, split) == split:
+            kept.append(segment)
+    return kept

@@ -1,0 +1,236 @@
+"""Run folders: checkpoints/v2/<game>/runs/<YYYYMMDD_HHMMSS>/.
+
+Contract: a run writes only into its own folder (and the game's tokens, where they are missing or
+stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
+last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
+lock (held by whoever has it locked, and by nobody once that process is gone). `latest` is the
+newest finished run that is no smoke run, else the shipped weights.
+Knows nothing of models.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+from v2.runtime.files import sweep_temporaries, sync_directory, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows plays; two trainings in one folder are not noticed there
+    fcntl = None
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
+
+
+class RunDir:
+    """A run's folder while a training process owns it."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._lock = self._metrics = None  # open files
+
+    @classmethod
+    def create(cls, root: Path, kind: str, config: dict) -> "RunDir":
+        """Make a folder below `root`/runs, named by the time: the last by name is the newest."""
+        runs = Path(root) / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            newest = max((p.name for p in runs.glob("[0-9]*_*")), default="")
+            now = time.strftime("%Y%m%d_%H%M%S")
+            run = cls(runs / (now if now > newest else f"{newest}_2"))  # the clock went back
+            try:
+                run.path.mkdir()
+                break
+            except FileExistsError:  # another process was faster
+                continue
+        sync_directory(runs)
+        run.acquire()
+        write_text(run.path / "config.json", json.dumps({"kind": kind, **config}, indent=1))
+        return run
+
+    def acquire(self) -> None:
+        """Lock the folder for this process and sweep what a killed one left.
+
+        Raises:
+            FileExistsError: a living process holds it.
+            OSError: the file system knows no locks.
+        """
+        self._lock = open(self.path / "lock", "a+")
+        try:
+            if fcntl:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            raise FileExistsError(
+                f"process {self._lock.read()} is training in {self.path}: wait for it or stop it"
+            ) from None
+        except OSError as error:
+            raise OSError(
+                f"cannot lock {self.path}: {error.strerror}; give an --out on another disk"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+        (self.path / "samples").mkdir(exist_ok=True)
+        sweep_temporaries(self.path)
+
+    def release(self) -> None:
+        for file in filter(None, (self._metrics, self._lock)):
+            file.close()
+        self._lock = self._metrics = None
+
+    def log(self, step: int, **metrics) -> None:
+        """Append one line of metrics; numbers are rounded for people."""
+        if self._metrics is None:
+            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
+        line = {"step": step} | {k: _plain(v) for k, v in metrics.items()}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())  # never behind the checkpoint
+
+    def forget_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will do again."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(path, "".join(line + "\n" for line in kept))
+
+    def note_changes(self, step: int, args: argparse.Namespace) -> None:
+        """Log the flags that a resumed run was given anew, and resume with them the next time."""
+        if args.changed:
+            self.log(step, changed_flags=args.changed)
+            print(f"changed since the run began: {args.changed}")
+            config = read_config(self.path)
+            config["args"] |= args.changed
+            write_text(self.path / "config.json", json.dumps(config, indent=1))
+
+    def set_status(self, **status) -> None:
+        write_text(self.path / "status.json", json.dumps(status))
+
+
+def read_config(run: Path) -> dict:
+    """Read a run's config.json."""
+    path = Path(run) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no run at {run}: config.json is missing")
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+        return config | {"args": dict(config["args"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove the run or restore it") from error
+
+
+NOT_RESUMED = ("resume", "init_from", "max_minutes", "skip_bad", "debug")
+OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug",
+                "skip_bad", "changed")  # fmt: skip
+
+
+def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """Parse flags; with --resume the run's own flags are the defaults."""
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args
+    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))  # else None
+    if given.smoke:
+        raise ValueError("--smoke is decided when a run begins: leave it out with --resume")
+    stored = {k: v for k, v in read_config(args.resume)["args"].items() if k not in NOT_RESUMED}
+    parser.set_defaults(**stored)
+    resumed = parser.parse_args(argv)
+    if given.epochs and not given.steps:
+        resumed.steps = None
+    now = plain_args(resumed)
+    resumed.changed = {k: now[k] for k in stored if k in now and now[k] != stored[k]}
+    return resumed
+
+
+def plain_args(args: argparse.Namespace) -> dict:
+    """Return flags as plain values; paths hold from any folder."""
+    return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
+    """Resolve `latest`, `shipped`, a run's name, a run's folder or a file to a checkpoint.
+
+    Args:
+        directory: holds runs/ and the shipped weights.
+        advice: how to get shipped weights, where there are none.
+    Raises:
+        FileNotFoundError: with what was looked for and what there is.
+    """
+    shipped = directory / SHIPPED[kind]
+    if name == "latest":
+        runs = finished_runs(directory, kind)
+        name = str(runs[-1]) if runs else "shipped"
+    if name == "shipped":
+        if not shipped.exists():
+            raise FileNotFoundError(f"no shipped weights {shipped}: {advice}")
+        return shipped
+    for place in (directory / "runs" / name, Path(name).expanduser()):
+        if place.is_file():
+            return place
+        for file in ("best.pt", "last.pt"):
+            if (place / file).exists():
+                return place / file
+    there = sorted(p.name for p in (directory / "runs").glob("*")) or ["none"]
+    raise FileNotFoundError(
+        f"no run or checkpoint {name!r}; runs in {directory}: {', '.join(there)}"
+    )
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as people know it: from the repository where it is inside."""
+    path = Path(path).absolute()
+    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+
+
+def finished_runs(directory: Path, kind: str) -> list[Path]:
+    """Return the finished runs of a kind that are no smoke runs, oldest first."""
+    found = []
+    for config_path in sorted((Path(directory) / "runs").glob("*/config.json")):
+        run = config_path.parent
+        try:
+            config = read_config(run)
+        except ValueError as error:  # one damaged run must not hide the others
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        if config.get("kind") == kind and not config.get("is_smoke") and is_finished(run):
+            found.append(run)
+    return found
+
+
+def is_of_smoke(info: dict) -> bool:
+    """Tell from a checkpoint, without its weights, whether a smoke run trained it."""
+    return bool(info.get("train_args", {}).get("smoke"))
+
+
+def is_finished(run: Path) -> bool:
+    """Tell whether a run reached its last step."""
+    try:
+        return bool(read_status(run)["is_finished"])
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or damaged
+        return False
+
+
+def read_status(run: Path) -> dict:
+    """Read the step and the minutes that a run came to, and whether these are all."""
+    return json.loads((Path(run) / "status.json").read_text("utf-8"))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):  # a line that a kill cut short
+        return float("inf")
+
+
+def _plain(value):
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no nan
+    return value

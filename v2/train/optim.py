@@ -1,0 +1,130 @@
+"""Optimizers, learning rates and averaged weights of both training scripts.
+
+Contract: a non-finite loss or gradient is never applied. Knows nothing of models or data.
+"""
+
+import math
+
+import torch
+
+from v2.runtime.errors import DivergedError
+from v2.train.distributed import Workers
+
+MAX_SKIPPED_STEPS = 5
+
+
+def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int, decay: float) -> float:
+    """Warm up linearly, stay constant, then fall to zero over the last share `decay`."""
+    warm = min(1.0, (step + 1) / max(warmup_steps, 1))
+    left = (num_steps - step) / max(num_steps * decay, 1)
+    return peak * min(warm, max(0.0, min(1.0, left)))
+
+
+OF_FLAGS = ("rate_scale", "weight_decay")  # of a parameter group
+
+
+class Optimizers:
+    """Several optimizers, each with its own parameters, as one."""
+
+    def __init__(self, **optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [group for each in self.optimizers.values() for group in each.param_groups]
+
+    def step(self) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore each part, at the rates and decays of today's flags.
+
+        Raises:
+            ValueError: the state is that of other optimizers.
+        """
+        if state.keys() != self.optimizers.keys():
+            raise ValueError(
+                f"saved with {' and '.join(state)}, and this machine trains with "
+                f"{' and '.join(self.optimizers)}: --resume where it began, or use --init-from"
+            )
+        for name, optimizer in self.optimizers.items():
+            flags = [{k: group[k] for k in OF_FLAGS if k in group}
+                     for group in optimizer.param_groups]  # fmt: skip
+            optimizer.load_state_dict(state[name])
+            for group, today in zip(optimizer.param_groups, flags, strict=True):
+                group.update(today)
+
+
+class GradientGuard:
+    """Clips, checks and applies gradients; counts what it refused.
+
+    A parameter group may hold `rate_scale`: its rate over that of the schedule.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer | Optimizers, max_norm: float, workers: Workers
+    ):
+        self.optimizer, self.max_norm, self.workers = optimizer, max_norm, workers
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.num_skipped = self.num_in_a_row = 0
+
+    @property
+    def has_skipped(self) -> bool:
+        """Whether the last step was refused."""
+        return self.num_in_a_row > 0
+
+    def apply(self, loss: torch.Tensor, rate: float) -> float:
+        """Step with the gradients, averaged over the workers, where they are finite.
+
+        Args:
+            loss: detached; becomes the mean over the workers.
+        Returns:
+            The gradients' norm.
+
+        Raises:
+            DivergedError: the fifth non-finite step in a row.
+        """
+        self.workers.average([p.grad for p in self.parameters if p.grad is not None] + [loss])
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm, foreach=True)
+        if math.isfinite(float(norm)) and math.isfinite(float(loss)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("rate_scale", 1.0)
+            self.optimizer.step()
+            self.num_in_a_row = 0
+        else:
+            self.num_skipped += 1
+            self.num_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.num_in_a_row >= MAX_SKIPPED_STEPS:
+            raise DivergedError(
+                f"{self.num_in_a_row} steps in a row had a non-finite loss or gradient"
+            )
+        return float(norm)
+
+
+@torch.no_grad()
+def average_weights(
+    average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int
+) -> None:
+    """Move the averaged weights toward the model's; faster in the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    state = model.state_dict()
+    torch._foreach_lerp_([average[k] for k in state], list(state.values()), 1 - decay)
+
+
+def resumed_average(
+    stored: dict[str, torch.Tensor] | None, model: torch.nn.Module, is_asked: bool
+) -> dict[str, torch.Tensor] | None:
+    """Return the averaged weights of a checkpoint; where it has none, the model's if asked for."""
+    if not stored and not is_asked:
+        return None
+    weights = model.state_dict()
+    return {k: (stored or weights)[k].to(v.device, copy=True) for k, v in weights.items()}
