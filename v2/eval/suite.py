@@ -218,7 +218,7 @@ def _training(info: dict) -> list[dict]:
     """
     runs, later = [], set()
     for run in reversed(checkpoint.lineage(info)):
-        args = run.get("train_args", {})
+        args = run.get("recipe") or run.get("train_args", {})
         flags = {
             name: value for name, value in args.items()
             if name not in OF_A_MACHINE and value is not None and value is not False
