@@ -15,6 +15,7 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 from v2.data.atari_dataset import DATA_NAME, check_emulator, check_game, set_bad_aside
+from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
 from v2.data.tokens import TOKENS_NAME, check_target, tokenize
 from v2.models.weights import load_vqvae
@@ -57,6 +58,9 @@ def main(argv=None) -> int:
             return stop.exit_code
         tokens.save(out)
     print(f"{len(tokens)} frames: {out}")
+    rank = far_rank(tokens, vqvae.config.grid)
+    chosen = choose_count(tokens, rank, vqvae.config.grid).count
+    print(f"held-out games: {coverage(tokens, rank, chosen, vqvae.config.grid)}")
     print(f"next: python v2/train/train_wm_hires.py --game {args.game} --epochs 100 "
           "--rollout-steps 5 --rollout-ratio 0.5")  # fmt: skip
     return 0

@@ -1,10 +1,10 @@
 """The world model: a transformer that predicts the next frame's tokens from four and the action.
 
-Contract: the sequence is the N = 336 positions of the frame to be predicted, all predicted in one
-pass; history is fused at each position, so every token of it is in reach; the action enters by
-FiLM (arXiv 1709.07871) in every layer and by a learned spatial bias. A few of the next tokens may
-be given, and the others are then predicted to agree with them (as in MaskGIT, arXiv 2202.04200).
-Knows nothing of pixels, codebooks or games.
+Contract: the sequence is the M active cells of the frame to be predicted (`v2.models.cells`), all
+predicted in one pass; history is fused at each cell; the action enters by FiLM (arXiv 1709.07871)
+in every layer and by a learned spatial bias. Some of the next tokens may be revealed, and the
+others are then predicted to agree with them (MaskGIT, arXiv 2202.04200). Knows nothing of pixels,
+codebooks or games.
 """
 
 import dataclasses
@@ -16,7 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from v2.models.cells import active_cells
+
 COPY_BIAS = 4.0
+AGE_LIMITS = (1, 2, 3, 4, 6, 9, 13, 19, 28, 41, 60, 88, 129, 190)  # steps, first of a bucket
+MAX_AGE = 255  # steps; counted no further
+
+
+MAY_BE_ZERO = ("local_layers", "copy_bias", "past_actions")
 
 
 @dataclass(frozen=True)
@@ -33,16 +40,29 @@ class WorldModelConfig:
     local_layers: int = 10  # first layers with a 3x3 depthwise convolution: a short path for motion
     copy_bias: float = COPY_BIAS  # initial logit of the last frame's token
     past_actions: int = 3  # how many are read of those between the frames of the history
+    num_cells: int = 0  # M that a step predicts, the others are copied; 0: all
+    has_age: bool = False  # read for how long each token has not changed
+    stem_radius: int = 0  # the first layer sees the tokens within so many cells, in all frames
+    reveal_layer: int = 0  # at which layer revealed tokens enter; 0: at the input
+    num_decided: int = 0  # least certain cells that a dream decides one after another
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("local_layers", "copy_bias", "past_actions") else 1
+            least = 0 if field.default == 0 or field.name in MAY_BE_ZERO else 1
             if value < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
         if self.past_actions >= self.history:
             raise ValueError(
                 f"past_actions must be below history, got {self.past_actions} and {self.history}"
+            )
+        if self.num_cells > self.num_positions:
+            raise ValueError(
+                f"num_cells must be at most {self.num_positions}, got {self.num_cells}"
+            )
+        if self.reveal_layer >= self.layers:
+            raise ValueError(
+                f"reveal_layer must be below layers, got {self.reveal_layer} and {self.layers}"
             )
         if self.dim % self.heads:
             raise ValueError(f"dim must divide by heads, got {self.dim} and {self.heads}")
@@ -52,17 +72,25 @@ class WorldModelConfig:
         return self.grid_height * self.grid_width
 
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns, (h, w)."""
+        return self.grid_height, self.grid_width
+
+
 class Prediction(NamedTuple):
-    logits: torch.Tensor  # (B, N, K) of the next frame's tokens
+    logits: torch.Tensor  # (B, M, K) of the next frame's tokens, at the active cells
     reward_logits: torch.Tensor  # (B, 3): negative, zero, positive
     terminated_logits: torch.Tensor  # (B,)
 
 
-class Subset(NamedTuple):
-    """M of the N positions, drawn by chance; the others are left out, as in a training step."""
+class Trunk(NamedTuple):
+    """What does not depend on revealed tokens, so that several may be revealed in turn."""
 
-    positions: torch.Tensor  # int64 (B, M)
-    chances: torch.Tensor  # float32 (B, M): the probability with which each was drawn, in (0, 1]
+    x: torch.Tensor  # (B, M, D)
+    last: torch.Tensor  # int64 (B, M): tokens of the last frame at the cells
+    action: torch.Tensor  # int64 (B,)
+    rows: torch.Tensor | None  # int64 (B * M,): the cells among all B * N; None: all in order
 
 
 class TemporalWorldModel(nn.Module):
@@ -70,7 +98,10 @@ class TemporalWorldModel(nn.Module):
         super().__init__()
         self.config = config
         slots, unknown = config.history, 1
-        self.token_tables = nn.Embedding(slots * config.num_codes, config.dim)  # one a slot
+        span = (2 * config.stem_radius + 1) ** 2
+        outside = 1 if config.stem_radius else 0  # a code beyond the frame's edge
+        tables = slots * span * (config.num_codes + outside)  # one a slot and neighbour
+        self.token_tables = nn.Embedding(tables, config.dim)
         self.position = nn.Parameter(torch.zeros(config.num_positions, config.dim))
         self.spatial_bias = nn.Parameter(
             torch.zeros(config.num_actions, config.num_positions, config.dim)
@@ -78,6 +109,8 @@ class TemporalWorldModel(nn.Module):
         if config.past_actions:
             past = config.past_actions * (config.num_actions + unknown)
             self.past_action_tables = nn.Embedding(past, config.dim)
+        if config.has_age:
+            self.age_table = nn.Embedding(len(AGE_LIMITS) + 1, config.dim)
         self.given = nn.Embedding(config.num_codes + 1, config.dim, padding_idx=config.num_codes)
         self.blocks = nn.ModuleList(
             Block(config, has_local_path=layer < config.local_layers)
@@ -86,11 +119,19 @@ class TemporalWorldModel(nn.Module):
         self.to_logits = nn.Linear(config.dim, config.num_codes)
         self.copy_table = nn.Embedding(config.num_codes, config.num_codes)
         self.to_outcome = nn.Linear(config.dim, 3)  # signs of a loss, a gain, the end
+        if config.num_cells:
+            self.register_buffer("far_rank", torch.arange(config.num_positions))
         self._initialise()
 
+    def active_cells(self, history: torch.Tensor) -> torch.Tensor | None:
+        """Return the cells that a step predicts, int64 (B, M); None: all."""
+        if not self.config.num_cells:
+            return None
+        return active_cells(history, self.far_rank, self.config.num_cells, self.config.grid)
+
     def forward(
-        self, history: torch.Tensor, actions: torch.Tensor, subset: Subset | None = None,
-        given: torch.Tensor | None = None,
+        self, history: torch.Tensor, actions: torch.Tensor, cells: torch.Tensor | None = None,
+        revealed: torch.Tensor | None = None, age: torch.Tensor | None = None,
     ) -> Prediction:  # fmt: skip
         """Predict the frame after the last one of the history.
 
@@ -98,43 +139,75 @@ class TemporalWorldModel(nn.Module):
             history: tokens, int64 (B, 4, N), oldest first.
             actions: int64 (B, 4): the three between the frames of the history, then the one taken
                 now. `num_actions` stands for an unknown one among the first three.
-            subset: predict at these positions only, logits (B, M, K). A position drawn with chance
-                p counts 1/p times as key, so that it stands for those left out.
-            given: next tokens that are decided, int64 (B, N), `num_codes` where none is.
+            cells: predict at these only, int64 (B, M); None: at all.
+            revealed: next tokens that are known, int64 (B, N), `num_codes` where none is.
+            age: for how many steps each token has not changed, int64 (B, N), 0 unknown; None: all
+                unknown. Read by a model that `has_age`.
         """
+        return self.finish(self.trunk(history, actions, cells, age), cells, revealed)
+
+    def trunk(self, history, actions, cells=None, age=None) -> Trunk:
+        """Compute the layers before revealed tokens enter; see `forward`."""
         B, T, N = history.shape
-        codes, actions_now = self.config.num_codes, actions[:, -1]
+        action = actions[:, -1]
         # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
-        bias = F.embedding(actions_now, self.spatial_bias.flatten(1)).view(B, N, -1)
-        place = self.position + bias  # (B, N, D)
-        key_bias, rows, stand_for = None, None, 0.0  # log of how many positions each stands for
-        if subset is not None:
-            place = place.gather(1, subset.positions.unsqueeze(2).expand(-1, -1, place.shape[2]))
-            history = history.gather(2, subset.positions.unsqueeze(1).expand(-1, T, -1))
-            given = given if given is None else given.gather(1, subset.positions)
-            stand_for = -subset.chances.log().unsqueeze(2)  # (B, M, 1)
-            key_bias = stand_for.squeeze(2)[:, None, None]  # (B, 1, 1, M)
+        bias = F.embedding(action, self.spatial_bias.flatten(1)).view(B, N, -1)
+        x = _at(self.position + bias, cells) + self._look_up(history, cells)  # (B, M, D)
+        rows = None
+        if cells is not None:
             of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
-            rows = (subset.positions + of_sample).flatten()  # (B * M,) of all B * N places
-        slots = torch.arange(T, device=history.device).view(1, T, 1) * codes
-        x = self.token_tables(history + slots).sum(1) + place
-        if given is not None:
-            x = x + self.given(given)
+            rows = (cells + of_sample).flatten()
+        if self.config.has_age:
+            limits = torch.tensor(AGE_LIMITS, device=history.device)
+            age = torch.zeros_like(history[:, -1]) if age is None else age
+            x = x + self.age_table(torch.bucketize(_at(age, cells), limits, right=True))
         if read := self.config.past_actions:
             past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
             x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
-        for block in self.blocks:
-            x = block(x, actions_now, rows, key_bias)
+        trunk = Trunk(x, _at(history[:, -1], cells), action, rows)
+        if self.config.reveal_layer == 0:
+            return trunk
+        return self._run(trunk, self.blocks[: self.config.reveal_layer])
+
+    def finish(self, trunk: Trunk, cells=None, revealed=None) -> Prediction:
+        """Compute the other layers and the outputs; see `forward`."""
+        if revealed is not None:
+            trunk = trunk._replace(x=trunk.x + self.given(_at(revealed, cells)))
+        x = self._run(trunk, self.blocks[self.config.reveal_layer :]).x
         x = F.layer_norm(x, x.shape[-1:])
-        logits = self.to_logits(x) + self.copy_table(history[:, -1])
-        evidence = self.to_outcome(x).float() + stand_for  # (B, N, 3): it happens somewhere
-        loss, gain, end = evidence.logsumexp(1).unbind(1)
+        logits = self.to_logits(x) + self.copy_table(trunk.last)
+        loss, gain, end = self.to_outcome(x).float().logsumexp(1).unbind(1)  # at some cell
         return Prediction(logits.float(), torch.stack([loss, torch.zeros_like(gain), gain], 1), end)
+
+    def _run(self, trunk: Trunk, blocks) -> Trunk:
+        x = trunk.x
+        for block in blocks:
+            x = block(x, trunk.action, trunk.rows)
+        return trunk._replace(x=x)
+
+    def _look_up(self, history: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
+        """Return the sum of the tables of each cell's tokens, (B, M, D)."""
+        B, T, N = history.shape
+        codes, radius = self.config.num_codes, self.config.stem_radius
+        slots = torch.arange(T, device=history.device).view(1, T, 1)
+        if not radius:
+            history = _at(history.transpose(1, 2), cells).transpose(1, 2)  # (B, T, M)
+            return self.token_tables(history + slots * codes).sum(1)
+        size = 2 * radius + 1
+        padded = F.pad(history.unflatten(2, self.config.grid), (radius,) * 4, value=codes)
+        windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, T, h, w, size, size)
+        windows = windows.reshape(B, T, N, size * size).permute(0, 2, 1, 3)  # (B, N, T, span)
+        tables = torch.arange(T * size * size, device=history.device) * (codes + 1)
+        index = _at(windows.flatten(2), cells) + tables  # (B, M, T * span)
+        bags = F.embedding_bag(index.flatten(0, 1), self.token_tables.weight, mode="sum")
+        return bags.view(B, -1, bags.shape[1])
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if "table" in name or name in ("position", "spatial_bias"):
                 nn.init.normal_(parameter, std=0.02 if name == "spatial_bias" else 0.1)
+        if self.config.stem_radius:  # a sum of many tables
+            nn.init.normal_(self.token_tables.weight, std=0.1 / (2 * self.config.stem_radius + 1))
         for block in self.blocks:
             block.initialise()
         nn.init.zeros_(self.given.weight)
@@ -146,13 +219,22 @@ class TemporalWorldModel(nn.Module):
             self.copy_table.weight.zero_().fill_diagonal_(self.config.copy_bias)
 
 
+def _at(values: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
+    """Return values (B, N) or (B, N, D) at some cells (B, M); None: at all."""
+    if cells is None:
+        return values
+    if values.ndim == 2:
+        return values.gather(1, cells)
+    return values.gather(1, cells.unsqueeze(2).expand(-1, -1, values.shape[2]))
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP whose inputs are scaled and shifted by the action."""
 
     def __init__(self, config: WorldModelConfig, has_local_path: bool):
         super().__init__()
         dim = config.dim
-        self.heads, self.grid = config.heads, (config.grid_height, config.grid_width)
+        self.heads, self.grid = config.heads, config.grid
         self.film = nn.Embedding(config.num_actions, 4 * dim)
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if has_local_path else None
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -165,12 +247,11 @@ class Block(nn.Module):
         x: torch.Tensor,
         action: torch.Tensor,
         rows: torch.Tensor | None = None,
-        key_bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         scale_a, shift_a, scale_m, shift_m = self.film(action).unsqueeze(1).chunk(4, dim=-1)
         if self.local is not None:
             x = x + self._mix_neighbours(x, rows)
-        x = x + self._attend(_modulated(x, scale_a, shift_a), key_bias)
+        x = x + self._attend(_modulated(x, scale_a, shift_a), rows)
         hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m))).square()
         return x + self.contract(hidden)
 
@@ -185,15 +266,14 @@ class Block(nn.Module):
             return mixed
         return mixed.reshape(-1, D).index_select(0, rows).view(B, M, D)
 
-    def _attend(self, x: torch.Tensor, key_bias: torch.Tensor | None) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if key_bias is None or x.is_cuda:
-            bias = key_bias if key_bias is None else key_bias.to(q.dtype)
-            mixed = F.scaled_dot_product_attention(q, k, v, bias)  # (B, heads, N, D / heads)
-        else:  # few positions: in float32, whose backward is four times as fast on the CPU
+        if rows is None or x.is_cuda or not torch.is_grad_enabled():
+            mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
+        else:  # few cells: in float32, whose backward is four times as fast on the CPU
             with torch.autocast(x.device.type, enabled=False):
-                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), key_bias)
+                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
             mixed = mixed.to(q.dtype)
         return self.attended(mixed.transpose(1, 2).reshape(B, N, D))
 

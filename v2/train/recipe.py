@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from v2.models.cells import MIN_POSITIONS
-
 LARGEST_INT = 2**31 - 1
 
 
@@ -104,9 +102,13 @@ class WorldModelRecipe(Recipe):
     # windows
     event_share: float = _share(0.5)  # share drawn among those with an event; 0: all alike
     history_noise: float = _share(0.15)  # share of the windows with a mistake in their history
-    num_cells: int = _count(96)  # cells of a frame at which a step learns; 0: all
-    whole_share: float = _share(0.1)  # share of the steps, the last ones, that learn at all cells
     # model
+    num_cells: int = _count(0, 0, 336)  # active cells of a frame; 0: as many as coverage needs
+    has_age: bool = False  # read for how long each token has not changed
+    unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
+    stem_radius: int = _count(0, 0, 4)  # cells around each that its look-up sees
+    reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input
+    num_decided: int = _count(0, 0, 64)  # least certain cells that a dream decides in turn
     copy_bias: float = _number(4.0, 0, 4096)  # first logit of the last frame's token
     past_actions: int = _count(3, 0, 3)  # how many it reads before the one taken now
     # rollouts
@@ -119,27 +121,17 @@ class WorldModelRecipe(Recipe):
     discount: float = _share(1.0)  # of each further step's loss
     # loss
     outcome_weight: float = _number(0.3)  # of reward and end, beside the tokens
-    revealed_share: float = _share(0.35)  # predictions that are told one changed token of the next
+    is_calibrated: bool = False  # add log importance to the logits in the loss (arXiv 2007.07314)
+    revealed_share: float = _share(0.35)  # predictions with a random share of the tokens revealed
     motion_scale: float = _number(8.0)  # importance by the distance of the two codes
     event_scale: float = _number(4.0)  # importance by how rare a change is in this cell
     persistence_scale: float = _number(4.0)  # importance by motion nearby in the history
     importance_cap: float = _number(20.0, 1)  # times the sample's median weight
     false_change_scale: float = _number(8.0)  # of tokens that stay but were thought to change
 
-    def __post_init__(self):
-        super().__post_init__()
-        if 0 < self.num_cells < MIN_POSITIONS:
-            raise ValueError(
-                f"num_cells must be 0 or at least {MIN_POSITIONS}, got {self.num_cells}"
-            )
-
     def unrolls(self, rng: np.random.Generator, step: int, num_steps: int) -> bool:
         """Decide, with the step's generator, whether its batch unrolls K steps."""
         return step >= self.rollout_start * num_steps and rng.random() < self.rollout_ratio
-
-    def cells_learnt(self, step: int, num_steps: int) -> int:
-        """Return at how many cells of a frame a step learns; 0: at all, as in the last steps."""
-        return 0 if step >= (1 - self.whole_share) * num_steps else self.num_cells
 
 
 VQVAE_PRESETS = {
@@ -155,7 +147,7 @@ WORLD_MODEL_PRESETS = {
     ),
     "long": WorldModelRecipe(epochs=1500),
     "gpu": WorldModelRecipe(
-        epochs=400, batch_size=128, samples_per_epoch=3200, rollout_batch_size=128, num_cells=0
+        epochs=400, batch_size=128, samples_per_epoch=3200, rollout_batch_size=128
     ),
 }
 

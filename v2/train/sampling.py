@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from v2.data.tokens import TokenData
+from v2.models.temporal_world_model import MAX_AGE
 from v2.runtime.device import moved
 
 
@@ -43,6 +44,7 @@ class Windows:
     reward_signs: torch.Tensor  # int64 (B, K) in 0, 1, 2: negative, zero, positive
     terminated: torch.Tensor  # float32 (B, K)
     history: torch.Tensor | None = None  # int64 (B, 4, N): what the model reads; None: the truth
+    age: torch.Tensor | None = None  # int64 (B, N) of the last history frame; None: all unknown
 
     def to(self, device: torch.device) -> "Windows":
         return Windows(**{k: moved(t, device) for k, t in vars(self).items() if t is not None})
@@ -53,7 +55,7 @@ class Windows:
         return Windows(
             self.tokens[:, : self.tokens.shape[1] - more],
             self.actions[:, : self.actions.shape[1] - more],
-            self.reward_signs[:, :1], self.terminated[:, :1], self.history,
+            self.reward_signs[:, :1], self.terminated[:, :1], self.history, self.age,
         )  # fmt: skip
 
     def read_history(self, length: int) -> torch.Tensor:
@@ -105,6 +107,20 @@ def rare_motion_chances(
         scores = scores.clip(max=10 * np.median(scores[scores > 0]))
     chances = (1 - share) / len(rows) + share * scores / max(scores.sum(), 1e-12)
     return chances / chances.sum()
+
+
+def token_ages(tokens: np.ndarray, episode_ids: np.ndarray) -> np.ndarray:
+    """Return for how many steps each token has not changed, uint8 (M, N), as `decoding.next_age`.
+
+    Args:
+        tokens: uint8 (M, N), consecutive frames; episode_ids: (M,).
+    """
+    ages = np.zeros(tokens.shape, np.uint8)
+    for row in np.flatnonzero(np.diff(episode_ids) == 0) + 1:
+        before = ages[row - 1]
+        ages[row] = before + ((before > 0) & (before < MAX_AGE))
+        ages[row, tokens[row] != tokens[row - 1]] = 1
+    return ages
 
 
 def event_steps(

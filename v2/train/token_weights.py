@@ -31,6 +31,36 @@ def change_rarity(tokens: torch.Tensor, is_step: torch.Tensor) -> torch.Tensor:
     return rarity / rarity.max().clamp_min(1e-8)
 
 
+def candidate_weights(
+    frames_tokens: torch.Tensor,
+    recipe: WorldModelRecipe,
+    distances: torch.Tensor,
+    rarity: torch.Tensor,
+    grid: tuple[int, int],
+) -> torch.Tensor:
+    """Return w = 1 + a motion + b eventness + c persistence for every code, (B, N, K).
+
+    Motion is the distance between the codes before and after; eventness how rare a change is at
+    the cell; persistence the share of the earlier transitions in which its 3x3 neighbourhood
+    changed. All three are zero for the code that stays. At most `importance_cap`.
+
+    Args:
+        frames_tokens: true tokens (B, T, N) of consecutive frames, T >= 2; the last is predicted,
+            and is not looked at.
+        distances: `code_distances`, (K, K).
+        rarity: `change_rarity`, (N,).
+    """
+    B, T, N = frames_tokens.shape
+    last = frames_tokens[:, -2]
+    weights = recipe.motion_scale * distances[last] + recipe.event_scale * rarity[:, None]
+    if T > 2:
+        moved = (frames_tokens[:, 1:-1] != frames_tokens[:, :-2]).float()  # (B, T-2, N)
+        near = F.max_pool2d(moved.unflatten(2, grid), 3, stride=1, padding=1)
+        weights = weights + recipe.persistence_scale * near.flatten(2).mean(1).unsqueeze(2)
+    weights = weights.scatter(2, last.unsqueeze(2), 0.0)
+    return (1 + weights).clamp(max=recipe.importance_cap)
+
+
 def importance_weights(
     frames_tokens: torch.Tensor,
     recipe: WorldModelRecipe,
@@ -38,28 +68,13 @@ def importance_weights(
     rarity: torch.Tensor,
     grid: tuple[int, int],
 ) -> torch.Tensor:
-    """Return w = 1 + a motion + b eventness + c persistence of the last frame, mean 1, (B, N).
-
-    Motion is the distance between the codes before and after; eventness how rare a change is at
-    the position; persistence the share of the earlier transitions in which its 3x3 neighbourhood
-    changed. All three are zero where nothing changes.
+    """Return the weight of every true token of the last frame, mean 1 a sample, (B, N).
 
     Args:
-        frames_tokens: true tokens (B, T, N) of consecutive frames, T >= 2; the last is predicted.
-        distances: `code_distances`, (K, K).
-        rarity: `change_rarity`, (N,).
+        frames_tokens, distances, rarity: as `candidate_weights`.
     """
-    B, T, N = frames_tokens.shape
-    last, following = frames_tokens[:, -2], frames_tokens[:, -1]
-    is_changed = (last != following).float()
-    weights = recipe.motion_scale * distances[last, following] + recipe.event_scale * rarity
-    if T > 2:
-        moved = (frames_tokens[:, 1:-1] != frames_tokens[:, :-2]).float()  # (B, T-2, N)
-        near = F.max_pool2d(moved.unflatten(2, grid), 3, stride=1, padding=1)
-        weights = weights + recipe.persistence_scale * near.flatten(2).mean(1)
-    weights = 1 + weights * is_changed
-    median = weights.median(dim=1, keepdim=True).values
-    weights = torch.minimum(weights, recipe.importance_cap * median)
+    of_codes = candidate_weights(frames_tokens, recipe, distances, rarity, grid)
+    weights = of_codes.gather(2, frames_tokens[:, -1:].transpose(1, 2)).squeeze(2)
     return weights / weights.mean(dim=1, keepdim=True)
 
 

@@ -29,9 +29,11 @@ from v2.data.atari_dataset import (
     set_bad_aside,
     window_starts,
 )
+from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
 from v2.data.tokens import TOKENS_NAME, TokenData, check_target, load_tokens, staleness, tokenize
 from v2.data.validation import array_sha256
+from v2.decoding import known_age
 from v2.eval.validate import Evaluation
 from v2.models.pairs import either, seen_pairs
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -60,6 +62,7 @@ from v2.train.sampling import (
     event_steps,
     read_windows,
     step_rng,
+    token_ages,
 )
 from v2.train.wm_loss import WorldModelLoss
 
@@ -105,7 +108,7 @@ def main(argv=None) -> int:
     if stop:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
-    model = TemporalWorldModel(_model_config(recipe, vqvae, tokens)).to(device)
+    model = _new_model(recipe, vqvae, tokens).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
         trainer.start_from(Path(recipe.init_from).expanduser(), data)
@@ -140,18 +143,31 @@ def _load_or_make_tokens(
     return tokens
 
 
-def _model_config(
+def _new_model(
     recipe: WorldModelRecipe, vqvae: VQVAE, tokens: TokenData
-) -> WorldModelConfig:
-    height, width = vqvae.config.grid
-    return WorldModelConfig(
+) -> TemporalWorldModel:
+    """Build the model of a recipe for a game; say what its active cells hold."""
+    grid = vqvae.config.grid
+    rank = far_rank(tokens, grid)
+    num_cells = recipe.num_cells or choose_count(tokens, rank, grid).count
+    print(f"held-out games: {coverage(tokens, rank, num_cells, grid)}")
+    config = WorldModelConfig(
         num_actions=tokens.num_actions,
         num_codes=vqvae.config.num_codes,
-        grid_height=height,
-        grid_width=width,
+        grid_height=grid[0],
+        grid_width=grid[1],
         copy_bias=recipe.copy_bias,
         past_actions=recipe.past_actions,
+        num_cells=0 if num_cells == grid[0] * grid[1] else num_cells,
+        has_age=recipe.has_age,
+        stem_radius=recipe.stem_radius,
+        reveal_layer=recipe.reveal_layer,
+        num_decided=recipe.num_decided,
     )
+    model = TemporalWorldModel(config)
+    if config.num_cells:
+        model.far_rank.copy_(rank)
+    return model
 
 
 class Trainer:
@@ -165,7 +181,7 @@ class Trainer:
         self.model, self.tokens, self.device = model, tokens, device
         self.workers, recipe = workers, self.recipe
         self.forward = compiled(model) if recipe.compile else model
-        self.checked: set[tuple[int, int]] = set()  # kinds of batches, see `_check_compiled`
+        self.checked: set[int] = set()  # sizes of batches, see `_check_compiled`
         self.step, self.best = 0, -float("inf")
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs whose weights it began with
@@ -179,6 +195,7 @@ class Trainer:
         self.tokens_sha256 = array_sha256(tokens.tokens)
         self.data_sha256 = tokens.meta["data_sha256"]
         self.train_rows = tokens.rows_of("train")
+        self.ages = token_ages(tokens.tokens, tokens.episode_ids) if recipe.has_age else None
         if workers.is_writer:
             self.seen = seen_pairs(
                 tokens.tokens, self.train_rows, self.loss.grid, model.config.num_codes
@@ -208,17 +225,20 @@ class Trainer:
             others = self.tokens.tokens[self.workers.part(rng.choice(self.train_rows, count))]
             noisy = add_noise(tokens, others, grid, recipe.history_noise, draws)
             windows.history = torch.from_numpy(noisy)
+        if recipe.has_age:
+            T = self.model.config.history
+            age = torch.from_numpy(self.ages[starts + T - 1]).long()
+            is_unknown = self.workers.part(rng.random(count)) < recipe.unknown_age_share
+            of_history = known_age(windows.tokens[:, :T])  # as after a reset
+            windows.age = torch.where(torch.from_numpy(is_unknown)[:, None], of_history, age)
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
         is_forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
         is_forced = torch.from_numpy(is_forced)
-        num_positions = self.model.config.num_positions
-        reveal_draws, draws, num_learnt = None, None, 0
+        reveal_draws = None
         if recipe.revealed_share:
-            reveal_draws = self._drawn(rng, count, steps, 2)
-        if 0 < (asked := recipe.cells_learnt(self.step, self.num_steps)) < num_positions:
-            num_learnt, draws = asked, self._drawn(rng, count, steps, num_positions)
-        batch = windows, is_forced, num_learnt, draws, reveal_draws
+            reveal_draws = self._drawn(rng, count, steps, 2 + self.model.config.num_positions)
+        batch = windows, is_forced, reveal_draws
         if self.forward is not self.model:
             self._check_compiled(*batch)
         loss, metrics = self.loss(self.forward, *batch)
@@ -234,16 +254,15 @@ class Trainer:
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
 
-    def _check_compiled(self, windows: Windows, is_forced, num_learnt, draws, reveal_draws) -> None:
+    def _check_compiled(self, windows: Windows, is_forced, reveal_draws) -> None:
         """At the first batch of a kind, go on uncompiled where compiled gradients are others.
 
         Only the first step of a rollout is compared: after it a token may differ by rounding.
         """
-        kind = len(windows.tokens), num_learnt
-        if kind in self.checked:
+        if len(windows.tokens) in self.checked:
             return
-        self.checked.add(kind)
-        first = windows.first_step(), is_forced[:, :1], num_learnt, draws, reveal_draws
+        self.checked.add(len(windows.tokens))
+        first = windows.first_step(), is_forced[:, :1], reveal_draws
         gradients = []
         for forward in (self.model, self.forward):
             self.loss(forward, *first)
@@ -254,7 +273,7 @@ class Trainer:
         error = float((of_compiled - plain).norm() / plain.norm().clamp_min(1e-12))
         if not error <= MAX_COMPILED_ERROR:
             tqdm.write(f"the compiled model's gradients are off by {error:.1f} times their size: "
-                       "going on without --compile")  # fmt: skip
+                       "going on without --set compile")  # fmt: skip
             self.forward = self.model
 
     def _drawn(self, rng: np.random.Generator, *shape: int) -> torch.Tensor:
