@@ -32,7 +32,14 @@ from v2.eval.flops import count_flops, matrix_products, timed
 from v2.models.pairs import SeenPairs
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.runtime.device import autocast, cast_weights, choose_device, compiled, moved
+from v2.runtime.device import (
+    autocast,
+    cast_weights,
+    choose_device,
+    compiled,
+    flush_denormals,
+    moved,
+)
 from v2.runtime.files import check_output, write_text
 from v2.train.sampling import read_windows
 from v2.train.step_cost import (
@@ -60,6 +67,7 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    flush_denormals()
     device = choose_device(args.device)
     if args.json:
         check_output(args.json)

@@ -33,6 +33,7 @@ from v2.eval.suite import (
     evaluate,
     set_of_data,
 )
+from v2.runtime.device import flush_denormals
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
 
@@ -97,6 +98,7 @@ def main(argv=None) -> int:
             )
     else:
         chosen = set_of_data(args.data, game, tier, args.starts)
+    flush_denormals()
     name = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(
         name, game, args.device, args.temperature, second_look=args.second_look,

@@ -20,7 +20,6 @@ from v2.eval.one_step import Progress
 from v2.eval.pictures import save_grid
 from v2.eval.rollouts import paddle_error
 from v2.eval.starts import HISTORY, Clips
-from v2.models.pairs import SeenPairs
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 
@@ -47,11 +46,9 @@ class Evaluation:
             strata=np.array(["any"] * len(rows)),
         )
 
-    def __call__(
-        self, model: TemporalWorldModel, seen: SeenPairs, picture: Path
-    ) -> tuple[dict, float]:
+    def __call__(self, model: TemporalWorldModel, picture: Path) -> tuple[dict, float]:
         """Return figures and the score that chooses `best.pt`; draw a clip, real over dream."""
-        engine = DreamEngine(self.vqvae, model, self.device, seen=seen)
+        engine = DreamEngine(self.vqvae, model, self.device)
         figures = quick_scores(engine, self.clips)
         clips, one = self.clips, [len(self.clips) // 2]
         dreams = dream(

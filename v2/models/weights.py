@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from v2.models.pairs import SeenPairs
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.checkpoint import (
@@ -56,29 +55,6 @@ def load_world_model(
     state = averaged(state)
     model = build_model(state, path)
     return model, {key: value for key, value in state.items() if key != "model"}
-
-
-def stored_pairs(info: dict, config: WorldModelConfig, path: Path) -> SeenPairs | None:
-    """Return the pairs of codes stored with a world model; None in files older than they are.
-
-    Args:
-        info: what `load_world_model` returned beside the model.
-
-    Raises:
-        ValueError: damaged tables.
-    """
-    h, K, tables = config.grid_height, config.num_codes, info.get("seen_pairs")
-    if tables is None:
-        return None
-    shapes = {"right": (h, K, K), "below": (h - 1, K, K)}
-    if not isinstance(tables, dict) or any(
-        not isinstance(table := tables.get(name), torch.Tensor)
-        or (table.dtype, table.layout, table.shape) != (torch.bool, torch.strided, shape)
-        or table.is_meta
-        for name, shape in shapes.items()
-    ):
-        raise ValueError(f"{path}: its tables of pairs are damaged")
-    return SeenPairs(**{name: tables[name] for name in shapes})
 
 
 def tokenizer_sha256(vqvae: VQVAE) -> str:

@@ -29,7 +29,7 @@ class Forks:
         self._env_states = [state] * self.num_actions
         self._dream_states = [session.engine.history] * self.num_actions
         self._is_over = [session.is_over] * self.num_actions
-        self._noise = session.engine.noise
+        self._rng_state = session.engine.rng_state
 
     @property
     def is_done(self) -> bool:
@@ -40,7 +40,8 @@ class Forks:
         if self.is_done:
             return
         env, engine = self.session.env, self.session.engine
-        here, now, noise = env.unwrapped.clone_state(include_rng=True), engine.history, engine.noise
+        here, now = env.unwrapped.clone_state(include_rng=True), engine.history
+        rng_state = engine.rng_state
         real, dream = self.real[-1].copy(), self.dream[-1].copy()
         for action in range(self.num_actions):
             if not self._is_over[action]:
@@ -48,11 +49,11 @@ class Forks:
                 real[action], _, terminated, truncated, _ = env.step(action)
                 self._is_over[action] = terminated or truncated
                 self._env_states[action] = env.unwrapped.clone_state(include_rng=True)
-            engine.restore(self._dream_states[action], self._noise)
+            engine.restore(self._dream_states[action], self._rng_state)
             dream[action] = engine.step(action)
             self._dream_states[action] = engine.history
-        self._noise = engine.noise
+        self._rng_state = engine.rng_state
         env.unwrapped.restore_state(here)
-        engine.restore(now, noise)
+        engine.restore(now, rng_state)
         self.real.append(real)
         self.dream.append(dream)

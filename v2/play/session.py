@@ -234,7 +234,7 @@ class PlaySession:
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(
             self.env.unwrapped.clone_state(include_rng=True), self.engine.history,
-            self.engine.noise, self.dream_tokens, tuple(self.frames), tuple(self.actions),
+            self.engine.rng_state, self.dream_tokens, tuple(self.frames), tuple(self.actions),
             self.moment, self.ram, self._seed, self.is_over, self.divergence,
             len(self.divergence),
         ))  # fmt: skip

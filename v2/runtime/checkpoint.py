@@ -121,7 +121,7 @@ def check_resumable(state: dict, path: Path, *keys: str) -> None:
     if missing:
         raise ValueError(
             f"{path} holds weights without {', '.join(missing)}: it cannot be resumed; "
-            "--init-from begins a new run with them"
+            "--set init_from=FILE begins a new run with them"
         )
 
 
@@ -149,7 +149,7 @@ def rebuilt(state: dict, path: Path, model_class: type, config_class: type) -> t
     try:
         config = config_class(**config)
         with torch.device("meta"), _ShapesOnly():
-            model = model_class(config)
+            model = model_class(config).float()  # whatever the user's default dtype is
     except FOREIGN_BYTES as error:
         raise ValueError(f"{path}: its config is of another version ({error})") from error
     _check_weights(state["model"], model, path)

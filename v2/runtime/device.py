@@ -1,6 +1,5 @@
 """Where the numbers are crunched: device and precision, decided once by a script."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -12,13 +11,9 @@ import torch
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; `auto` takes CUDA where there is one.
 
-    Also makes the CPU count numbers under 1e-38 as zero, in threads that start after this: sharp
-    attention is full of them, and each costs a hundred cycles.
-
     Raises:
         ValueError: an unknown or absent device, with those that there are.
     """
-    torch.set_flush_denormal(True)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -34,6 +29,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def flush_denormals() -> None:
+    """Make the CPU count numbers under 1e-38 as zero, in threads that start after this.
+
+    Sharp attention is full of them, and each costs a hundred cycles. It is a setting of the whole
+    process: for scripts alone.
+    """
+    torch.set_flush_denormal(True)
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Tell whether bfloat16 is done by the hardware; emulated it is hundreds of times slower."""
     if device.type == "cuda":
@@ -44,10 +48,9 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device):
-    """Return a context of bfloat16 where that is fast, else of float32."""
-    if has_fast_bfloat16(device):
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+    """Return a context of bfloat16 where that is fast, else of float32, whatever is around it."""
+    is_fast = has_fast_bfloat16(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_fast)
 
 
 def cast_weights(model: torch.nn.Module, device: torch.device) -> None:
@@ -74,7 +77,7 @@ def compiled(model: torch.nn.Module, mode: str | None = None):
     if _can_compile(next(model.parameters()).device):
         print("compiling at the first step: up to a minute without progress", flush=True)
         return torch.compile(model, mode=mode)
-    print("no C++ compiler found: going on without --compile", flush=True)
+    print("no C++ compiler found: going on uncompiled", flush=True)
     return model
 
 

@@ -33,7 +33,6 @@ from v2.train.recipe import WorldModelRecipe
 BASE = WorldModelRecipe(
     rollout_start=0.667, eval_steps=10_000  # one validation, at the end
 )
-WHOLE_COST = 3.0  # of a step at all cells, over one at few (measured, optimizer included)
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "the recipe": {},
     "the recipe, seed 1": {"seed": 1},
@@ -51,10 +50,15 @@ ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "past actions: none": {"past_actions": 0},
     "rollouts: K = 10": {"rollout_steps": 10, "rollout_batch_size": 6},
     "rollouts: never back to the truth for being wrong": {"max_wrong": 336},
-    "all cells at the end: never": {"whole_share": 0.0},
     "false changes not weighed": {"false_change_scale": 0.0},
     "windows with events not favoured": {"event_share": 0.0},
     "no token revealed": {"revealed_share": 0.0},
+    "all cells": {"num_cells": 336},
+    "calibrated logits": {"is_calibrated": True},
+    "age": {"has_age": True},
+    "revealed tokens at layer 8": {"reveal_layer": 8},
+    "two decided cells": {"reveal_layer": 8, "num_decided": 2},
+    "5x5 stem": {"stem_radius": 2},
 }  # fmt: skip
 RANDOM_DATA = "data of a random policy"  # only with --random-data
 COLUMNS = {
@@ -143,8 +147,7 @@ def num_steps(budget: int, recipe: WorldModelRecipe) -> int:
     """Return how many steps a budget of one-step batches allows."""
     frames = recipe.rollout_steps * recipe.rollout_batch_size
     more = recipe.rollout_ratio * (frames / recipe.batch_size - 1)  # once rollouts began
-    share, whole = 1 - recipe.rollout_start, recipe.whole_share
-    cost = 1 + share * more + (WHOLE_COST - 1) * (whole + min(whole, share) * more)
+    cost = 1 + (1 - recipe.rollout_start) * more
     return round(budget / cost)
 
 

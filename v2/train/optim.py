@@ -57,7 +57,8 @@ class Optimizers:
         if state.keys() != self.optimizers.keys():
             raise ValueError(
                 f"saved with {' and '.join(state)}, and this machine trains with "
-                f"{' and '.join(self.optimizers)}: --resume where it began, or use --init-from"
+                f"{' and '.join(self.optimizers)}: --resume where it began, or "
+                "begin with --set init_from=FILE"
             )
         for name, optimizer in self.optimizers.items():
             flags = [{k: group[k] for k in OF_FLAGS if k in group}
@@ -120,7 +121,7 @@ def update_ema(
 ) -> None:
     """Move the averaged weights toward the model's; faster in the first steps."""
     decay = min(decay, (1 + step) / (10 + step))
-    state = model.state_dict()
+    state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     torch._foreach_lerp_([average[k] for k in state], list(state.values()), 1 - decay)
 
 

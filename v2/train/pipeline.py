@@ -26,7 +26,7 @@ from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_SHA256
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.models.weights import load_vqvae, tokenizer_sha256
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.device import choose_device
 from v2.runtime.files import file_sha256, write_text
@@ -44,7 +44,8 @@ from v2.train.step_cost import image_work, window_work
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
-OF_A_RUN = ("num_actions", "copy_bias", "past_actions")  # of a model's config: game and flags
+OF_A_RUN = ("num_actions", "num_cells", "copy_bias", "past_actions", "has_age", "stem_radius",
+            "reveal_layer", "num_decided")  # of a model's config: game and recipe
 RECIPES = {"vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS}
 SOURCES = {"data_sha256": "another recording", "vqvae_sha256": "another VQ-VAE's tokens"}
 
@@ -156,13 +157,13 @@ def share_of_peak(run: Path, peak: float) -> str:
     num_steps = status["step"]
     if config["kind"] == "world_model":
         recipe = recipe_of(WorldModelRecipe, config["recipe"])
-        model = TemporalWorldModel(WorldModelConfig(num_actions=4))
+        model, _ = load_world_model(run / "last.pt")
         flops, work = functools.cache(functools.partial(window_flops, model)), 0.0
         for k in range(num_steps):
             windows, steps = recipe.batch_size, 1
             if recipe.unrolls(step_rng(config["args"]["seed"], k), k, num_steps):
                 windows, steps = recipe.rollout_batch_size, recipe.rollout_steps
-            work += windows * steps * flops(steps, recipe.cells_learnt(k, num_steps))
+            work += windows * steps * flops(steps)
     else:
         recipe = recipe_of(VQVAERecipe, config["recipe"])
         work = num_steps * recipe.batch_size * image_flops(VQVAE(VQVAEConfig()))
@@ -175,9 +176,9 @@ def image_flops(vqvae: VQVAE) -> float:
     return count_flops(image_work(vqvae))
 
 
-def window_flops(model: TemporalWorldModel, steps: int, positions: int) -> float:
+def window_flops(model: TemporalWorldModel, steps: int) -> float:
     """Count what a predicted frame takes in training."""
-    return count_flops(window_work(model, steps, positions)) / (2 * steps)
+    return count_flops(window_work(model, steps)) / (2 * steps)
 
 
 class Pipeline:

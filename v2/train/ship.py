@@ -16,11 +16,11 @@ if __name__ == "__main__":
 
 
 from v2.data.games import find_weights, game_directory
-from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
 
-KEPT = (*checkpoint.HISTORY, "vqvae_sha256", "seen_pairs")
+KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 
 
 def build_parser():
@@ -45,7 +45,6 @@ def main(argv=None) -> int:
         raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
-    stored_pairs(info, world_model.config, path)  # refuses damaged ones
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing

@@ -19,11 +19,11 @@ def image_work(vqvae: VQVAE) -> Callable[[], None]:
     return lambda: learn_images(vqvae, pixels)
 
 
-def window_work(model: TemporalWorldModel, steps: int, positions: int) -> Callable[[], None]:
+def window_work(model: TemporalWorldModel, steps: int) -> Callable[[], None]:
     """Return the work of two windows of so many predicted frames."""
     windows = read_windows(random_tokens(), np.arange(2) * 9, 4, steps)
     windows = windows.to(next(model.parameters()).device)
-    return lambda: learn_windows(model, windows, positions)
+    return lambda: learn_windows(model, windows)
 
 
 def learn_images(vqvae: VQVAE, pixels: torch.Tensor) -> None:
@@ -33,8 +33,8 @@ def learn_images(vqvae: VQVAE, pixels: torch.Tensor) -> None:
     ((output.pixels - pixels).square().mean() + output.commitment).backward()
 
 
-def learn_windows(model: TemporalWorldModel, windows: Windows, positions: int) -> None:
-    """Compute the loss of windows at so many positions (0: all) and its gradients."""
+def learn_windows(model: TemporalWorldModel, windows: Windows) -> None:
+    """Compute the loss of windows and its gradients."""
     config, device = model.config, windows.tokens.device
     loss = WorldModelLoss(
         WorldModelRecipe(), torch.eye(config.num_codes), torch.ones(config.num_positions),
@@ -43,8 +43,7 @@ def learn_windows(model: TemporalWorldModel, windows: Windows, positions: int) -
     model.zero_grad(set_to_none=True)
     batch, steps = windows.reward_signs.shape
     is_forced = torch.zeros(batch, steps, dtype=torch.bool)
-    draws = torch.rand(batch, steps, config.num_positions)
-    loss(model, windows, is_forced, positions, draws, torch.rand(batch, steps, 2))
+    loss(model, windows, is_forced, torch.rand(batch, steps, 2 + config.num_positions))
 
 
 def random_tokens() -> TokenData:

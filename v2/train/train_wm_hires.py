@@ -35,12 +35,11 @@ from v2.data.tokens import TOKENS_NAME, TokenData, check_target, load_tokens, st
 from v2.data.validation import array_sha256
 from v2.decoding import known_age
 from v2.eval.validate import Evaluation
-from v2.models.pairs import either, seen_pairs
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
-from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.device import compiled
+from v2.runtime.device import compiled, flush_denormals
 from v2.runtime.files import check_output, check_writable
 from v2.runtime.run_dir import RunDir, is_of_smoke
 from v2.train.distributed import Workers, join
@@ -81,6 +80,7 @@ def build_parser():
 def main(argv=None) -> int:
     parsed = parse(build_parser(), WORLD_MODEL_PRESETS, argv)
     args, recipe = parsed.args, parsed.recipe
+    flush_denormals()
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
@@ -197,9 +197,6 @@ class Trainer:
         self.train_rows = tokens.rows_of("train")
         self.ages = token_ages(tokens.tokens, tokens.episode_ids) if recipe.has_age else None
         if workers.is_writer:
-            self.seen = seen_pairs(
-                tokens.tokens, self.train_rows, self.loss.grid, model.config.num_codes
-            )
             self.evaluation = Evaluation(vqvae, tokens, data, device)
 
     @property
@@ -287,7 +284,7 @@ class Trainer:
             self.model.load_state_dict(self.ema)
         self.model.eval()
         picture = run.path / "samples" / f"{self.step:06d}.png"
-        held_out, score = self.evaluation(self.model, self.seen, picture)
+        held_out, score = self.evaluation(self.model, picture)
         run.log(self.step, **held_out)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
         self.model.load_state_dict(trained)
@@ -311,7 +308,6 @@ class Trainer:
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
-            seen_pairs=self.seen._asdict(),
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -330,7 +326,6 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
-        self._see(state, run.path / "last.pt")
         torch.set_rng_state(state["rng"]["torch"])
 
     def start_from(self, path: Path, data: Path) -> None:
@@ -345,19 +340,12 @@ class Trainer:
             raise ValueError(
                 f"{path} reads {model.config.past_actions} past actions: past_actions must agree"
             )
-        ignored = ("copy_bias", "local_layers")
+        ignored = ("copy_bias", "local_layers", "num_decided")
         checkpoint.check_architecture(self.model, info["config"], path, ignored)
         nothing = {k: torch.zeros_like(v) for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(nothing | model.state_dict())
         if self.ema:
             self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self._see(info, path)
-
-    def _see(self, info: dict, path: Path) -> None:
-        """Let dreams hold the pairs of a checkpoint's games, too."""
-        stored = stored_pairs(info, self.model.config, path)
-        if stored and self.workers.is_writer:
-            self.seen = either(self.seen, stored)
 
 
 def _window_draws(
