@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from v2.data.atari_dataset import NUM_RAM_BYTES
+from v2.data.frames import FRAME_SHAPE
 from v2.eval import metrics
-from v2.eval.engine import Engine, dream
+from v2.eval.engine import Dreams, Engine, Progress, Scores, dream
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
 from v2.eval.starts import HISTORY, Clips
@@ -20,7 +22,6 @@ FORK_HORIZONS = (1, 3, 5, 8)
 SHUFFLE_HORIZONS = (5, 10)
 SAME_PLACE_PX = 0.8  # 2 native pixels: paddles closer than this are one branch
 MIN_BRANCHES = {True: 3, False: 2}  # by whether the paddle can be read
-Scores = dict[str, Metric]
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Forks:
             "history", "past_actions", "frames", "ram", "episodes")))  # fmt: skip
 
 
-def fork_scores(engine: Engine, forks: Forks, progress=None) -> tuple[Scores, np.ndarray]:
+def fork_scores(
+    engine: Engine, forks: Forks, progress: Progress = None
+) -> tuple[Scores, np.ndarray]:
     """Return the metrics and the dreamed frames, uint8 (F, A, 4, 84, 64, 3)."""
     count, num_actions = len(forks), forks.num_actions
     held = np.tile(np.arange(num_actions), count)  # (F * A,)
@@ -60,7 +63,7 @@ def fork_scores(engine: Engine, forks: Forks, progress=None) -> tuple[Scores, np
         list(FORK_HORIZONS),
         progress,
     )
-    dreamed = dreams.frames.reshape(count, num_actions, len(FORK_HORIZONS), 84, 64, 3)
+    dreamed = dreams.frames.reshape(count, num_actions, len(FORK_HORIZONS), *FRAME_SHAPE)
     scores: Scores = {}
     for k, h in enumerate(FORK_HORIZONS):
         real = forks.frames[:, :, h - 1]
@@ -76,7 +79,7 @@ def _paddles(forks: Forks, dreamed: np.ndarray, h: int) -> tuple[np.ndarray, np.
     """Return the dreamed and the real paddle of every branch, (F, A) each."""
     shape = dreamed.shape[:2]
     seen = detector.read_frames(forks.game, dreamed.reshape(-1, *dreamed.shape[2:]))
-    real = detector.read_ram(forks.game, forks.ram[:, :, h - 1].reshape(-1, 128))
+    real = detector.read_ram(forks.game, forks.ram[:, :, h - 1].reshape(-1, NUM_RAM_BYTES))
     return seen.paddle.reshape(shape), real.paddle.reshape(shape)
 
 
@@ -136,7 +139,9 @@ def _separation(dreamed: np.ndarray, real: np.ndarray, episodes: np.ndarray) -> 
     return mean_metric(dreamed_apart, episodes[is_apart], apart[is_apart])
 
 
-def shuffle_scores(engine: Engine, clips: Clips, dreamed, progress=None) -> Scores:
+def shuffle_scores(
+    engine: Engine, clips: Clips, dreamed: Dreams, progress: Progress = None
+) -> Scores:
     """Return the loss of PSNR when a clip is dreamed under the actions of another clip.
 
     Args:

@@ -22,9 +22,10 @@ import dataclasses
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import GOLD_SEED_START, GameData
+from v2.data.atari_dataset import GOLD_SEED_START, NUM_RAM_BYTES, GameData
 from v2.data.collector import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
 from v2.data.emulator import emulator_version, make_atari_env
+from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
 from v2.eval.branches import FORK_STEPS, Forks
@@ -165,7 +166,8 @@ def _branches(env) -> tuple[np.ndarray, np.ndarray]:
             ram.append(env.ram)
     env.unwrapped.restore_state(state)
     shape = (env.action_space.n, FORK_STEPS)
-    return np.stack(frames).reshape(*shape, 84, 64, 3), np.stack(ram).reshape(*shape, 128)
+    return (np.stack(frames).reshape(*shape, *FRAME_SHAPE),
+            np.stack(ram).reshape(*shape, NUM_RAM_BYTES))  # fmt: skip
 
 
 if __name__ == "__main__":

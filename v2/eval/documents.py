@@ -77,6 +77,16 @@ def read_document(path: Path) -> dict:
     return document
 
 
+def provenance(document: dict) -> str:
+    """Return in one line what the numbers are of: weights, device, tier, evaluator, data."""
+    return (
+        f"{document['model']} on {document['device']}, tier {document['tier']}, evaluator "
+        f"{document['evaluator']}, data {document['data_sha256'][:12]}, VQ-VAE "
+        f"{document['vqvae_sha256'][:12]}, world model {document['world_model_sha256'][:12]}, "
+        f"{document['seconds']:.0f} s"
+    )
+
+
 def headline_rows(document: dict) -> list[tuple[str, str, str]]:
     """Return name, value and baselines of the four rows that a reader looks at first."""
     rows = []

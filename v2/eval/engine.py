@@ -11,7 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+from v2.eval.intervals import Metric
+
 BATCH = 24  # dreams at once; more gains nothing on 2 cores
+Scores = dict[str, Metric]  # by the metric's name
+Progress = Callable[[int], object] | None  # told how many steps were done since the last time
 
 
 class Engine(Protocol):
@@ -48,14 +52,13 @@ def dream(
     past_actions: np.ndarray,
     actions: np.ndarray,
     horizons: list[int] | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = None,
 ) -> Dreams:
     """Dream B clips in batches, open loop.
 
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3); actions: (B, H).
         horizons: those to keep; default: all.
-        progress: called with the number of steps done.
     """
     horizons = horizons or list(range(1, actions.shape[1] + 1))
     batches = []

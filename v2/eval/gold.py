@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import ARRAY_FIELDS, GameData, split_of_game
+from v2.data.atari_dataset import ARRAY_FIELDS, NUM_RAM_BYTES, GameData, split_of_game
+from v2.data.frames import FRAME_SHAPE
 from v2.data.npz import read_npz, write_npz
 from v2.data.validation import array_sha256
 from v2.eval.branches import FORK_STEPS, Forks
@@ -22,7 +23,6 @@ GOLD_SHA256 = {
     "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",
 }
 START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
-FRAME = (84, 64, 3)
 
 
 @dataclass
@@ -105,11 +105,9 @@ def read_gold(path: Path) -> EvaluationSet:
 
 def _fork_fields(num_actions: int) -> dict[str, tuple]:
     return {
-        "fork_history": (np.uint8, (HISTORY, *FRAME)),
+        "fork_history": (np.uint8, (HISTORY, *FRAME_SHAPE)),
         "fork_past_actions": (np.uint8, (HISTORY - 1,)),
-        "fork_frames": (np.uint8, (num_actions, FORK_STEPS, *FRAME)),
-        "fork_ram": (np.uint8, (num_actions, FORK_STEPS, 128)),
+        "fork_frames": (np.uint8, (num_actions, FORK_STEPS, *FRAME_SHAPE)),
+        "fork_ram": (np.uint8, (num_actions, FORK_STEPS, NUM_RAM_BYTES)),
         "fork_seeds": (np.int64, ()),
     }
-
-

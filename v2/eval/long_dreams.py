@@ -7,15 +7,13 @@ how often it says so is asked too. The same figures of real clips stand beside. 
 only by v2.eval.engine.Engine.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.decoding import END_PROB
 from v2.eval import metrics
-from v2.eval.engine import Engine, chunks, encode, flat, round_trip
+from v2.eval.engine import Engine, Progress, Scores, chunks, encode, flat, round_trip
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
 
@@ -23,7 +21,6 @@ USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
 FROZEN_STEPS = 100  # the last ones of each recorded game are looked at
-Scores = dict[str, Metric]
 
 
 def long_dream_scores(
@@ -38,7 +35,7 @@ def long_dream_scores(
     real_ends: np.ndarray,
     real_frames: np.ndarray,
     num_codes: int = 32,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = None,
 ) -> tuple[Scores, np.ndarray]:
     """Return the metrics and a few dreamed frames to look at, uint8 (B, 5, 84, 64, 3).
 

@@ -4,7 +4,6 @@ Contract: all numbers come from the result document. Knows nothing of engines.
 """
 
 from v2.eval import documents
-from v2.eval.html_report import _provenance
 
 
 def _training_lines(training: dict[str, list[dict]]) -> list[str]:
@@ -41,7 +40,7 @@ def model_card(document: dict) -> str:
     lines = [
         f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
         f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card FILE` from "
-        f"{_provenance(document)}.", "",
+        f"{documents.provenance(document)}.", "",
         *(line for note in document["notes"] for line in (f"> {note}", "")),
         "| | this model | copy-last |", "|---|---|---|",
         *(f"| {title} | {value} | {copied} |"

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from v2.eval import metrics
-from v2.eval.engine import Dreams
+from v2.eval.engine import Dreams, Scores
 from v2.eval.intervals import Metric, episode_draws, interval, mean_metric, quantile_metric
 from v2.eval.objects import detector
 from v2.eval.objects.base import Objects
@@ -25,7 +25,6 @@ STRATUM_ROWS = (
 HIT_RADII_PX = (1, 2)
 LOST_PADDLE_ERROR_PX = 32.0  # half the field
 PICTURE_PX = (64, 84)  # width and height
-Scores = dict[str, Metric]
 
 
 def rollout_scores(

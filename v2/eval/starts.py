@@ -15,8 +15,9 @@ from v2.data.atari_dataset import GameData, window_starts
 from v2.eval.objects import detector
 from v2.eval.objects.base import Objects
 from v2.eval.objects.synthesis import ahead
+from v2.models.temporal_world_model import WorldModelConfig
 
-HISTORY = 4
+HISTORY = WorldModelConfig.history
 ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps

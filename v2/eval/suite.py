@@ -27,6 +27,7 @@ from v2.eval.branches import FORK_STEPS, SHUFFLE_HORIZONS, fork_scores, shuffle_
 from v2.eval.engine import (
     BATCH,
     Engine,
+    Scores,
     decode,
     dream,
     encode,
@@ -35,7 +36,7 @@ from v2.eval.gold import EvaluationSet
 from v2.eval.intervals import Metric
 from v2.eval.long_dreams import long_dream_scores
 from v2.eval.objects import detector
-from v2.eval.one_step import LEAD_STEPS, Scores, ending_scores, one_step_scores
+from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
 from v2.eval.rollouts import HORIZONS, rollout_scores
 from v2.eval.starts import (
     ANY,

@@ -14,9 +14,8 @@ from v2.data.npz import read_rows
 from v2.data.tokens import TokenData
 from v2.dream import DreamEngine
 from v2.eval import metrics
-from v2.eval.engine import Dreams, Engine, dream, encode
+from v2.eval.engine import Dreams, Engine, Progress, dream, encode
 from v2.eval.objects import detector
-from v2.eval.one_step import Progress
 from v2.eval.pictures import save_grid
 from v2.eval.rollouts import paddle_error
 from v2.eval.starts import HISTORY, Clips

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import numpy as np
 
+from v2.data.frames import FRAME_SHAPE
 from v2.eval.objects import breakout, pong
 from v2.eval.objects.base import FIELDS, Objects
 
@@ -47,9 +48,9 @@ def read_frames(game: str, frames: np.ndarray) -> Objects:
         ValueError: a game without a reader, or other arrays.
     """
     read = reader(game).read_frames
-    if frames.ndim != 4 or frames.shape[1:] != (84, 64, 3) or frames.dtype != np.uint8:
+    if frames.shape[1:] != FRAME_SHAPE or frames.dtype != np.uint8:
         raise ValueError(
-            f"frames must be uint8 (N, 84, 64, 3), got {frames.dtype} {frames.shape}"
+            f"frames must be uint8 (N, {str(FRAME_SHAPE)[1:]}, got {frames.dtype} {frames.shape}"
         )
     if len(frames) == 0:
         return read_ram(game, np.zeros((0, 128), np.uint8))
