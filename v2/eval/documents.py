@@ -21,7 +21,7 @@ SECTIONS = {
     "tokenizer": "tokenizer round trip, the ceiling of what follows",
     "one_step": "one step after four real frames (teacher-forced)",
     "rollout": "open-loop rollouts under the recorded actions",
-    "forks": "action following: held actions against the real branches",
+    "branches": "action following: counterfactual branches of a state under held actions",
     "actions": "loss of PSNR when actions are shuffled",
     "reward": "sign of the reward (teacher-forced)",
     "termination": "end of the game (teacher-forced)",
@@ -162,7 +162,12 @@ def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
     Raises:
         ValueError: results of other data or of another evaluator.
     """
-    for key in ("data_sha256", "evaluator", "settings"):
+    if first["evaluator"] != second["evaluator"]:
+        raise ValueError(
+            f"these results are of evaluators {first['evaluator']} and {second['evaluator']} and "
+            "cannot be compared: run gold_eval.py again for the older one"
+        )
+    for key in ("data_sha256", "settings"):
         if first[key] != second[key]:
             raise ValueError(
                 f"these results have different {key} ({first[key]} and {second[key]}) and cannot "

@@ -1,8 +1,8 @@
-"""Running an engine over clips: batched open-loop rollouts with one engine for every judge.
+"""Running an engine over clips: batched open-loop rollouts, one engine for every metric.
 
 Contract: an engine is whatever has `reset(frames, actions)`, `restart(rows)`, `step(actions)`,
 `tokens`, `logits`, `last_reward`, `last_terminated`, `encode(frames)` and `decode(tokens)` as
-v2.dream.DreamEngine has them; the judge knows nothing else of it, so that fakes can be judged.
+v2.dream.DreamEngine has them. The evaluation knows nothing else of it, so that fakes fit in.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Judge a dream on the frozen set: tokens, pixels, ball, paddle, actions, long dreams, speed.
+"""Evaluate a dream on the frozen set: tokens, pixels, ball, paddle, actions, long dreams, speed.
 
     python v2/eval/gold_eval.py --latest --tier gold --json result.json --report report
 
@@ -44,7 +44,7 @@ def build_parser():
     which.add_argument("--run", metavar="NAME", help="a run's folder name")
     which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
-                       help="print B - A with intervals, and judge nothing")  # fmt: skip
+                       help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
@@ -70,8 +70,8 @@ def build_parser():
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=cli.positive_int,
                         help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
-    parser.add_argument("--forks", type=cli.positive_int,
-                        help=f"states continued under every action (gold: {gold.forks})")
+    parser.add_argument("--branches", type=cli.positive_int,
+                        help=f"states continued under every action (gold: {gold.branches})")
     return parser
 
 
@@ -103,7 +103,7 @@ def main(argv=None) -> int:
         retokenize=args.retokenize,
     )  # fmt: skip
     check_fits(engine, chosen.data)
-    print(f"judging {engine.source} on {engine.device}, {chosen.source}")
+    print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
     with cli.StopRequest() as stop:
         try:
             document, pictures = evaluate(engine, chosen, tier, args.tier, stop)
@@ -144,7 +144,7 @@ def _tier(args) -> Tier:
 
 
 def _changes(args) -> dict[str, int]:
-    names = ("rollouts", "long_dreams", "long_dream_steps", "forks")
+    names = ("rollouts", "long_dreams", "long_dream_steps", "branches")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

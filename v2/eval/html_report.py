@@ -15,7 +15,7 @@ from PIL import Image
 
 from v2.data.games import EmulatorConfig
 from v2.eval import documents, metrics
-from v2.eval.branches import FORK_HORIZONS
+from v2.eval.branches import BRANCH_HORIZONS
 from v2.eval.engine import Dreams
 from v2.eval.pictures import lay_out
 from v2.runtime.files import write_text
@@ -25,14 +25,14 @@ CURVES = (
     ("rollout/token_accuracy", "token accuracy"), ("rollout/psnr", "PSNR, dB"),
     ("rollout/ssim", "SSIM"), ("rollout/ball_hit_2px", "exactly one ball, within 2 px"),
     ("rollout/ball_seen", "a ball is dreamed"), ("rollout/paddle_error_px", "paddle error, px"),
-    ("rollout/brick_f1", "brick map F1"), ("forks/right_branch", "right branch in forks"),
+    ("rollout/brick_f1", "brick map F1"), ("branches/right_branch", "right counterfactual branch"),
 )  # fmt: skip
 COLOURS = {
     "": "#d6336c", "copy_last": "#868e96", "constant_velocity": "#1c7ed6", "ceiling": "#2f9e44",
     "chance": "#868e96",
 }  # fmt: skip
 VIDEO_FPS = EmulatorConfig().steps_per_second
-NUM_FORKS_SHOWN = 3
+NUM_STATES_SHOWN = 3
 STRIP_HORIZONS = (1, 2, 3, 5, 8, 10, 15, 20, 50, 100, 200)
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}
@@ -48,7 +48,7 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
     """Write the page.
 
     Args:
-        pictures: clips and dreams; forks and branches, long dreams where there are any.
+        pictures: clips and dreams; branches and their dreams, long dreams where there are any.
     """
     parts = [
         f"<h1>{html.escape(document['game'])}: {html.escape(document['data'])}</h1>",
@@ -60,8 +60,8 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
         "<h2>Rollouts: real, dream, difference</h2>", *_rollout_strips(pictures),
     ]  # fmt: skip
     if "branches" in pictures:
-        parts.append("<h2>Forks: the same state under each held action</h2>")
-        parts += _fork_pictures(pictures)
+        parts.append("<h2>Counterfactual branches: the same state under each held action</h2>")
+        parts += _branch_pictures(pictures)
     if "long" in pictures:
         parts += ["<h2>Long dreams</h2>", _picture(pictures["long"], 2)]
     parts += ["<h2>All numbers</h2>", _table(document)]
@@ -159,17 +159,17 @@ def _difference(real: np.ndarray, dream: np.ndarray) -> np.ndarray:
     return np.abs(real.astype(np.int16) - dream).clip(0, 255).astype(np.uint8)
 
 
-def _fork_pictures(pictures: dict) -> list[str]:
-    """Show a few forks: one row a branch, real and dream in turn, columns are horizons."""
-    forks, branches = pictures["forks"], pictures["branches"]
+def _branch_pictures(pictures: dict) -> list[str]:
+    """Show a few states: for each action a row of real frames and one of dreamed ones."""
+    branches, dreamed = pictures["branches"], pictures["branch_dreams"]
     parts = []
-    for f in np.unique(np.linspace(0, len(forks) - 1, NUM_FORKS_SHOWN).astype(int)):
+    for k in np.unique(np.linspace(0, len(branches) - 1, NUM_STATES_SHOWN).astype(int)):
         rows = []
-        for action in range(forks.num_actions):
-            rows.append(forks.frames[f, action, np.array(FORK_HORIZONS) - 1])
-            rows.append(branches[f, action])
-        parts.append(f"<h3>game {forks.episodes[f]}: pairs of rows real, dream for each action; "
-                     f"h = {', '.join(map(str, FORK_HORIZONS))}</h3>")  # fmt: skip
+        for action in range(branches.num_actions):
+            rows.append(branches.frames[k, action, np.array(BRANCH_HORIZONS) - 1])
+            rows.append(dreamed[k, action])
+        parts.append(f"<h3>game {branches.episodes[k]}: pairs of rows real, dream for each action; "
+                     f"h = {', '.join(map(str, BRANCH_HORIZONS))}</h3>")  # fmt: skip
         parts.append(_picture(rows, 1.5))
     return parts
 

@@ -45,7 +45,7 @@ def long_dream_scores(
         real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
         real_ends: which of them went on until they were over, bool (number of games,).
         real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
-            every second one sets the limit of what is strange.
+            every second one sets the limit of the distribution.
     """
     looks, tokens, ends, sampled, pictures = [], [], [], [], []
     for chunk in chunks(len(history)):
@@ -72,7 +72,9 @@ def long_dream_scores(
         scores["long/ball_seen"] = _ball_seen(dreamed, origins)
         scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
     sampled = np.concatenate(sampled)
-    scores |= _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes)
+    scores |= _distribution_rows(
+        engine, tokens, sampled, episodes, real_clips, real_frames, num_codes
+    )
     return scores, np.concatenate(pictures)
 
 
@@ -100,14 +102,17 @@ def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
     return float((tokens[1:] == tokens[:-1]).all(-1).mean())
 
 
-def _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes) -> Scores:
+def _distribution_rows(
+    engine, tokens, sampled, episodes, real_clips, real_frames, num_codes
+) -> Scores:
     """Compare round trips and code usage with those of real frames."""
     kept, real_tokens = round_trip(engine, real_frames)
     residual = _residual(kept, real_frames)
     limit = np.percentile(residual[::2], 99)
     off = _off_distribution(engine, sampled, limit)
-    scores = {"long/strange_frames": mean_metric(off.mean(1), episodes)}
-    scores["long/strange_frames"].baselines["real"] = Metric(float((residual[1::2] > limit).mean()))
+    row = mean_metric(off.mean(1), episodes)
+    row.baselines["real"] = Metric(float((residual[1::2] > limit).mean()))
+    scores = {"long/out_of_distribution": row}
     real_usage = metrics.code_histogram(real_tokens, num_codes)
     middles = [clip[len(clip) // 2 :][:USAGE_WINDOW] for clip in real_clips]
     windows = [encode(engine, middle) for middle in middles]
@@ -173,11 +178,11 @@ def _one_ball(
         games: number of balls and place of the strongest at each step, of each game.
         starts_in_play: before the first sight, too, a ball is in play.
     """
-    reader, right, counts = detector.reader(game), [], []
+    rules, right, counts = detector.of_game(game), [], []
     for num_balls, places in games:
         steps = np.arange(len(num_balls))
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
-        is_served = ~reader.may_leave(places[sights]) | (steps - sights > reader.SERVE_STEPS)
+        is_served = ~rules.may_leave(places[sights]) | (steps - sights > rules.SERVE_STEPS)
         in_play = np.where(sights < 0, starts_in_play, (num_balls > 0) | is_served)
         right.append((in_play & (num_balls == 1)).sum())
         counts.append(in_play.sum())

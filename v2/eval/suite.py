@@ -23,7 +23,7 @@ from v2.data.atari_dataset import (
 from v2.data.policies import SCRIPTED, STICKY
 from v2.dream import DreamEngine
 from v2.eval import documents
-from v2.eval.branches import FORK_STEPS, SHUFFLE_HORIZONS, fork_scores, shuffle_scores
+from v2.eval.branches import BRANCH_STEPS, SHUFFLE_HORIZONS, branch_scores, shuffle_scores
 from v2.eval.engine import (
     BATCH,
     Engine,
@@ -52,7 +52,7 @@ from v2.eval.tokenizer import tokenizer_scores
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE
 
-VERSION = 9  # raise it when a number may change
+VERSION = 10  # raise it when a number may change
 
 
 def speed_scores(engine: Engine, clips: Clips, steps_per_second: float, steps: int = 60) -> Scores:
@@ -75,18 +75,18 @@ def speed_scores(engine: Engine, clips: Clips, steps_per_second: float, steps: i
 
 
 TARGET_MINUTES = 30
-REAL_FRAME_EVERY = 20  # of all games: what is strange is measured against these
+REAL_FRAME_EVERY = 20  # of all games: dreams are measured against these
 
 
 @dataclass(frozen=True)
 class Tier:
-    """How much is judged; two results are compared only if these agree."""
+    """How much is evaluated; two results are compared only if these agree."""
 
     tokenizer_frames: int
     one_step_clips: int
     rollouts: int
     rollout_steps: int
-    forks: int
+    branches: int
     long_dreams: int
     long_dream_steps: int
     timed_steps: int
@@ -94,8 +94,8 @@ class Tier:
     def engine_steps(self, num_actions: int) -> int:
         """Return the world-model steps that all this takes."""
         rollouts = self.rollouts * (self.rollout_steps + max(SHUFFLE_HORIZONS))
-        forks = self.forks * num_actions * FORK_STEPS
-        return self.one_step_clips + rollouts + forks + self.long_dreams * self.long_dream_steps
+        branches = self.branches * num_actions * BRANCH_STEPS
+        return self.one_step_clips + rollouts + branches + self.long_dreams * self.long_dream_steps
 
 
 TIERS = {
@@ -106,7 +106,7 @@ TIERS = {
 
 
 def set_of_data(path: Path, game: str, tier: Tier, which: str) -> EvaluationSet:
-    """Judge on a recording: its validation games, or all of it where it has none apart.
+    """Take a recording: its validation games, or all of it where it has none apart.
 
     Args:
         which: the `--starts` of the rollouts.
@@ -167,8 +167,8 @@ def evaluate(
     ends = _endings(data, tier.one_step_clips, 1)
     led = _endings(data, tier.one_step_clips, LEAD_STEPS)
     num_steps = tier.engine_steps(data.num_actions) + len(ends) + len(led) * (LEAD_STEPS + 1)
-    if chosen.forks is None:
-        num_steps -= tier.forks * data.num_actions * FORK_STEPS
+    if chosen.branches is None:
+        num_steps -= tier.branches * data.num_actions * BRANCH_STEPS
     _announce(engine, clips, num_steps)
     num_codes = engine.vqvae.config.num_codes
     pictures = {"clips": clips}
@@ -188,11 +188,11 @@ def evaluate(
         scores |= _rollouts(engine, clips, dreams)
         scores |= shuffle_scores(engine, clips, dreams, advance)
         pictures["dreams"] = dreams
-        if chosen.forks is not None:
-            forks = chosen.forks.first(tier.forks)
-            branch_scores, branches = fork_scores(engine, forks, advance)
-            scores |= branch_scores
-            pictures |= {"forks": forks, "branches": branches}
+        if chosen.branches is not None:
+            branches = chosen.branches.first(tier.branches)
+            rows, pictures["branch_dreams"] = branch_scores(engine, branches, advance)
+            scores |= rows
+            pictures["branches"] = branches
         if tier.long_dreams:
             long_scores, pictures["long"] = _long(engine, data, clips, tier, num_codes, advance)
             scores |= long_scores
@@ -296,7 +296,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
 def _notes(chosen: EvaluationSet, game: str) -> list[str]:
     notes = []
     if not chosen.is_gold:
-        notes.append("this is not the gold set; forks need one")
+        notes.append("this is not the gold set; counterfactual branches need one")
     if not detector.has_truth(game):
         notes.append(f"the objects of {game} cannot be read: rows of ball, paddle, bricks and "
                      "digits are left out")  # fmt: skip

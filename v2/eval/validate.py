@@ -116,7 +116,7 @@ def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, flo
 
 def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
     """Return the ball's hit rate over all horizons and at the last, and the paddle's error."""
-    hits, visible, found, ghosts, paddle = [], [], [], [], []
+    hits, visible, found, doubled, paddle = [], [], [], [], []
     for h in dreams.horizons:
         true = detector.read_ram(clips.game, clips.ram[:, HISTORY - 1 + h])
         seen = detector.read_frames(clips.game, dreams.at(h)[0])
@@ -124,11 +124,11 @@ def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
         hits.append((counts["hits"] & ~counts["duplicates"]).sum())
         visible.append(counts["visible"].sum())
         found.append(counts["found"].sum())
-        ghosts.append((counts["balls"] > 1).mean())
+        doubled.append((counts["balls"] > 1).mean())
         paddle.append(paddle_error(seen.paddle, true.paddle, clips.episodes).value)
     hits, visible = np.array(hits), np.array(visible)
     scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
-    scores["ball_doubled"] = float(np.mean(ghosts))
+    scores["ball_doubled"] = float(np.mean(doubled))
     for h in QUICK_HORIZONS:
         if h in dreams.horizons:
             k = dreams.horizons.index(h)

@@ -1,4 +1,4 @@
-"""Reading by synthesis: what the readers of all games share.
+"""Detection by synthesis: what the object detectors of all games share.
 
 Contract: what the emulator draws is laid on a frame by the exact 2.5x area average (`ROWS`,
 `COLUMNS`); digits and paddles are the template that explains most; balls are compact spots in a map
