@@ -309,7 +309,7 @@ def test_the_card_says_which_flags_a_run_could_not_have():
     first = {"steps": 9, "rarity": 20.0, "smoke": False}
     last = {"steps": 5, "rarity": 60.0, "ema": 0.998, "rare_motion": 0.0, "data": "/d.npz"}
     info = {"earlier": [{"train_args": first, "step": 9}], "train_args": last, "step": 5}
-    runs = suite._training(info)
+    runs = suite.training_runs(info)
     assert [run["unknown"] for run in runs] == [["ema", "rare_motion"], []]
     lines = model_card._training_lines({"train_vqvae_hires": runs})
     assert "Trained for 9 steps, before there was --ema, --rare-motion:" in lines

@@ -7,14 +7,13 @@ import pytest
 
 from tests import canaries
 from v2.eval.branches import Branches, branch_scores, shuffle_scores
-from v2.eval.engine import dream, encode
+from v2.eval.engine import dream, encode, speed_scores
 from v2.eval.long_dreams import _one_ball, long_dream_scores
 from v2.eval.objects import detector
 from v2.eval.objects.breakout import SERVE_STEPS
 from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
 from v2.eval.rollouts import DetectedObjects, absent_before, paddle_error, rollout_scores
 from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, stratified_starts
-from v2.eval.suite import speed_scores
 from v2.eval.tokenizer import tokenizer_scores
 from v2.eval.validate import quick_scores
 

@@ -1,7 +1,8 @@
-"""The frozen set: clips, rollout starts and branches of one game, in one file with a known hash.
+"""What is evaluated on: the frozen set of a game, or the held-out games of a recording.
 
-Contract: `gold/<game>.npz` is loaded only if its sha256 is the one written here, so that two
-results name the same data. `v2/eval/build_gold.py` makes it. Knows nothing of models.
+Contract: `gold/<game>.npz` holds clips, rollout starts and branches, and is loaded only if its
+sha256 is the one written here, so that two results name the same data. `v2/eval/build_gold.py`
+makes it. Knows nothing of models.
 """
 
 from dataclasses import dataclass
@@ -9,12 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import ARRAY_FIELDS, NUM_RAM_BYTES, GameData, split_of_game
+from v2.data.atari_dataset import (
+    ARRAY_FIELDS,
+    NUM_RAM_BYTES,
+    GameData,
+    data_sha256,
+    load_game_data,
+    split_of_game,
+)
 from v2.data.frames import FRAME_SHAPE
 from v2.data.npz import read_npz, write_npz
 from v2.data.validation import array_sha256
 from v2.eval.branches import BRANCH_STEPS, Branches
-from v2.eval.starts import HISTORY, strata_of
+from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
 from v2.runtime.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
@@ -27,7 +35,7 @@ START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
 
 @dataclass
 class EvaluationSet:
-    """What is evaluated on; `is_gold` only if it is the frozen set."""
+    """Clips and branches of one game; `is_gold` only if it is the frozen set."""
 
     data: GameData
     starts: np.ndarray  # int64 (S,)
@@ -84,6 +92,39 @@ def load_gold(game: str) -> EvaluationSet:
     gold = read_gold(path)
     gold.is_gold, gold.sha256, gold.source = True, found, f"gold set {path.name} {found[:12]}"
     return gold
+
+
+def load_recorded(
+    path: Path, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata"
+) -> EvaluationSet:
+    """Take a recording's validation games, or all of it where it has none apart; no branches.
+
+    Args:
+        which: `strata`: as many rollouts begin before each kind of bounce; `any`: at any moment.
+    Raises:
+        ValueError: the recording is of another game, or too short.
+    """
+    data = load_game_data(path)
+    if data.meta["game"] != game:
+        raise ValueError(f"{path} holds {data.meta['game']}, not {game}: give --game or other data")
+    digest = data_sha256(data.meta)
+    rows, split = np.arange(len(data)), "all games"
+    if any(split_of_game(episode["seed"]) == "val" for episode in data.meta["episodes"]):
+        rows, split = data.rows_of("val"), "held-out games"
+    arrays = {name: array[rows] for name, array in data.arrays().items()}
+    data = GameData(**arrays, meta=data.meta)
+    rng = np.random.default_rng(0)
+    try:
+        if which == "any":
+            starts = random_starts(data, num_rollouts, rollout_steps, rng)
+            strata = [ANY] * len(starts)
+        else:
+            each = -(-num_rollouts // len(strata_of(game)))
+            starts, strata = stratified_starts(data, each, rollout_steps, rng)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; collect more frames") from error
+    source = f"NOT the gold set but {split} of {path}"
+    return EvaluationSet(data, starts, strata, None, False, digest, source)
 
 
 def read_gold(path: Path) -> EvaluationSet:

@@ -24,17 +24,12 @@ import shlex
 from v2.data.games import game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
-from v2.eval.gold import load_gold
-from v2.eval.suite import (
-    TIERS,
-    Stopped,
-    Tier,
-    check_fits,
-    evaluate,
-    set_of_data,
-)
+from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
+
+SIZES = ("rollouts", "long_dreams", "long_dream_steps", "branches")  # of a tier, as flags
+PLAYED = ("temperature", "second_look", "retokenize")  # how frames are decoded, as flags
 
 
 def build_parser():
@@ -79,46 +74,29 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     if args.compare:
         return _compare(*args.compare)
-    if args.starts != "strata" and not args.data:
-        raise ValueError(f"--starts {args.starts} needs --data: the gold set has its own starts")
     for file in filter(None, (args.json, args.model_card)):
         check_output(file)
     if args.report:
         check_writable(args.report)
-    game = game_id(args.game)
-    tier = _tier(args)
-    if args.data is None:
-        chosen = load_gold(game)
-        most = len(chosen.starts)
-        if args.rollouts and args.rollouts > most:
-            raise ValueError(
-                f"--rollouts must be at most {most} on the gold set, got {args.rollouts}: "
-                "--data FILE has more"
-            )
-    else:
-        chosen = set_of_data(args.data, game, tier, args.starts)
-    name = args.checkpoint or args.run or "latest"
-    engine = DreamEngine.load(
-        name, game, args.device, args.temperature, second_look=args.second_look,
-        retokenize=args.retokenize,
-    )  # fmt: skip
+    game, tier = game_id(args.game), dataclasses.replace(TIERS[args.tier], **_sizes(args))
+    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts)
+    played = {name: getattr(args, name) for name in PLAYED}
+    weights = args.checkpoint or args.run or "latest"
+    engine = DreamEngine.load(weights, game, args.device, **played)
     check_fits(engine, chosen.data)
     print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
+    flags = _flags(args, engine.source)
     with cli.StopRequest() as stop:
         try:
-            document, pictures = evaluate(engine, chosen, tier, args.tier, stop)
+            document, pictures = evaluate(engine, chosen, tier, args.tier, stop, flags, played)
         except Stopped:
             print("stopped, nothing is written: run the same command again")
             return stop.exit_code
-    document["flags"] = _flags(args, engine.source)
-    names = ("temperature", "second_look", "retokenize")
-    document["engine"] = {name: getattr(args, name) for name in names}
-    if not args.second_look:
-        document["notes"].append("every frame is predicted once (--no-second-look)")
-    if args.retokenize:
-        document["notes"].append("every dreamed picture is tokenized again (--retokenize)")
-    if args.temperature:
-        document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
+    _write(args, document, pictures)
+    return 0
+
+
+def _write(args, document: dict, pictures: dict) -> None:
     documents.print_table(document)
     if args.json:
         write_text(args.json, json.dumps(document))
@@ -127,7 +105,6 @@ def main(argv=None) -> int:
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
     print(documents.one_line(document))
-    return 0
 
 
 def _compare(first: Path, second: Path) -> int:
@@ -139,13 +116,8 @@ def _compare(first: Path, second: Path) -> int:
     return 0
 
 
-def _tier(args) -> Tier:
-    return dataclasses.replace(TIERS[args.tier], **_changes(args))
-
-
-def _changes(args) -> dict[str, int]:
-    names = ("rollouts", "long_dreams", "long_dream_steps", "branches")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _sizes(args) -> dict[str, int]:
+    return {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
 
 
 def _flags(args, source: str) -> str:
@@ -162,7 +134,7 @@ def _flags(args, source: str) -> str:
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
-    flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
+    flags |= {name.replace("_", "-"): value for name, value in _sizes(args).items()}
     text = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
     text += "" if args.second_look else " --no-second-look"
     return text + (" --retokenize" if args.retokenize else "")
