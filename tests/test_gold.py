@@ -1,10 +1,14 @@
 """The frozen set is what the emulator makes, and the suite evaluates on it end to end."""
 
 import dataclasses
+import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,12 +279,11 @@ def test_the_script_evaluates_writes_and_compares(weights, tmp_path, capsys):
     card = tmp_path / "card.md"
     files = ["--json", str(written), "--report", str(tmp_path), "--model-card", str(card)]
     assert gold_eval.main(asked + files) == 0
-    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    whole = json.loads(written.read_text())
-    assert last["is_gold"] and last["metrics"].keys() == whole["metrics"].keys()
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == f"result: {written}" and max(map(len, lines)) < 200
+    first = json.loads(written.read_text())
+    assert first["is_gold"] and "sums" in first["metrics"]["one_step/token_accuracy"]
     assert (tmp_path / "index.html").exists() and "rollout@5" in card.read_text()
-    assert gold_eval.main(["--compare", str(written), str(written)]) == 0
-    assert "[+0.0000, +0.0000]" in capsys.readouterr().out
     sampled = tmp_path / "b.json"
     asked += ["--temperature", "1", "--no-second-look"]
     assert gold_eval.main([*asked, "--json", str(sampled)]) == 0
@@ -288,7 +291,60 @@ def test_the_script_evaluates_writes_and_compares(weights, tmp_path, capsys):
     assert document["flags"].endswith("--temperature 1.0 --no-second-look")
     assert "once" in document["notes"][-2] and "temperature 1" in document["notes"][-1]
     accuracy = "one_step/token_accuracy"  # drawn codes are seldom those of the still board
-    assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
+    assert document["metrics"][accuracy]["value"] < first["metrics"][accuracy]["value"]
+
+
+@pytest.fixture
+def two_results(tmp_path):
+    facts = {"data_sha256": "a", "evaluator": 10, "settings": {}}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, shift in zip(paths, (0.0, 0.5), strict=True):
+        found = {"x/y": mean_metric(np.arange(9) + shift, range(9))}
+        path.write_text(json.dumps(documents.make_document(found, **facts)))
+    return list(map(str, paths))
+
+
+@pytest.mark.parametrize("is_terminal", (True, False))
+def test_json_is_shown_where_no_person_reads(is_terminal, two_results, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    assert gold_eval.main(["--compare", *two_results]) == 0
+    printed = capsys.readouterr().out
+    assert "x/y" in printed and "[+0.5000, +0.5000] *" in printed
+    assert ("{" in printed) != is_terminal and ("--json FILE" in printed) == is_terminal
+    if not is_terminal:
+        assert json.loads(printed.splitlines()[-1]) == {"x/y": "+0.5000 [+0.5000, +0.5000]"}
+
+
+def test_json_goes_to_its_file_and_nowhere_else(two_results, tmp_path, capsys):
+    file = tmp_path / "differences.json"
+    assert gold_eval.main(["--compare", *two_results, "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "{" not in printed and printed.endswith(f"result: {file}\n")
+    assert json.loads(file.read_text()) == {"x/y": "+0.5000 [+0.5000, +0.5000]"}
+
+
+def test_a_path_that_is_not_utf_8_ends_in_a_whole_report(tmp_path, monkeypatch):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/w\xffide")
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this disk knows no such names")
+    weights = _untrained(Path(folder), "breakout", num_actions=4)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", shown)  # as cli.run has it
+    files = {name: Path(folder) / name for name in ("a.json", "card.md", "index.html")}
+    assert gold_eval.main([
+        "--checkpoint", str(weights), "--tier", "canary", "--device", "cpu", "--report", folder,
+        "--json", str(files["a.json"]), "--model-card", str(files["card.md"]),
+    ]) == 0  # fmt: skip
+    for name, path in files.items():
+        assert r"w\udcffide" in path.read_text("utf-8").replace(r"\\", "\\"), name
+
+
+def test_gold_eval_has_no_more_flags_than_a_person_reads():
+    """At most 18; those of the refinement pass go with it."""
+    flags = {action.dest for action in gold_eval.build_parser()._actions}
+    assert len(flags - {"help", "second_look", "retokenize"}) <= 18
 
 
 @pytest.mark.parametrize("asked", [

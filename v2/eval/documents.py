@@ -34,9 +34,18 @@ NO_VALUE = {"value": None}  # as of what was not measured, or never happened
 
 
 def make_document(metrics: dict[str, Metric], **facts) -> dict:
-    """Return the whole result as plain values."""
+    """Return the whole result as plain values, whose texts every file and page can hold."""
     plain = {name: metric.to_dict() for name, metric in metrics.items()}
-    return {"format": FORMAT, **facts, "metrics": plain}
+    return {"format": FORMAT, **_printable(facts), "metrics": plain}
+
+
+def _printable(value):
+    """Show bytes of a path that are not UTF-8 as `\\udc..`: a file of UTF-8 cannot hold them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _printable(part) for key, part in value.items()}
+    return [_printable(part) for part in value] if isinstance(value, list) else value
 
 
 def one_line(document: dict) -> str:

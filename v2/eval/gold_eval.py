@@ -2,7 +2,8 @@
 
     python v2/eval/gold_eval.py --latest --tier gold --json result.json --report report
 
-Horizons count steps after the last real frame. The last line is one JSON document.
+Horizons count steps after the last real frame. The document is written to --json FILE; without it,
+and where standard output is no terminal, it is the last line there.
 """
 
 import sys
@@ -48,7 +49,8 @@ def build_parser():
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
-    parser.add_argument("--json", type=cli.path, help="file for the whole result")
+    parser.add_argument("--json", type=cli.path,
+                        help="file for the whole result, or for what --compare finds")
     parser.add_argument("--report", type=cli.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=cli.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -72,10 +74,12 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    if args.json:
+        check_output(args.json)
     if args.compare:
-        return _compare(*args.compare)
-    for file in filter(None, (args.json, args.model_card)):
-        check_output(file)
+        return _compare(*args.compare, args.json)
+    if args.model_card:
+        check_output(args.model_card)
     if args.report:
         check_writable(args.report)
     game, tier = game_id(args.game), dataclasses.replace(TIERS[args.tier], **_sizes(args))
@@ -98,22 +102,33 @@ def main(argv=None) -> int:
 
 def _write(args, document: dict, pictures: dict) -> None:
     documents.print_table(document)
-    if args.json:
-        write_text(args.json, json.dumps(document))
     if args.model_card:
         write_text(args.model_card, model_card.model_card(document))
+        print(f"model card: {args.model_card}")
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
-    print(documents.one_line(document))
+    _hand_on(document, documents.one_line(document), args.json)
 
 
-def _compare(first: Path, second: Path) -> int:
+def _compare(first: Path, second: Path, file: Path | None) -> int:
     rows = documents.compare(documents.read_document(first), documents.read_document(second))
     print(f"{second} - {first}; * where the 95 % interval leaves out zero")
     for name, difference, mark in rows:
         print(f"  {name:40} {difference} {mark}".rstrip())
-    print(json.dumps({name: difference for name, difference, _ in rows}))
+    found = {name: difference for name, difference, _ in rows}
+    _hand_on(found, json.dumps(found), file)
     return 0
+
+
+def _hand_on(whole: dict, line: str, file: Path | None) -> None:
+    """Give a machine its JSON: in the file, else as the last line where nobody reads it."""
+    if file:
+        write_text(file, json.dumps(whole))
+        print(f"result: {file}")
+    elif sys.stdout.isatty():
+        print("--json FILE keeps this as a document")
+    else:
+        print(line)
 
 
 def _sizes(args) -> dict[str, int]:
