@@ -18,7 +18,7 @@ from tests.canaries import PatchTokenizer
 from v2.data import collect_atari, emulator
 from v2.data.atari_dataset import GOLD_SEED_START
 from v2.data.games import EmulatorConfig
-from v2.eval import build_gold, documents, gold_eval, html_report, model_card, results_page, suite
+from v2.eval import build_gold, documents, gold_eval, html_report, model_card, suite
 from v2.eval.branches import _by_paddle
 from v2.eval.gold import GOLD_SHA256, gold_path, load_gold, read_gold
 from v2.eval.intervals import Metric, mean_metric
@@ -457,10 +457,3 @@ def test_a_comparison_shows_what_only_one_of_two_results_has():
 def test_a_game_without_a_gold_set_says_what_to_do():
     with pytest.raises(FileNotFoundError, match="--data"):
         load_gold("seaquest")
-
-
-def test_the_tables_of_the_readme_are_those_of_the_model_cards():
-    text = results_page.README.read_text(encoding="utf-8")
-    assert results_page.with_tables(text) == text
-    changed = text.replace("| **rollout@5** | 0", "| **rollout@5** | 1")
-    assert changed != text and results_page.with_tables(changed) == text

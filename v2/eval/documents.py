@@ -6,6 +6,7 @@ two documents are compared only if data and evaluator agree. Knows nothing of en
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from v2.eval.intervals import Metric, paired_difference
@@ -29,6 +30,9 @@ SECTIONS = {
     "speed": "speed of one dream on this device",
 }
 REQUIRED = {"data_sha256": str, "evaluator": int, "settings": dict, "metrics": dict}
+SHOWN = (
+    "model", "device", "tier", "vqvae_sha256", "world_model_sha256", "seconds", "flags", "notes",
+)  # fmt: skip
 PAIR_KEYS = ("episodes", "sums", "counts")
 NO_VALUE = {"value": None}  # as of what was not measured, or never happened
 
@@ -62,6 +66,30 @@ def _without_pairs(metric: dict) -> dict:
     return kept
 
 
+def trimmed(document: dict, stems: Collection[str]) -> dict:
+    """Return what a page needs of a document, a tenth of it.
+
+    Args:
+        stems: names of the metrics to keep, at every horizon and in every stratum. Their sums of
+            every episode go, so that comparisons with the rest are no longer paired.
+    """
+    kept = {name: _without_pairs(metric) for name, metric in document["metrics"].items()
+            if stem(name).partition("[")[0] in stems}  # fmt: skip
+    return {k: v for k, v in document.items() if k != "training"} | {"metrics": kept}
+
+
+def stem(name: str) -> str:
+    """Return a metric's name without its horizon."""
+    return name.partition("@")[0]
+
+
+def over_horizons(document: dict, name: str) -> dict[int, dict]:
+    """Return the metrics of a stem by their horizons, in order."""
+    found = {int(key.partition("@")[2]): metric for key, metric in document["metrics"].items()
+             if key.startswith(f"{name}@")}  # fmt: skip
+    return dict(sorted(found.items()))
+
+
 def read_document(path: Path) -> dict:
     """Read a result.
 
@@ -71,10 +99,7 @@ def read_document(path: Path) -> dict:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no result {path}: make it with gold_eval.py --json {path}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON document ({error})") from error
+    document = _read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"{path} is no result of gold_eval.py of format {FORMAT}")
     for key, kind in REQUIRED.items():
@@ -94,6 +119,65 @@ def provenance(document: dict) -> str:
         f"{document['vqvae_sha256'][:12]}, world model {document['world_model_sha256'][:12]}, "
         f"{document['seconds']:.0f} s"
     )
+
+
+def read_results(folder: Path, games: Collection[str]) -> dict[str, dict]:
+    """Read `<game>.json` of every game in a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: one is missing, of another game or of another evaluator.
+    """
+    found = {}
+    for game in games:
+        path = folder / f"{game}.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no result {path}: run python v2/eval/gold_eval.py --game {game} --json FILE and "
+                "then python v2/eval/results_page.py --take FILE"
+            )
+        found[game] = read_document(path)
+        if found[game].get("game") != game:
+            raise ValueError(f"{path} is a result of {found[game].get('game')}: --take it anew")
+        if missing := [key for key in SHOWN if key not in found[game]]:
+            raise ValueError(f"{path} does not say its {missing[0]!r}: --take it anew")
+    versions = sorted({document["evaluator"] for document in found.values()})
+    if len(versions) > 1:
+        raise ValueError(
+            f"the results in {folder} are of evaluators {' and '.join(map(str, versions))}: run "
+            "gold_eval.py again for the older one"
+        )
+    return found
+
+
+def read_ablations(path: Path) -> dict | None:
+    """Read a table of ablations, None where there is none.
+
+    It is `{"command": text, "columns": {title: metric}, "rows": [{"name": text, "metrics":
+    {metric: {"value", "low", "high"}}}]}`; its first row is the recipe.
+
+    Raises:
+        ValueError: the file is of another form.
+    """
+    if not path.exists():
+        return None
+    table = _read_json(path)
+    _check_kinds(path, table, {"command": str, "columns": dict, "rows": list})
+    for row in table["rows"]:
+        _check_kinds(path, row, {"name": str, "metrics": dict})
+    return table
+
+
+def _check_kinds(path: Path, part, kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(part, dict) or not isinstance(part.get(key), kind):
+            raise ValueError(f"{path} is no table of ablations: its {key!r} is no {kind.__name__}")
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON document ({error})") from error
 
 
 def headline_rows(document: dict) -> list[tuple[str, str, str]]:
@@ -139,11 +223,11 @@ def table_rows(document: dict) -> list[tuple[str, str, str]]:
 
 def _in_order(names) -> list[str]:
     """Sort by section, then by what was measured as it was measured, then by horizon."""
-    stems = list(dict.fromkeys(name.partition("@")[0] for name in names))
+    stems = list(dict.fromkeys(map(stem, names)))
 
     def place(name: str):
-        stem, _, horizon = name.partition("@")
-        return list(SECTIONS).index(stem.split("/")[0]), stems.index(stem), int(horizon or 0)
+        section, horizon = name.split("/")[0], name.partition("@")[2]
+        return list(SECTIONS).index(section), stems.index(stem(name)), int(horizon or 0)
 
     return sorted(names, key=place)
 

@@ -94,16 +94,14 @@ def _table(document: dict) -> str:
 
 
 def _curves(document: dict) -> str:
-    drawn = [_curve(document["metrics"], stem, title) for stem, title in CURVES]
+    drawn = [_curve(documents.over_horizons(document, name), title) for name, title in CURVES]
     return f"<div class=curves>{''.join(drawn)}</div>"
 
 
-def _curve(scores: dict, stem: str, title: str) -> str:
+def _curve(points: dict[int, dict], title: str) -> str:
     """Draw one metric over the horizon with its interval and baselines, as SVG."""
-    points = {int(name.partition("@")[2]): metric for name, metric in scores.items()
-              if name.startswith(f"{stem}@")}  # fmt: skip
     lines: dict[str, list] = {}
-    for h, metric in sorted(points.items()):
+    for h, metric in points.items():
         for name, value in {"": metric, **metric.get("baselines", {})}.items():
             if value["value"] is not None:
                 lines.setdefault(name, []).append((h, value))
