@@ -62,15 +62,7 @@ def long_dream_scores(
     real_row = _rate(real_ends, range(len(real_clips)), [len(clip) - 1 for clip in real_clips])
     scores["long/games_over"].baselines["real"] = real_row
     if detector.has_truth(game):
-        dreamed, origins = _games(looks, ends, episodes)
-        real = [detector.read_frames(game, clip) for clip in real_clips]
-        real = [(objects.num_balls, objects.ball) for objects in real]
-        games = np.arange(len(real))
-        scores["long/one_ball"] = _one_ball(game, dreamed, origins, starts_in_play=True)
-        real_row = _one_ball(game, real, games, starts_in_play=False)
-        scores["long/one_ball"].baselines["real"] = real_row
-        scores["long/ball_seen"] = _ball_seen(dreamed, origins)
-        scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
+        scores |= _ball_rows(game, *_games(looks, ends, episodes), real_clips)
     sampled = np.concatenate(sampled)
     scores |= _distribution_rows(
         engine, tokens, sampled, episodes, real_clips, real_frames, num_codes
@@ -93,6 +85,20 @@ def _games(looks, ends: np.ndarray, episodes: np.ndarray) -> tuple[list, np.ndar
         games.extend(parts)
         origins.extend([episode] * (len(cuts) + 1))
     return games, np.array(origins)
+
+
+def _ball_rows(game: str, dreamed: list, origins: np.ndarray, real_clips: list) -> Scores:
+    """Score the balls of dreamed games, beside those of real ones."""
+    seen = [detector.read_frames(game, clip) for clip in real_clips]
+    real, games = [(objects.num_balls, objects.ball) for objects in seen], np.arange(len(seen))
+    scores = {
+        "long/one_ball": _one_ball(game, dreamed, origins, starts_in_play=True),
+        "long/ball_seen": _ball_seen(dreamed, origins),
+    }
+    real_row = _one_ball(game, real, games, starts_in_play=False)
+    scores["long/one_ball"].baselines["real"] = real_row
+    scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
+    return scores
 
 
 def _frozen_share(engine: Engine, clip: np.ndarray) -> float:

@@ -75,7 +75,6 @@ def _read(name: str, data: Path, rows: np.ndarray) -> np.ndarray:
 
 
 QUICK_HORIZONS = (1, 5, 10)
-ONE_TOKEN = 1 / 336  # copying may be all but right where nothing moves
 
 
 def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dict[str, float]:
@@ -98,6 +97,7 @@ def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dic
 def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, float]:
     last = encode(engine, clips.frames_at(0))
     scores, shares = {}, []
+    one_token = 1 / last.shape[1]  # copying may be all but right where nothing moves
     for h in (h for h in QUICK_HORIZONS if h <= clips.horizon):
         real = encode(engine, clips.frames_at(h))
         frames, tokens = dreams.at(h)
@@ -105,7 +105,7 @@ def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, flo
         copied = float(metrics.token_accuracy(last, real).mean())
         scores[f"token_accuracy@{h}"], scores[f"copy_last@{h}"] = accuracy, copied
         scores[f"psnr@{h}"] = float(metrics.psnr(frames, clips.frames_at(h)).mean())
-        shares.append((accuracy - copied) / max(1 - copied, ONE_TOKEN))
+        shares.append((accuracy - copied) / max(1 - copied, one_token))
         if h == 1:
             counts = metrics.change_counts(tokens, real, last)
             scores["changed_accuracy@1"] = _share(counts["changed_right"], counts["changed"])
