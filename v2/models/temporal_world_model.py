@@ -45,6 +45,9 @@ class WorldModelConfig:
     stem_radius: int = 0  # the first layer sees the tokens within so many cells, in all frames
     reveal_layer: int = 0  # at which layer revealed tokens enter; 0: at the input
     num_decided: int = 0  # least certain cells that a dream decides one after another
+    # Of weights whose logits are not calibrated, see v2.decoding.expected_changes; 0: of no others.
+    change_weight: float = 0.0  # by which training favours changes
+    false_change_scale: float = 0.0  # by which it counts tokens that stay but were doubted
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

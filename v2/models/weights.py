@@ -20,6 +20,9 @@ from v2.runtime.checkpoint import (
 
 KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
 
+# What the config of a world model does not say where it is older than active cells.
+FIRST_EDITION = {"num_cells": 0, "change_weight": 30.0, "false_change_scale": 8.0}
+
 
 def build_model(state: dict, path: Path) -> torch.nn.Module:
     """Rebuild the model of a loaded checkpoint in float32, in eval mode.
@@ -27,6 +30,9 @@ def build_model(state: dict, path: Path) -> torch.nn.Module:
     Raises:
         ValueError: a config or weights that do not fit, with the path.
     """
+    config = state["config"]
+    if state["kind"] == "world_model" and isinstance(config, dict) and "num_cells" not in config:
+        state = state | {"config": FIRST_EDITION | config}
     return rebuilt(state, path, *KINDS[state["kind"]])
 
 

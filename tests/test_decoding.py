@@ -1,0 +1,163 @@
+"""From logits to tokens: copied cells, decided cells, changes that are due, sampling."""
+
+import math
+
+import pytest
+import torch
+
+from tests.test_world_model import _model
+from v2.decoding import (
+    Sampling,
+    advance,
+    choose_tokens,
+    dense_logits,
+    expected_changes,
+    predict_next,
+)
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.train.recipe import WorldModelRecipe
+from v2.train.sampling import Windows
+from v2.train.wm_loss import WorldModelLoss
+
+SHAPE = (3, 18)  # of the small grid below
+
+
+def _learnt(next_tokens, **changes):
+    """Train a small model on frames of 3 x 18 empty cells that `next_tokens` fills, (64, 54)."""
+    torch.manual_seed(0)
+    config = WorldModelConfig(4, 4, *SHAPE, dim=32, heads=2, ffn_dim=64, **changes)
+    model = TemporalWorldModel(config)
+    recipe = WorldModelRecipe(outcome_weight=0.0, revealed_share=0.5, is_calibrated=True)
+    loss = WorldModelLoss(recipe, torch.eye(4), torch.ones(54), SHAPE, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(300):
+        tokens = torch.zeros(64, 5, 54, dtype=torch.long)
+        tokens[:, 4] = next_tokens()
+        outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
+        windows = Windows(tokens, torch.zeros(64, 4, dtype=torch.long), *outcome)
+        loss(model, windows, torch.zeros(64, 1, dtype=torch.bool), torch.rand(64, 1, 2 + 54))
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), (windows.tokens[:1, :4], windows.actions[:1])
+
+
+@pytest.mark.parametrize("reveal_layer", [0, 1])
+def test_cells_that_are_not_certain_agree_on_one_outcome_once_one_is_decided(reveal_layer):
+    """The likeliest token of both is 2, which is never seen in both."""
+    outcomes = torch.tensor([[1, 2], [3, 2], [2, 1], [2, 3]])
+
+    def next_tokens():
+        tokens = torch.zeros(64, 54, dtype=torch.long)
+        tokens[:, 20:22] = outcomes[torch.randint(len(outcomes), (64,))]
+        return tokens
+
+    model, start = _learnt(next_tokens, layers=2 + reveal_layer, reveal_layer=reveal_layer)
+    with torch.no_grad():
+        alone = predict_next(model, *start, num_decided=0).tokens
+        together = predict_next(model, *start, num_decided=1).tokens
+        generator = torch.Generator().manual_seed(0)
+        sampled = [
+            predict_next(model, *start, Sampling(1.0), generator, num_decided=2).tokens
+            for _ in range(30)
+        ]
+    assert alone[0, 20:22].tolist() == [2, 2]
+    assert together[0, 20:22].tolist() in outcomes.tolist() and together.count_nonzero() == 2
+    found = {tuple(tokens[0, 20:22].tolist()) for tokens in sampled}
+    assert len(found & {tuple(pair) for pair in outcomes.tolist()}) > 1
+
+
+def test_cells_that_are_not_active_are_copied_and_said_to_be():
+    model = _model(num_cells=40, change_weight=30.0, false_change_scale=8.0)
+    history, actions = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4).long()
+    with torch.no_grad():
+        step = predict_next(model, history, actions)
+    is_active = torch.zeros(2, 336, dtype=torch.bool).scatter_(1, step.cells, True)
+    last = history[:, -1]
+    assert torch.equal(step.tokens[~is_active], last[~is_active])
+    logits = dense_logits(step, last)
+    assert torch.equal(logits.gather(1, step.cells.unsqueeze(2).expand(-1, -1, 32)),
+                       step.prediction.logits)  # fmt: skip
+    assert torch.equal(logits.argmax(2), step.tokens)
+    assert expected_changes(logits, last, model.config)[~is_active].max() < 1e-6
+
+
+def test_all_cells_are_predicted_bit_for_bit_as_without_a_choice(world_model):
+    history, actions = torch.randint(32, (2, 4, 336)), torch.randint(4, (2, 4))
+    with torch.no_grad():
+        step, plain = predict_next(world_model, history, actions), world_model(history, actions)
+    assert step.cells is None and torch.equal(step.prediction.logits, plain.logits)
+    assert torch.equal(step.tokens, plain.logits.argmax(2))
+
+
+def test_revealed_tokens_stand_in_the_frame(world_model):
+    history, actions = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4).long()
+    revealed = torch.full((2, 336), 32)
+    revealed[:, 7] = (history[:, -1, 7] + 5) % 32
+    with torch.no_grad():
+        step = predict_next(world_model, history, actions, revealed=revealed, num_decided=1)
+    assert torch.equal(step.tokens[:, 7], revealed[:, 7])
+
+
+def _copying(**changes) -> TemporalWorldModel:
+    """A model of the first edition that copies, but doubts code 1 a little: 1 or 2."""
+    model = _model(change_weight=30.0, false_change_scale=8.0, **changes)
+    torch.nn.init.zeros_(model.to_logits.weight)
+    torch.nn.init.zeros_(model.to_logits.bias)
+    model.copy_table.weight.data = 20 * torch.eye(32)
+    model.copy_table.weight.data[1, :3] = torch.tensor([-20.0, 20.2, 20.0])
+    return model
+
+
+@pytest.mark.parametrize("num_cells", [0, 60])
+def test_a_change_that_is_expected_for_long_comes_when_it_is_overdue(num_cells):
+    model, history = _copying(num_cells=num_cells), torch.zeros(2, 4, 336, dtype=torch.long)
+    actions, expected = torch.zeros(2, 4).long(), torch.zeros(2, 336)
+    history[0, :, 5] = 1
+    first, changes = history[:, -1], []
+    with torch.no_grad():
+        step = predict_next(model, history, actions)
+        rate = expected_changes(dense_logits(step, first), first, model.config)[0, 5]
+        assert 0.05 < rate < 0.2
+        for _ in range(30):
+            step = predict_next(model, history, actions, expected=expected)
+            history, expected = advance(history, step.tokens), step.expected
+            changes.append(int(step.tokens[0, 5]))
+            assert not step.tokens[1].any()  # nothing is expected there
+    wait = math.ceil(1 / rate - 1)
+    assert changes == [1] * wait + [2] * (30 - wait)
+
+
+def test_a_change_that_is_missing_now_is_decided_now():
+    model, history = _copying(), torch.zeros(1, 4, 336, dtype=torch.long)
+    history[0, :, 5:15] = 1  # ten cells, of which each may change
+    actions = torch.zeros(1, 4).long()
+    with torch.no_grad():
+        plain = predict_next(model, history, actions).tokens
+        step = predict_next(model, history, actions, expected=torch.zeros(1, 336))
+    assert torch.equal(plain, history[:, -1])
+    assert (step.tokens != plain).sum() == 1 and not step.expected.any()
+
+
+def test_calibrated_weights_have_no_change_decided_for_them():
+    model, history = _model(), torch.randint(32, (1, 4, 336))
+    actions = torch.zeros(1, 4).long()
+    with torch.no_grad():
+        plain = predict_next(model, history, actions)
+        step = predict_next(model, history, actions, expected=torch.zeros(1, 336))
+    assert torch.equal(step.tokens, plain.tokens) and step.expected is None
+
+
+def test_greedy_is_the_limit_of_sampling_and_top_k_bounds_it():
+    logits = torch.randn(2, 50, 32)
+    generator = torch.Generator().manual_seed(0)
+    cold = choose_tokens(100 * logits, Sampling(temperature=1e-3), generator)
+    assert torch.equal(cold, logits.argmax(-1))
+    warm = choose_tokens(logits, Sampling(temperature=5.0, top_k=3), generator)
+    assert not torch.equal(warm, cold)
+    assert (logits.topk(3).indices == warm.unsqueeze(-1)).any(-1).all()
+
+
+@pytest.mark.parametrize("temperature", [-1.0, 1e-38, float("inf"), float("nan")])
+def test_a_temperature_that_cannot_be_divided_by_is_refused(temperature):
+    with pytest.raises(ValueError, match=f"must be 0 or at least 0.001, got {temperature}"):
+        Sampling(temperature)
