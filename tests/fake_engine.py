@@ -41,10 +41,10 @@ class FakeEngine:
     def frame(self):
         return self.history.frame.copy()
 
-    def restore(self, state, noise=None):
+    def restore(self, state, rng_state=None):
         self.history = state
 
-    noise = None
+    rng_state = None
 
     @property
     def tokens(self):

@@ -93,7 +93,7 @@ def test_absurd_flags_are_refused_by_name(script, flags, ends):
 
 
 @pytest.mark.parametrize("flags, text", [
-    (["--set", "num_cells=3"], "must be 0 or at least 9, got 3"),
+    (["--set", "num_cells=337"], "must be 0 to 336, got 337"),
     (["--set", "past_actions=4"], "must be 0 to 3, got 4"),
     (["--set", "past-action=3"], "did you mean past_actions"),
     (["--set", "importance_cap=0.5"], "must be at least 1, got 0.5"),

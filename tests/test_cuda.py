@@ -113,7 +113,7 @@ def test_a_compiled_training_has_the_gradients_of_the_model(
             "--batch-size",
             "8",
             "--set",
-            "num_cells=0",
+            "num_cells=336",
             "--device",
             name,
             *flags,

@@ -342,15 +342,14 @@ def test_a_path_that_is_not_utf_8_ends_in_a_whole_report(tmp_path, monkeypatch):
 
 
 def test_gold_eval_has_no_more_flags_than_a_person_reads():
-    """At most 18; those of the refinement pass go with it."""
     flags = {action.dest for action in gold_eval.build_parser()._actions}
-    assert len(flags - {"help", "second_look", "retokenize"}) <= 18
+    assert len(flags - {"help"}) <= 18
 
 
 @pytest.mark.parametrize("asked", [
     "--run 20260101_000000 --data /d/'two words.npz' --tier short --branches 9 --rollouts 30",
     "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0",
-    "--checkpoint shipped --retokenize",
+    "--checkpoint shipped --temperature 0.5",
 ])  # fmt: skip
 def test_the_card_names_a_command_that_makes_it_again(asked):
     parser = gold_eval.build_parser()

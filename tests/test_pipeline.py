@@ -202,7 +202,7 @@ def stages(game_data, vqvae, world_model, monkeypatch):
 
     monkeypatch.setattr(pipeline.cli, "run_script", run)
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
-    monkeypatch.setattr(pipeline, "window_flops", lambda model, steps, positions: 1e9)
+    monkeypatch.setattr(pipeline, "window_flops", lambda model, steps: 1e9)
     monkeypatch.setattr(pipeline, "matrix_products", lambda device, seconds: {"float32": 1.0})
     return calls
 
@@ -307,8 +307,8 @@ def test_every_stage_that_is_done_shows_its_time_and_speed(stages, tmp_path, cap
 
 
 def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatch):
-    def window_flops(model, steps, positions):
-        return steps * (1e9 if positions else 3e9)
+    def window_flops(model, steps):
+        return steps * 1e9
 
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
     monkeypatch.setattr(pipeline, "window_flops", window_flops)
@@ -322,10 +322,10 @@ def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatc
         return pipeline.share_of_peak(tmp_path, 100)
 
     assert share(VQVAERecipe(batch_size=16)) == ", 40 GFLOP/s: 40% of the matrix product"
-    for whole_share, num_whole in ((0.0, 0), (0.1, 10)):
-        text = share(WorldModelRecipe(whole_share=whole_share, rollout_ratio=1.0))
-        rate = (60 * 32 * 1 + (40 + 2 * num_whole) * 12 * 5 * 5) / 120  # whole: three times
-        assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
+    monkeypatch.setattr(pipeline, "load_world_model", lambda path: (None, {}))
+    text = share(WorldModelRecipe(rollout_ratio=1.0))
+    rate = (60 * 32 * 1 + 40 * 12 * 5 * 5) / 120
+    assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
 
 
 def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys):
@@ -347,15 +347,11 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     judged = [flags for script, flags in calls if script.startswith("eval/")]
     assert len(trained) == len(judged) == len(ablations.ROWS)
     assert all(flags[flags.index("--data") + 1] == "x/d.npz" for flags in judged)
-    plain = dataclasses.replace(ablations.BASE, rollout_ratio=0.0, whole_share=0.0)
+    plain = dataclasses.replace(ablations.BASE, rollout_ratio=0.0)
     assert ablations.num_steps(1000, plain) == 1000
-    whole = dataclasses.replace(plain, whole_share=0.5)
-    assert ablations.num_steps(1000, whole) == round(1000 / (0.5 + 0.5 * ablations.WHOLE_COST))
     unrolled = dataclasses.replace(plain, rollout_ratio=1.0, rollout_start=0.0)
     cost = 60 / 32
     assert ablations.num_steps(1000, unrolled) == round(1000 / cost)
-    both = dataclasses.replace(unrolled, whole_share=1.0)
-    assert ablations.num_steps(1000, both) == round(1000 / (cost * ablations.WHOLE_COST))
     assert "| change | steps |" in capsys.readouterr().out
     with pytest.raises(ValueError, match='begun with .*"budget": "1000".*another --out'):
         ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "2000"])

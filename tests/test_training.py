@@ -33,7 +33,6 @@ from v2.train.distributed import Workers
 from v2.train.optim import GradientGuard, Optimizers
 from v2.train.recipe import VQVAERecipe, WorldModelRecipe
 from v2.train.sampling import Rows, read_windows, step_rng
-from v2.train.wm_loss import WorldModelLoss
 
 
 @pytest.fixture
@@ -255,19 +254,23 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
     assert (found.logits == before.logits).all() and trainer.model.config.local_layers == 2
 
 
-def test_the_last_steps_learn_at_all_positions(small_models, data_path, tmp_path, monkeypatch):
+def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(
+    small_models, data_path, tmp_path, capsys
+):
     vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    counts, call = [], WorldModelLoss.__call__
-
-    def noting(loss, model, windows, is_forced, count, *draws):
-        counts.append(count)
-        return call(loss, model, windows, is_forced, count, *draws)
-
-    monkeypatch.setattr(WorldModelLoss, "__call__", noting)
-    flags = ["--set", "steps=6", "num_cells=64", "--rollout-steps", "2"]
-    flags += ["--set", "rollout_start=0.5", "--rollout-ratio", "1", "--set", "whole_share=0.34"]
+    flags = ["--set", "steps=2", "num_cells=64", "has_age=true", "stem_radius=1", "reveal_layer=1"]
+    flags += ["num_decided=2", "is_calibrated=true", "rollout_start=0", "--rollout-ratio", "1"]
+    flags += ["--rollout-steps", "2"]
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
-    assert counts == [64, 64, 64, 64, 0, 0]
+    assert "held-out games: 64 active cells hold" in capsys.readouterr().out
+    run = next((tmp_path / "w" / "runs").iterdir())
+    model, info = load_world_model(run / "last.pt")
+    config = model.config
+    assert (config.num_cells, config.has_age, config.stem_radius) == (64, True, 1)
+    assert (config.reveal_layer, config.num_decided) == (1, 2)
+    assert sorted(model.far_rank.tolist()) == list(range(336))
+    assert model.far_rank.tolist() != list(range(336))
+    assert DreamEngine.load(str(run), device="cpu").world_model.config == config
 
 
 @pytest.mark.parametrize("factor", [1, -1], ids=["right", "wrong"])

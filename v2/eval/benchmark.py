@@ -26,10 +26,8 @@ import torch
 
 from v2.data.frames import FRAME_SHAPE, frames_to_float
 from v2.data.tokens import encode_frames
-from v2.decoding import Sampling
 from v2.dream import DreamEngine
 from v2.eval.flops import count_flops, matrix_products, timed
-from v2.models.pairs import SeenPairs
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.device import (
@@ -51,7 +49,8 @@ from v2.train.step_cost import (
 )
 
 NUM_ACTIONS = 4
-SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt: a second look only where it is asked for
+NUM_CELLS = 128  # of the rows with active cells
+SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt
 
 
 def build_parser():
@@ -121,37 +120,41 @@ class Benchmark:
     def dream_steps(self, with_compiled: bool) -> None:
         """Predict, decode, to uint8: as it is played, and with each thing left out that it took."""
         frames = np.random.default_rng(0).integers(0, 256, (4, *FRAME_SHAPE), dtype=np.uint8)
-        all_seen, none_seen = self._pairs(True), self._pairs(False)
-        plain = DreamEngine(self.vqvae, self.world_model, self.device, seen=all_seen)
-        models = copy.deepcopy((self.vqvae, self.world_model))
-        for model in models:
+        vqvae = copy.deepcopy(self.vqvae)
+        cast_weights(vqvae, self.device)
+        engines = {}
+        for num_cells in (0, NUM_CELLS):
+            model = self.model(num_cells)
+            plain = DreamEngine(self.vqvae, model, self.device)
+            model = copy.deepcopy(model)
             cast_weights(model, self.device)
-        cast = DreamEngine(*models, self.device, seen=all_seen)
-        twice = DreamEngine(*models, self.device, Sampling(max_missing=0), seen=all_seen)
-        variants = {"as played": cast, "with a second look": twice,
-                    "with neighbours mended": DreamEngine(*models, self.device, seen=none_seen),
-                    "weights cast at each step": plain, "float32": plain}  # fmt: skip
-        if with_compiled:
-            models = copy.deepcopy(models)
-            variants["compiled"] = DreamEngine(*models, self.device, seen=all_seen).compile()
-        for engine in (plain, twice):
-            engine.reset(frames, np.zeros(3, int))
-        with torch.inference_mode():
-            flops, more = (count_flops(functools.partial(e.step, 0)) for e in (plain, twice))
-        for name, engine in variants.items():
+            of = f", {num_cells} active cells" if num_cells else ""
+            engines[f"as played{of}"] = DreamEngine(vqvae, model, self.device)
+            engines[f"weights cast at each step{of}"] = engines[f"float32{of}"] = plain
+            if with_compiled:
+                model = copy.deepcopy(model)
+                engines[f"compiled{of}"] = DreamEngine(vqvae, model, self.device).compile()
+        for name, engine in engines.items():
             engine.reset(frames, np.zeros(3, int))
             with _precision(name):
-                self.row(f"dream step, {name}", functools.partial(engine.step, 0), 1,
-                         more if engine is twice else flops)  # fmt: skip
+                flops = 0.0
+                if "compiled" not in name:
+                    with torch.inference_mode():
+                        flops = count_flops(functools.partial(engine.step, 0))
+                self.row(f"dream step, {name}", functools.partial(engine.step, 0), 1, flops)
+        cast = engines[f"as played, {NUM_CELLS} active cells"]
         for batch in (4, 16, 64):
             cast.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
             actions = np.zeros(batch, int)
-            self.row(f"dream step, batch {batch}", lambda: cast.step(actions), batch, flops)  # noqa: B023
+            self.row(f"dream step, batch {batch}, {NUM_CELLS} active cells",
+                     functools.partial(cast.step, actions), batch)  # fmt: skip
 
-    def _pairs(self, are_seen: bool) -> SeenPairs:
-        """Return tables that are only looked up, or by which every frame has to be mended."""
-        (h, _), K = self.vqvae.config.grid, self.vqvae.config.num_codes
-        return SeenPairs(*(torch.full((rows, K, K), are_seen) for rows in (h, h - 1)))
+    def model(self, num_cells: int) -> TemporalWorldModel:
+        """Return the world model with so many active cells; 0: all."""
+        config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY, num_cells=num_cells)
+        model = TemporalWorldModel(config).to(self.device)
+        model.load_state_dict(self.world_model.state_dict(), strict=False)
+        return model
 
     def encoding(self) -> None:
         frames = np.zeros((128, *FRAME_SHAPE), np.uint8)
@@ -201,24 +204,24 @@ class Benchmark:
     def train_world_model(self, with_compiled: bool) -> None:
         """The loss and its gradients for a batch, without the optimizer; and its data."""
         tokens = random_tokens()
-        model = compiled(self.world_model) if with_compiled else None
-        for steps, batch, positions in ((1, 8, 0), (1, 16, 96), (5, 8, 0), (5, 16, 96)):
+        for steps, batch, num_cells in ((1, 8, 0), (1, 16, 128), (5, 8, 0), (5, 16, 128)):
+            plain = self.model(num_cells)
             starts = np.arange(batch) * 9
             windows = read_windows(tokens, starts, 4, steps).to(self.device)
             name = f"world model training sample, K={steps}"
-            name += f", {positions} positions" if positions else ""
+            name += f", {num_cells} active cells" if num_cells else ""
             loading = self.row(f"{name}: its data alone",
                                lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # noqa: B023
-            work = functools.partial(learn_windows, self.world_model, windows, positions)
-            flops = count_flops(window_work(self.world_model, steps, positions)) / (2 * steps)
+            work = functools.partial(learn_windows, plain, windows)
+            flops = count_flops(window_work(plain, steps)) / (2 * steps)
             row = self.row(name, work, batch * steps, flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
-            if not positions:
+            if not num_cells:
                 continue
             with _precision("float32"):
                 self.row(f"{name}, float32", work, batch * steps, flops)
             if with_compiled:
-                work = functools.partial(learn_windows, model, windows, positions)
+                work = functools.partial(learn_windows, compiled(plain), windows)
                 self.row(f"{name}, compiled", work, batch * steps, flops)
 
 
