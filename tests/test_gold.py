@@ -203,7 +203,7 @@ class ReplayEngine:
 
 @pytest.fixture(scope="module")
 def evaluated(gold):
-    tier = suite.Tier(24, 16, 6, 10, 4, 2, 50, 3)
+    tier = suite.Tier(24, 16, 4, 6, 10, 4, 2, 50, 3)
     return suite.evaluate(ReplayEngine(gold.data), gold, tier, "canary")
 
 

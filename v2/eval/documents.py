@@ -21,6 +21,7 @@ HEADLINES = {
 SECTIONS = {
     "tokenizer": "tokenizer round trip, the ceiling of what follows",
     "one_step": "one step after four real frames (teacher-forced)",
+    "turns": "one step where a ball in steady flight turns: all nine tokens around it right",
     "rollout": "open-loop rollouts under the recorded actions",
     "branches": "action following: counterfactual branches of a state under held actions",
     "actions": "loss of PSNR when actions are shuffled",

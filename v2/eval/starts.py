@@ -13,7 +13,7 @@ import numpy as np
 
 from v2.data.atari_dataset import GameData, window_starts
 from v2.eval.objects import detector
-from v2.eval.objects.base import Objects
+from v2.eval.objects.base import MAX_JITTER, Objects
 from v2.eval.objects.synthesis import ahead
 from v2.models.temporal_world_model import WorldModelConfig
 
@@ -21,7 +21,6 @@ HISTORY = WorldModelConfig.history
 ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
-MAX_JITTER = 1.0  # pixels by which steps of one velocity differ: memory holds whole native ones
 LOSS_STEPS = (5, 15)
 AGE_BRICKS = (20, 80)  # of 108; a board with fewer is a last, or a late one
 

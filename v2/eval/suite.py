@@ -27,11 +27,13 @@ from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
 from v2.eval.rollouts import HORIZONS, rollout_scores
 from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, strata_of
 from v2.eval.tokenizer import tokenizer_scores
+from v2.eval.turns import turn_scores, turn_starts
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE
 
-VERSION = 10  # raise it when a number may change
+VERSION = 11  # raise it when a number may change
 TARGET_MINUTES = 30
+NUM_KINDS = 7  # of turns, at most
 REAL_FRAME_EVERY = 20  # of all games: dreams are measured against these
 
 
@@ -41,6 +43,7 @@ class Tier:
 
     tokenizer_frames: int
     one_step_clips: int
+    turns: int  # windows of each kind
     rollouts: int
     rollout_steps: int
     branches: int
@@ -52,13 +55,14 @@ class Tier:
         """Return the world-model steps that all this takes."""
         rollouts = self.rollouts * (self.rollout_steps + max(SHUFFLE_HORIZONS))
         branches = self.branches * num_actions * BRANCH_STEPS * has_branches
-        return self.one_step_clips + rollouts + branches + self.long_dreams * self.long_dream_steps
+        long = self.long_dreams * self.long_dream_steps
+        return self.one_step_clips + NUM_KINDS * self.turns + rollouts + branches + long
 
 
 TIERS = {
-    "canary": Tier(48, 32, 6, 20, 6, 0, 0, 15),
-    "short": Tier(400, 600, 120, 20, 40, 0, 0, 15),
-    "gold": Tier(400, 600, 48, 200, 200, 20, 1000, 60),
+    "canary": Tier(48, 32, 8, 6, 20, 6, 0, 0, 15),
+    "short": Tier(400, 600, 200, 120, 20, 40, 0, 0, 15),
+    "gold": Tier(400, 600, 240, 48, 200, 200, 20, 1000, 60),
 }
 
 
@@ -162,6 +166,10 @@ def _all_scores(
     scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
     scores |= one_step_scores(engine, _even(data, tier.one_step_clips), ends, advance)
     scores |= ending_scores(engine, led, advance)
+    game = data.meta["game"]
+    if detector.has_truth(game):
+        starts, kinds = turn_starts(game, data.ram, data.episode_ids, None, tier.turns)
+        scores |= turn_scores(engine, cut_clips(data, starts, 1, kinds), advance)
     own = clips.actions[:, HISTORY - 1 :]
     dreams = dream(engine, clips.history, clips.past_actions, own, None, advance)
     scores |= _rollouts(engine, clips, dreams)

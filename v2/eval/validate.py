@@ -18,12 +18,14 @@ from v2.eval.engine import Dreams, Engine, Progress, dream, encode
 from v2.eval.objects import detector
 from v2.eval.pictures import save_grid
 from v2.eval.rollouts import paddle_error
-from v2.eval.starts import HISTORY, Clips
+from v2.eval.starts import ANY, HISTORY, Clips
+from v2.eval.turns import turn_scores, turn_starts
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 
 NUM_CLIPS = 40
 NUM_STEPS = 10
+NUM_TURNS, MIN_TURNS = 200, 20  # windows of each kind, and of a row that is logged
 
 
 class Evaluation:
@@ -31,19 +33,19 @@ class Evaluation:
 
     def __init__(self, vqvae: VQVAE, tokens: TokenData, data: Path, device: torch.device):
         self.vqvae, self.device = vqvae, device
-        firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, tokens.rows_of("val"))
+        held_out = tokens.rows_of("val")
+        firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, held_out)
         spread = np.linspace(0, len(firsts) - 1, min(NUM_CLIPS, len(firsts))).astype(int)
-        rows = firsts[np.unique(spread)][:, None] + np.arange(HISTORY + NUM_STEPS)  # (B, 14)
-        self.clips = Clips(
-            game=tokens.emulator.game,
-            frames=_read("frames", data, rows),
-            actions=tokens.actions[rows[:, :-1]],
-            rewards=tokens.rewards[rows[:, :-1]],
-            terminated=tokens.terminated[rows[:, :-1]],
-            ram=_read("ram", data, rows),
-            episodes=tokens.episode_ids[rows[:, 0]],
-            strata=np.array(["any"] * len(rows)),
-        )
+        firsts = firsts[np.unique(spread)]
+        self.clips = _clips(tokens, data, firsts, NUM_STEPS, [ANY] * len(firsts))
+        self.turns = None
+        game = tokens.emulator.game
+        if detector.has_truth(game):
+            every = np.arange(len(tokens))[:, None]
+            ram = _read("ram", data, every)[:, 0]
+            starts, kinds = turn_starts(game, ram, tokens.episode_ids, held_out, NUM_TURNS)
+            if len(starts):
+                self.turns = _clips(tokens, data, starts + 1 - HISTORY, 1, kinds)
 
     def __call__(self, model: TemporalWorldModel, picture: Path) -> tuple[dict, float]:
         """Return figures and the score that chooses `best.pt`; draw a clip, real over dream."""
@@ -56,7 +58,25 @@ class Evaluation:
         dreamed = np.stack([dreams.at(h)[0][0] for h in dreams.horizons])
         save_grid(picture, [clips.frames[one[0], HISTORY:], dreamed])
         score = figures.pop("score")
+        if self.turns is not None:
+            scores = turn_scores(engine, self.turns).items()
+            figures |= {name: row.value for name, row in scores if row.num_samples >= MIN_TURNS}
         return figures, score
+
+
+def _clips(tokens: TokenData, data: Path, firsts: np.ndarray, steps: int, strata) -> Clips:
+    """Cut windows of four frames and the steps after them that begin at some rows."""
+    rows = firsts[:, None] + np.arange(HISTORY + steps)  # (B, 4 + H)
+    return Clips(
+        game=tokens.emulator.game,
+        frames=_read("frames", data, rows),
+        actions=tokens.actions[rows[:, :-1]],
+        rewards=tokens.rewards[rows[:, :-1]],
+        terminated=tokens.terminated[rows[:, :-1]],
+        ram=_read("ram", data, rows),
+        episodes=tokens.episode_ids[rows[:, 0]],
+        strata=np.array(strata),
+    )
 
 
 def _read(name: str, data: Path, rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_JITTER = 1.0  # pixels by which steps of one velocity differ: memory holds native ones
 NATIVE_PIXELS = 2.5  # native pixels a pixel of the frame, along both axes
 
 

@@ -8,7 +8,7 @@ red below. Vectorised over frames; knows nothing of models.
 
 import numpy as np
 
-from v2.eval.objects.base import NATIVE_PIXELS, Objects
+from v2.eval.objects.base import MAX_JITTER, NATIVE_PIXELS, Objects
 from v2.eval.objects.synthesis import (
     BALL_HEIGHT,
     BALL_WIDTH,
@@ -36,6 +36,7 @@ BRICK_TOP, BRICK_HEIGHT, BRICK_WIDTH = 57, 6, 8
 PADDLE_TOP, PADDLE_WIDTHS = 189, (16, 12)
 MIN_BRICK, SURE_BRICK = 0.3, 0.7  # between them a brick is half dreamed and subtracted as it is
 MIN_PADDLE = 0.5
+TOP_PX, WALL_PX = 18.0, 8.0  # a ball turns at the top above this; within it lies beside a wall
 FLOOR_PX = 66.0  # a ball last seen below this may have been lost by the player
 
 DIGIT_TOP, SCORE_LEFT, LIVES_LEFT, PLAYER_LEFT = 5, (36, 52, 68), 100, 136
@@ -111,6 +112,31 @@ def events(objects: Objects) -> dict[str, np.ndarray]:
     turns_x = (step_x * ahead(step_x) <= 0) & (step_x != 0)
     wall = keeps & turns_x & ~brick & (y < 60) & ((x < 12) | (x > 52))
     return {"wall": wall, "paddle": paddle, "brick": brick, "serve": ~in_play & ahead(in_play)}
+
+
+def turns(objects: Objects) -> dict[str, np.ndarray]:
+    """Return, for each row, what happens to the ball in the next step: kind -> bool (M,)."""
+    found = events(objects)
+    y, in_play = objects.ball[:, 1], ~np.isnan(objects.ball[:, 0])
+    step = np.diff(objects.ball, axis=0, prepend=objects.ball[:1])
+    with np.errstate(invalid="ignore"):
+        turns_down = (step[:, 1] < 0) & (ahead(step[:, 1]) >= 0)
+        is_same = np.linalg.norm(ahead(step) - step, axis=1) <= MAX_JITTER
+        top = turns_down & (y < TOP_PX) & ~found["brick"]
+        some = np.logical_or.reduce([*found.values(), top])
+    return {
+        "flight": is_same & ~some,
+        "side wall": found["wall"], "top wall": top, "paddle": found["paddle"],
+        "brick": found["brick"], "serve": found["serve"], "lost": in_play & ~ahead(in_play),
+    }  # fmt: skip
+
+
+def places(objects: Objects) -> dict[str, np.ndarray]:
+    """Return where the balls are: place -> bool (N,)."""
+    x, y = np.nan_to_num(objects.ball, nan=-1).T
+    beside, below = (x < WALL_PX) | (x > 64 - WALL_PX), (y > 38) & (y < 46)
+    field = {"open field": y >= 46, "below bricks": below}
+    return {"beside walls": beside} | {name: rows & ~beside for name, rows in field.items()}
 
 
 def losses(objects: Objects) -> np.ndarray:

@@ -9,7 +9,7 @@ in it, and a wrong score. Vectorised over frames; knows nothing of models.
 
 import numpy as np
 
-from v2.eval.objects.base import NATIVE_PIXELS, Objects
+from v2.eval.objects.base import MAX_JITTER, NATIVE_PIXELS, Objects
 from v2.eval.objects.synthesis import (
     BALL_HEIGHT,
     BALL_WIDTH,
@@ -86,6 +86,23 @@ def events(objects: Objects) -> dict[str, np.ndarray]:
     edges = TOP / NATIVE_PIXELS + WALL_PX, BOTTOM / NATIVE_PIXELS - WALL_PX
     wall = keeps & turns_y & ~paddle & ((y < edges[0]) | (y > edges[1]))
     return {"wall": wall, "paddle": paddle, "serve": ~in_play & ahead(in_play)}
+
+
+def turns(objects: Objects) -> dict[str, np.ndarray]:
+    """Return, for each row, what happens to the ball in the next step: kind -> bool (M,)."""
+    found, in_play = events(objects), ~np.isnan(objects.ball[:, 0])
+    step = np.diff(objects.ball, axis=0, prepend=objects.ball[:1])
+    with np.errstate(invalid="ignore"):
+        is_same = np.linalg.norm(ahead(step) - step, axis=1) <= MAX_JITTER
+    some = np.logical_or.reduce(list(found.values()))
+    return {"flight": is_same & ~some, **found, "lost": in_play & ~ahead(in_play)}
+
+
+def places(objects: Objects) -> dict[str, np.ndarray]:
+    """Return where the balls are: place -> bool (N,)."""
+    y = np.nan_to_num(objects.ball[:, 1], nan=-1)
+    beside = (y < TOP / NATIVE_PIXELS + 8) | (y > BOTTOM / NATIVE_PIXELS - 8)
+    return {"open field": ~beside, "beside walls": beside}
 
 
 def losses(objects: Objects) -> np.ndarray:

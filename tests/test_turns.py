@@ -1,0 +1,91 @@
+"""One step at turns: the windows are what they say, and the score tells right from wrong."""
+
+import numpy as np
+import pytest
+
+from tests import canaries
+from v2.eval.objects import detector
+from v2.eval.starts import HISTORY, cut_clips
+from v2.eval.turns import turn_scores, turn_starts
+
+
+@pytest.fixture(scope="module")
+def game():
+    return canaries.record_with_states(seed=3, num_steps=900)
+
+
+@pytest.fixture(scope="module")
+def clips(game):
+    data = game[0]
+    starts, kinds = turn_starts("breakout", data.ram, data.episode_ids, per_kind=100)
+    return cut_clips(data, starts, 1, kinds)
+
+
+def test_the_windows_of_each_kind_show_it_in_the_next_step(clips):
+    before, here, after = (
+        detector.read_ram("breakout", clips.ram[:, HISTORY - 1 + k]) for k in (-1, 0, 1)
+    )
+    came, goes = here.ball - before.ball, after.ball - here.ball
+    bricks = [objects.bricks.sum((1, 2)) for objects in (here, after)]
+    kinds = {kind: clips.strata == kind for kind in set(clips.strata)}
+    assert {"flight", "side wall", "paddle", "brick"} <= kinds.keys()
+    flight = kinds["flight"]
+    assert np.linalg.norm(came - goes, axis=1)[flight].max() <= 1
+    assert (bricks[0] == bricks[1])[flight].all()
+    assert (came * goes <= 0)[kinds["side wall"], 0].all()
+    assert ((came[:, 1] > 0) & (goes[:, 1] <= 0))[kinds["paddle"]].all()
+    assert (bricks[1] < bricks[0])[kinds["brick"]].all()
+    if "top wall" in kinds:
+        assert ((came[:, 1] < 0) & (goes[:, 1] >= 0))[kinds["top wall"]].all()
+    if "serve" in kinds:
+        assert np.isnan(here.ball[kinds["serve"], 0]).all()
+    if "lost" in kinds:
+        assert np.isnan(after.ball[kinds["lost"], 0]).all()
+
+
+def test_the_ball_came_by_one_step_three_times(clips):
+    objects = [detector.read_ram("breakout", clips.ram[:, t]) for t in range(HISTORY)]
+    steps = np.stack([b.ball - a.ball for a, b in zip(objects, objects[1:], strict=False)], 1)
+    steady = clips.strata != "serve"
+    assert np.linalg.norm(np.diff(steps[steady], axis=1), axis=2).max() <= 1
+
+
+def _scores(kind, game, clips) -> dict[str, float]:
+    engine = kind(game[1], canaries.PatchTokenizer())
+    engine.grid = (21, 16)
+    return {name: row.value for name, row in turn_scores(engine, clips).items()}
+
+
+def test_a_perfect_model_is_exact_everywhere_and_a_copy_nowhere_in_flight(game, clips):
+    perfect = _scores(canaries.PerfectEngine, game, clips)
+    exact = {name: value for name, value in perfect.items() if name.startswith("turns/exact")}
+    assert set(exact.values()) == {1.0} and len(exact) >= 5
+    assert perfect["turns/within_1px flight"] > 0.97
+    copied = _scores(canaries.CopyLast, game, clips)
+    assert copied["turns/exact flight"] == 0 and copied["turns/exact paddle"] == 0
+    assert any(name.startswith("turns/exact flight, speed") for name in perfect)
+
+
+def test_an_erased_ball_is_told_as_no_ball_and_a_late_one_as_wrong(game, clips):
+    erased = _scores(canaries.BallErased, game, clips)
+    assert erased["turns/no_ball paddle"] > 0.9
+    assert erased["turns/exact flight"] < 0.9  # below the bricks it is gone
+    late = _scores(canaries.OneStepLate, game, clips)
+    assert late["turns/exact flight"] == 0 and late["turns/no_ball flight"] == 0
+
+
+def test_constant_velocity_is_right_in_flight_and_wrong_at_turns(game, clips):
+    engine = canaries.CopyLast(game[1], canaries.PatchTokenizer())
+    engine.grid = (21, 16)
+    scores = turn_scores(engine, clips)
+    right = {
+        kind: scores[f"turns/within_1px {kind}"].baselines["constant_velocity"].value
+        for kind in ("flight", "side wall", "paddle")
+    }
+    assert right["flight"] > 0.95 > 0.5 > right["paddle"]
+
+
+def test_pong_has_kinds_of_its_own():
+    data, _ = canaries.record_with_states(seed=1, num_steps=400, game="pong")
+    _, kinds = turn_starts("pong", data.ram, data.episode_ids, per_kind=20)
+    assert {"flight", "paddle"} <= set(kinds) <= {"flight", "wall", "paddle", "serve", "lost"}
