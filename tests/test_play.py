@@ -31,7 +31,7 @@ from v2.play import video
 from v2.play.branches import Forks
 from v2.play.clip_saver import BackgroundClips
 from v2.play.controllers import Players, player_names
-from v2.play.game import PlayGame, PlaySettings, _thinned
+from v2.play.game import HINT, PlayGame, PlaySettings, _thinned
 from v2.play.keys import ALIASES, ActionMap, HeldInputs
 from v2.play.loop import Worker, run_window
 from v2.play.picture import CURVE_STEPS
@@ -384,7 +384,7 @@ def test_what_is_recorded_has_no_badge_of_recording_and_no_help_line(session, mo
     game.job_done(0, 0)
     (recorded,) = drawn
     assert ("REC", "alarm") not in recorded.badges and recorded.hint == ""
-    assert ("REC", "alarm") in game.view().badges and game.view().hint == game.HINT
+    assert ("REC", "alarm") in game.view().badges and game.view().hint == HINT
 
 
 def test_a_clip_that_cannot_be_saved_is_said_and_play_goes_on(tmp_path):
@@ -812,7 +812,8 @@ STOPPED = """
 import sys
 sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
-from v2.runtime import cli, play_atari_hires
+from v2 import play_atari_hires
+from v2.runtime import cli
 play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine(seconds=0.02)
 sys.argv = ["play", "--headless", "--steps", "100000", "--record", {path!r}]
 cli.run(play_atari_hires.main)

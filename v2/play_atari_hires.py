@@ -30,6 +30,8 @@ from v2.play.loop import Worker, run_headless, run_window
 from v2.play.picture import MAX_SCALE, Pane, View
 from v2.play.replay import Replay
 from v2.play.session import PlaySession
+from v2.play.tape import EpisodeTape
+from v2.play.video import BackgroundRecording, open_recording
 from v2.play.window import (
     INPUT_KEYS,
     PLAY_ADVICE,
@@ -161,7 +163,7 @@ def play(
     players = Players(emulator.game, actions, args.policy or _first_player(args), args.seed)
     tape, seed = None, args.seed
     if args.save_data:
-        tape = tape.EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
+        tape = EpisodeTape(emulator, env.action_meanings, args.seed, players.name)
         seed = tape.first_game_seed(args.seed)
     session = worker.call(PlaySession, env, engine, seed, tape)
     if args.dream_only:
@@ -173,7 +175,7 @@ def play(
     steps = args.steps or (300 if args.headless and not script else 0)
     video = contextlib.nullcontext()
     if args.record:
-        video = video.BackgroundRecording(video.open_recording(args.record, fps))
+        video = BackgroundRecording(open_recording(args.record, fps))
     game = None
     try:
         with video:

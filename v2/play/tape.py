@@ -4,7 +4,6 @@ Contract: the collector's own format; a file is complete or absent. Knows nothin
 models.
 """
 
-import importlib
 import importlib.metadata
 from pathlib import Path
 

@@ -7,7 +7,6 @@ windows or models.
 
 import contextlib
 import importlib
-import importlib.metadata
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
