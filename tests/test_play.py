@@ -28,7 +28,7 @@ from v2.decoding import Sampling
 from v2.dream import DreamEngine
 from v2.eval.objects import detector
 from v2.play import video
-from v2.play.branches import Forks
+from v2.play.branches import Branches
 from v2.play.clip_saver import BackgroundClips
 from v2.play.controllers import Players, player_names
 from v2.play.game import HINT, PlayGame, PlaySettings, _thinned
@@ -200,7 +200,9 @@ def test_the_last_step_of_a_game_is_shown_and_measured(session):
     assert np.array_equal(last.real_frame, session.frames[-1])
     assert last.dream_end_prob == 0.7
     assert len(session.divergence) == len(session.agreements)
-    assert all(Forks(session)._is_over)
+    branches = Branches(session, num_steps=2)
+    branches.advance()
+    assert np.array_equal(branches.real[1], [last.real_frame] * 4)
     following = session.step(NOOP)
     assert "game over" in following.notice and following.lives == 5 and not session.is_over
 
@@ -288,11 +290,11 @@ def test_a_rewind_into_another_mode_syncs(session):
     assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
 
 
-def test_forks_from_a_game_without_its_dream_begin_at_this_moment(session):
+def test_branches_from_a_game_without_its_dream_begin_at_this_moment(session):
     session.set_mode("real")
     play(session, [FIRE] + [RIGHT] * 8)
     game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
-    game.command("fork")
+    game.command("branches")
     job, *args = game.urgent_job()
     job(*args)
     assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
@@ -320,13 +322,13 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_value(session):
         assert len(shown) >= min(length, CURVE_STEPS // 2)
 
 
-def forked(session, mode):
-    """Return a game that shows forks of one step."""
+def branched(session, mode):
+    """Return a game that shows branches of one step."""
     play(session, [FIRE, RIGHT])
     session.set_mode(mode)
     play(session, [LEFT] * 3)
     game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
-    game.command("fork")
+    game.command("branches")
     for _ in range(2):
         job, *args = game.urgent_job()
         job(*args)
@@ -335,20 +337,20 @@ def forked(session, mode):
 
 
 @pytest.mark.parametrize("mode, sides", [("dream", ["dream"]), ("both", ["real", "dream"])])
-def test_a_fork_shows_the_real_game_only_where_it_stands_at_the_same_moment(session, mode, sides):
-    panes = forked(session, mode).view().panes
+def test_branches_show_the_real_game_only_where_it_stands_at_the_same_moment(session, mode, sides):
+    panes = branched(session, mode).view().panes
     assert [pane.color for pane in panes] == [side for side in sides for _ in BREAKOUT]
 
 
-def test_forks_that_end_while_a_picture_is_made_break_nothing(session):
-    game = forked(session, "both")
-    seen = [game.forks]  # then None, as when the worker has ended them
+def test_branches_that_end_while_a_picture_is_made_break_nothing(session):
+    game = branched(session, "both")
+    seen = [game.branches]  # then None, as when the worker has ended them
 
     class Ending(PlayGame):
-        forks = property(lambda self: seen.pop() if seen else None)
+        branches = property(lambda self: seen.pop() if seen else None)
 
     game.__class__ = Ending
-    assert game.view().title.endswith("fork")
+    assert game.view().title.endswith("branches")
     assert game.view().title == "Breakout"
 
 
@@ -424,30 +426,30 @@ def test_a_rewind_with_nothing_to_rewind_says_so(session):
     assert "nothing" in session.rewind().notice
 
 
-def test_forks_show_what_each_action_leads_to_and_leave_no_trace(session):
+def test_branches_show_what_each_action_leads_to_and_leave_no_trace(session):
     play(session, [FIRE, RIGHT])
     ram, state, moment = session.env.ram.copy(), session.engine.history, session.moment
-    forks = Forks(session, num_steps=3)
-    while not forks.is_done:
-        forks.advance()
+    branches = Branches(session, num_steps=3)
+    while not branches.is_done:
+        branches.advance()
     assert np.array_equal(session.env.ram, ram)
     assert session.engine.history is state and session.moment is moment
-    assert len(forks.real) == len(forks.dream) == 4
-    assert not np.array_equal(forks.real[3][RIGHT], forks.real[3][LEFT])
-    assert not np.array_equal(forks.dream[3][RIGHT], forks.dream[3][LEFT])
-    assert np.array_equal(play(session, [LEFT] * 3)[-1], forks.real[3][LEFT])
+    assert len(branches.real) == len(branches.dream) == 4
+    assert not np.array_equal(branches.real[3][RIGHT], branches.real[3][LEFT])
+    assert not np.array_equal(branches.dream[3][RIGHT], branches.dream[3][LEFT])
+    assert np.array_equal(play(session, [LEFT] * 3)[-1], branches.real[3][LEFT])
 
 
-def test_forks_leave_the_noise_of_a_sampled_dream_where_it_was(vqvae, world_model):
+def test_branches_leave_the_noise_of_a_sampled_dream_where_it_was(vqvae, world_model):
     engine = DreamEngine(vqvae, world_model, sampling=Sampling(temperature=1.0))
     session = PlaySession(make_atari_env("breakout"), engine)
     play(session, [FIRE, RIGHT])
     future = [session.step(LEFT).dream_frame for _ in range(3)]
     session.rewind(3)
-    forks = Forks(session, num_steps=3)
-    while not forks.is_done:
-        forks.advance()
-    assert np.array_equal([frames[LEFT] for frames in forks.dream[1:]], future)  # the same noise
+    branches = Branches(session, num_steps=3)
+    while not branches.is_done:
+        branches.advance()
+    assert np.array_equal([frames[LEFT] for frames in branches.dream[1:]], future)  # the same noise
     assert np.array_equal([session.step(LEFT).dream_frame for _ in range(3)], future)
 
 

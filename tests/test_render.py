@@ -67,11 +67,11 @@ def test_a_resized_window_keeps_the_aspect(frame):
     assert find_block(picture, frame.repeat(scale, 0).repeat(scale, 1))
 
 
-def test_the_forks_of_six_actions_are_doubled_on_a_small_laptop(frame):
+def test_the_branches_of_six_actions_are_doubled_on_a_small_laptop(frame):
     """1366x768 less the desktop's bars."""
     panes = tuple(Pane("RIGHTFIRE", frame) for _ in range(12))
     surface = pygame.Surface((838, 667))
-    draw(surface, View("Pong: fork", panes, columns=6, has_footer=False))
+    draw(surface, View("Pong: branches", panes, columns=6, has_footer=False))
     picture = pygame.surfarray.array3d(surface).swapaxes(0, 1)
     assert find_block(picture, frame.repeat(2, 0).repeat(2, 1))
 
@@ -281,7 +281,7 @@ def test_sync_mode_player_rewind_and_help_keys_reach_the_session(window, tmp_pat
     assert game.players.name == "scripted" and game.shows_help
 
 
-def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
+def test_branches_show_all_actions_on_both_sides_and_goes_back(window, tmp_path):
     game = make_game(tmp_path)
     seen = {}
 
@@ -293,23 +293,23 @@ def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
     run(
         game, window,
         (after(4), keys(pygame.K_f)),
-        (lambda game: game.forks is not None and game.forks.is_done, note),
-        (lambda game: game.forks is None and game.num_steps > seen["step"] + 2, keys()),
+        (lambda game: game.branches is not None and game.branches.is_done, note),
+        (lambda game: game.branches is None and game.num_steps > seen["step"] + 2, keys()),
     )  # fmt: skip
     names = ["NOOP", "FIRE", "RIGHT", "LEFT"]
     assert seen["titles"] == ["real: NOOP", *names[1:], "dream: NOOP", *names[1:]]
 
 
-def test_keys_of_the_game_that_are_pressed_during_a_fork_do_nothing(window, tmp_path):
+def test_keys_of_the_game_that_are_pressed_during_branches_do_nothing(window, tmp_path):
     game = make_game(tmp_path, FakeEngine(seconds=0.02))
     seen = []
     run(
         game, window,
         (after(4), keys(pygame.K_f)),
-        (lambda game: game.forks is not None, keys(pygame.K_SPACE, pygame.K_p, pygame.K_PERIOD)),
-        (lambda game: len(game.forks.dream) > 3, lambda: seen.append(game.forks.is_done)),
+        (lambda game: game.branches is not None, keys(pygame.K_SPACE, pygame.K_p, pygame.K_PERIOD)),
+        (lambda game: len(game.branches.dream) > 3, lambda: seen.append(game.branches.is_done)),
         (lambda game: True, keys(pygame.K_f)),
-        (lambda game: game.forks is None, lambda: seen.append(game.num_steps)),
+        (lambda game: game.branches is None, lambda: seen.append(game.num_steps)),
         (lambda game: game.num_steps > seen[-1] + 2, keys()),
     )  # fmt: skip
     assert seen[0] is False and not game.is_paused

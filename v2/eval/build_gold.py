@@ -145,27 +145,13 @@ def _fork_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -
         if t in times:
             if not np.array_equal(env.ram, segment.ram[t]):
                 raise ValueError(f"game {segment.seed} does not repeat itself at step {t}")
-            frames, ram = _branches(env)
+            steps = list(env.branch(range(env.action_space.n), FORK_STEPS))
             parts["history"].append(segment.frames[t - HISTORY + 1 : t + 1])
             parts["past"].append(segment.actions[t - HISTORY + 1 : t])
-            parts["frames"].append(frames)
-            parts["ram"].append(ram)
+            parts["frames"].append(np.stack([step.frames for step in steps], 1))
+            parts["ram"].append(np.stack([step.ram for step in steps], 1))
             parts["seed"].append(segment.seed)
         env.step(int(segment.actions[t]))
-
-
-def _branches(env) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames (A, 8, 84, 64, 3) and memory (A, 8, 128) of every held action."""
-    state = env.unwrapped.clone_state()
-    frames, ram = [], []
-    for action in range(env.action_space.n):
-        env.unwrapped.restore_state(state)
-        for _ in range(FORK_STEPS):
-            frames.append(env.step(action)[0])
-            ram.append(env.ram)
-    env.unwrapped.restore_state(state)
-    shape = (env.action_space.n, FORK_STEPS)
-    return np.stack(frames).reshape(*shape, 84, 64, 3), np.stack(ram).reshape(*shape, 128)
 
 
 if __name__ == "__main__":

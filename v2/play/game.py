@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.play.branches import Forks
+from v2.play.branches import Branches
 from v2.play.clip_saver import BackgroundClips
 from v2.play.controllers import Players
 from v2.play.keys import PLAY_KEYS, ActionMap
@@ -24,7 +24,7 @@ from v2.play.session import REWIND_STEPS, Moment, PlaySession
 CLIP_SECONDS = 10
 MAX_WAITING = 4  # commands that wait for the step that runs
 SLOW_FACTOR = 0.9  # of real time; below it a badge says so
-HINT = "H keys  ·  R sync  ·  TAB view  ·  M player  ·  F fork  ·  V clip  ·  Q quit"
+HINT = "H keys  ·  R sync  ·  TAB view  ·  M player  ·  F branches  ·  V clip  ·  Q quit"
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class PlayGame:
         self.recording = recording
         self.speed = Speed()
         self.is_over = self.is_paused = self.shows_help = False
-        self.forks: Forks | None = None
-        self._fork_began = 0.0
+        self.branches: Branches | None = None
+        self._branches_began = 0.0
         self._script = list(script)[::-1]
         self._wants_step = False
         self._urgent: deque[tuple] = deque(maxlen=MAX_WAITING)
@@ -74,7 +74,7 @@ class PlayGame:
     @property
     def is_animated(self) -> bool:
         """Whether the picture changes without a job."""
-        return self.forks is not None
+        return self.branches is not None
 
     @property
     def script_is_over(self) -> bool:
@@ -90,7 +90,7 @@ class PlayGame:
             self.is_over = True
         elif name == "help":
             self.shows_help = not self.shows_help
-        elif name in ("pause", "one step") and self.forks is not None:
+        elif name in ("pause", "one step") and self.branches is not None:
             return  # the game stands still already
         elif name == "pause":
             self.is_paused = not self.is_paused
@@ -102,8 +102,8 @@ class PlayGame:
             self._say(f"{self.players.next()} plays")
         elif name == "clip":
             self._save_clip()
-        elif name == "fork":
-            self._urgent.append((self._toggle_forks,))
+        elif name == "branches":
+            self._urgent.append((self._toggle_branches,))
         elif name == "sync":
             self._urgent.append((self.session.sync,))
         elif name == "rewind":
@@ -115,17 +115,17 @@ class PlayGame:
         """Return what is to be done before the next step is due."""
         if self._urgent:
             job, self._job = self._urgent.popleft(), "urgent"
-            if job[0] != self._toggle_forks:
-                self.forks = None
+            if job[0] != self._toggle_branches:
+                self.branches = None
             return job
-        if self.forks is not None and not self.forks.is_done:
-            self._job = "fork"
-            return (self.forks.advance,)
+        if self.branches is not None and not self.branches.is_done:
+            self._job = "branches"
+            return (self.branches.advance,)
         return None
 
     def step_job(self, inputs: list[str]) -> tuple | None:
         """Return the next step, or None while there is none."""
-        if self.forks is not None or (self.is_paused and not self._wants_step):
+        if self.branches is not None or (self.is_paused and not self._wants_step):
             return None
         self._wants_step, self._job = False, "step"
         if self.session.tape:
@@ -150,11 +150,11 @@ class PlayGame:
         if self.recording:
             self.recording.write(render(recorded, self.settings.scale))
 
-    def _toggle_forks(self) -> None:
-        if self.forks is None and self.session.mode == "real":
-            self.session.sync("")  # fork this moment, not the one when the dream last ran
-        self.forks = None if self.forks else Forks(self.session)
-        self._fork_began = time.perf_counter()
+    def _toggle_branches(self) -> None:
+        if self.branches is None and self.session.mode == "real":
+            self.session.sync("")  # branch from this moment, not the one when the dream last ran
+        self.branches = None if self.branches else Branches(self.session)
+        self._branches_began = time.perf_counter()
 
     def _look(self) -> None:
         """Copy what views show; called while no job runs."""
@@ -192,9 +192,9 @@ class PlayGame:
 
     def view(self, hint: str = "") -> View:
         """Return the picture of this moment."""
-        forks = self.forks  # read once: the worker may end them meanwhile
-        if forks is not None:
-            view = self._fork_view(forks)
+        branches = self.branches  # read once: the worker may end them meanwhile
+        if branches is not None:
+            view = self._branches_view(branches)
         else:
             shown = {"both": ["real", "dream"], "dream": ["dream"], "real": ["real"]}
             view = self._play_view(shown[self.moment.mode])
@@ -223,26 +223,26 @@ class PlayGame:
             notice=self._shown_notice(),
         )  # fmt: skip
 
-    def _fork_view(self, forks: Forks) -> View:
-        count = len(forks.dream)
-        elapsed = int((time.perf_counter() - self._fork_began) * self.steps_per_second)
+    def _branches_view(self, branches: Branches) -> View:
+        count = len(branches.dream)
+        elapsed = int((time.perf_counter() - self._branches_began) * self.steps_per_second)
         step = min(elapsed % (count + 6), count - 1)  # rest on the last frame before it repeats
-        columns = forks.num_actions if forks.num_actions <= 9 else math.ceil(forks.num_actions / 2)
-        sides = (("real", forks.real), ("dream", forks.dream))
+        columns = branches.num_actions if branches.num_actions <= 9 else math.ceil(branches.num_actions / 2)
+        sides = (("real", branches.real), ("dream", branches.dream))
         panes = []
-        for first in range(0, forks.num_actions, columns):
-            group = range(first, min(first + columns, forks.num_actions))
+        for first in range(0, branches.num_actions, columns):
+            group = range(first, min(first + columns, branches.num_actions))
             for side, frames in sides[1:] if self.moment.mode == "dream" else sides:
                 names = [self.actions.meanings[action] for action in group]
                 names[0] = f"{side}: {names[0]}"
                 row = [Pane(n, frames[step][a], side) for n, a in zip(names, group, strict=True)]
                 panes += row + [Pane("", None, "panel")] * (columns - len(row))
         return View(
-            title=f"{self._title()}: fork", columns=columns, panes=tuple(panes), has_footer=False,
+            title=f"{self._title()}: branches", columns=columns, panes=tuple(panes), has_footer=False,
             subtitle=f"each action held from step {self.moment.step} on: "
-            f"{step} of {forks.num_steps} steps",
+            f"{step} of {branches.num_steps} steps",
             hint="F goes back to the game  ·  H keys  ·  Q quit",
-            notice=self._said() or ("" if forks.is_done else "dreaming ..."),
+            notice=self._said() or ("" if branches.is_done else "dreaming ..."),
         )  # fmt: skip
 
     def _title(self) -> str:

@@ -21,7 +21,7 @@ PLAY_KEYS = (
     ("R", "sync the dream to the real game"),
     ("TAB", "both / dream only / real only"),
     ("M", "who plays: human, random, scripted"),
-    ("F", "fork: what each action leads to"),
+    ("F", "branches: what each action leads to"),
     ("BACKSPACE", "rewind both by 30 steps"),
     ("V", "save the last 10 seconds as video"),
     ("H", "show or hide these keys"),

@@ -147,7 +147,7 @@ def run_window(game, window, worker: Worker, stop, max_steps: int = 0) -> None:
 
 
 def _start_job(game, window, worker: Worker, clock: Clock) -> None:
-    if game.is_animated:  # forks, or a replay: no game sees these keys, and none shall later
+    if game.is_animated:  # branches, or a replay: no game sees these keys, and none shall later
         window.held.take()
     job = game.urgent_job()
     if job is None and clock.is_due():

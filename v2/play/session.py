@@ -175,7 +175,7 @@ class PlaySession:
         self.sync(f"game over with {score:.0f} points: a new game" if over else "")
 
     def _lives(self) -> int:
-        return self.env.unwrapped.ale.lives()
+        return self.env.ale.lives()
 
     def sync(self, notice: str = "synced") -> Moment:
         """Start the dream from the real game's last four frames."""
@@ -233,7 +233,7 @@ class PlaySession:
 
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(
-            self.env.unwrapped.clone_state(include_rng=True), self.engine.history,
+            self.env.clone_state(), self.engine.history,
             self.engine.noise, self.dream_tokens, tuple(self.frames), tuple(self.actions),
             self.moment, self.ram, self._seed, self.is_over, self.divergence,
             len(self.divergence),
@@ -247,7 +247,7 @@ class PlaySession:
         num_steps = min(num_steps, len(self._snapshots))
         for _ in range(num_steps):
             snapshot = self._snapshots.pop()
-        self.env.unwrapped.restore_state(snapshot.env_state)
+        self.env.restore_state(snapshot.env_state)
         self.engine.restore(snapshot.dream_state, snapshot.dream_noise)
         self.dream_tokens, self.ram = snapshot.dream_tokens, snapshot.ram
         self.frames.clear(), self.actions.clear()

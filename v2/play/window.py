@@ -22,7 +22,7 @@ INPUT_KEYS = {
 QUIT_KEYS = {pygame.K_q: "quit", pygame.K_ESCAPE: "quit"}
 PLAY_COMMANDS = QUIT_KEYS | {
     pygame.K_p: "pause", pygame.K_PERIOD: "one step", pygame.K_r: "sync", pygame.K_TAB: "mode",
-    pygame.K_m: "player", pygame.K_f: "fork", pygame.K_BACKSPACE: "rewind", pygame.K_v: "clip",
+    pygame.K_m: "player", pygame.K_f: "branches", pygame.K_BACKSPACE: "rewind", pygame.K_v: "clip",
     pygame.K_h: "help",
 }  # fmt: skip
 REPLAY_COMMANDS = QUIT_KEYS | {
@@ -66,7 +66,7 @@ class Window:
             scale = max(2, min(8, largest_scale(columns, 1, room)))
         pygame.display.set_caption(title)
         width, height = picture_size(columns, 1, scale)
-        size = (round(width * WIDEST), height)  # forks of four actions fit, at half the scale
+        size = (round(width * WIDEST), height)  # branches of four actions fit, at half the scale
         self.surface = pygame.display.set_mode(size, pygame.RESIZABLE)
 
     def __enter__(self) -> "Window":
