@@ -23,6 +23,16 @@ def test_a_name_with_a_lone_letter_or_digit_is_understood(name, game):
     assert game_id(name) == game
 
 
+@pytest.mark.parametrize("name, game", [
+    ("BreakoutNoFrameskip-v4", "breakout"), ("ALE/Breakout-ram-v5", "breakout"),
+    ("MsPacman-ramDeterministic-v0", "ms_pacman"), ("Up_N_DownNoFrameskip", "up_n_down"),
+])  # fmt: skip
+def test_an_id_of_the_field_is_refused_with_the_games_name_and_its_settings(name, game):
+    told = f"{name}.*did you mean {game}.*frameskip 4, repeat_action_probability 0"
+    with pytest.raises(ValueError, match=told):
+        game_id(name)
+
+
 def test_no_two_games_are_spelt_alike():
     assert all(game_id(game) == game and game_id(name) == game
                for game, name in known_games().items())  # fmt: skip
@@ -114,12 +124,12 @@ def test_rendering_shows_the_screen_that_the_frame_is_made_of():
 
 def test_gymnasium_records_a_video_in_real_time(tmp_path):
     pytest.importorskip("moviepy")
-    env = RecordVideo(make_atari_env("breakout", render_mode="rgb_array"), str(tmp_path))
+    env = RecordVideo(make_atari_env("breakout", render_mode="rgb_array"), str(tmp_path / "new"))
     assert env.frames_per_sec == 15
     env.reset()
     env.step(1)
     env.close()
-    assert len(list(tmp_path.glob("*.mp4"))) == 1
+    assert len(list(tmp_path.glob("new/*.mp4"))) == 1
 
 
 def branches_by_hand(env, num_steps):
