@@ -11,7 +11,7 @@ from v2.data.atari_dataset import load_game_data
 from v2.data.emulator import known_games, make_atari_env
 from v2.data.frames import downsample_screen
 from v2.data.games import EmulatorConfig, game_id
-from v2.play.controllers import Players
+from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
 
@@ -54,8 +54,8 @@ def test_a_game_of_another_kind_is_collected_and_played(name, height, idle, tmp_
     screen = env.unwrapped.ale.getScreenRGB()
     assert len(screen) == height and np.array_equal(downsample_screen(screen), data.frames[5])
     session = PlaySession(env, FakeEngine(num_actions=data.num_actions))
-    players = Players(data.emulator.game, ActionMap(env.action_meanings), "human", seed=0)
-    moment = session.step(players.act(session, inputs=[]))
+    controllers = Controllers(data.emulator.game, ActionMap(env.action_meanings), "human", seed=0)
+    moment = session.step(controllers.act(session, inputs=[]))
     assert env.action_meanings[moment.action] == idle and moment.real_frame.shape == (84, 64, 3)
 
 
