@@ -46,7 +46,8 @@ PLAY_KEYS = (
     KeyRow({"R": "sync"}, "sync the dream to the real game", hint="sync"),
     KeyRow({"TAB": "mode"}, "both / dream only / real only", hint="view"),
     KeyRow({"M": "controller"}, "who plays: human, random, scripted", hint="who plays"),
-    KeyRow({"F": "branches"}, "branches: what each action leads to", hint="branches"),
+    KeyRow({"F": "branches"}, "counterfactual branches: what each action leads to",
+           hint="branches"),
     KeyRow({"BACKSPACE": "rewind"}, "rewind both by 30 steps"),
     KeyRow({"V": "clip"}, "save the last 10 seconds as video", hint="clip"),
     KeyRow({"H": "help"}, "show or hide these keys", hint="keys"),
@@ -94,7 +95,7 @@ def key_of(rows: Sequence[KeyRow], command: str) -> str:
 
 def markdown_table(rows: Sequence[KeyRow]) -> list[str]:
     """Return the lines of the table as README can hold it."""
-    lines = [f"| {keys.replace('.', '`.`')} | {does} |" for keys, does in help_rows(rows)]
+    lines = [f"| {keys} | {does} |" for keys, does in help_rows(rows)]
     return ["| key | does |", "|---|---|", *lines]
 
 

@@ -265,7 +265,7 @@ def _draw_hint(draw: Draw, area: pygame.Rect, view: View) -> None:
 
 def _draw_help(draw: Draw, area: pygame.Rect, rows) -> None:
     line = draw.px(25)
-    size = (min(area.w, draw.px(470)), line * (len(rows) + 1) + draw.px(28))
+    size = (min(area.w, draw.px(540)), line * (len(rows) + 1) + draw.px(28))
     box = pygame.Rect((0, 0), size)
     box.center = (area.centerx, area.centery)
     draw.box(box, "panel", 12)
