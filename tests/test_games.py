@@ -164,14 +164,17 @@ def test_branches_begin_where_they_were_asked_for_and_leave_the_game_alone(break
     assert np.array_equal(breakout.ram, ram)
 
 
-def test_a_branch_whose_game_is_over_repeats_its_last_frame(breakout):
+def test_a_branch_whose_game_is_over_repeats_its_last_frame(breakout, monkeypatch):
     is_over = False
     while not is_over:
         state = breakout.clone_state()
         frame, _, is_over, *_ = breakout.step(1)
     breakout.restore_state(state)
+    taken, step = [], breakout.step
+    monkeypatch.setattr(breakout, "step", lambda action: taken.append(action) or step(action))
     steps = list(breakout.branch([1], 4))
     assert all(np.array_equal(step.frames[0], frame) for step in steps)
+    assert taken == [1]
 
 
 def test_a_state_without_its_generator_goes_on_with_other_luck():

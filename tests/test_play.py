@@ -42,11 +42,11 @@ from v2.play.keys import (
     hint_line,
     markdown_table,
 )
-from v2.play.loop import ModelThread, run_window
+from v2.play.loop import ModelThread, Speed, run_window
 from v2.play.picture import CURVE_STEPS
-from v2.play.play_view import HINT, thinned
+from v2.play.play_view import HINT, divergence_curves, thinned
 from v2.play.replay import Replay
-from v2.play.session import HISTORY_FRAMES, PlaySession
+from v2.play.session import HISTORY_FRAMES, LOST_BALL_STEPS, Divergence, PlaySession
 from v2.play.tape import HUMAN_SEED_START, EpisodeTape
 from v2.play.video import MAX_WAITING, BackgroundVideo, GifVideo, open_video
 from v2.play.window import Window
@@ -66,6 +66,11 @@ def session():
 
 def play(session, actions):
     return [session.step(action).real_frame for action in actions]
+
+
+def human_game(session) -> PlayGame:
+    controllers = Controllers("breakout", ActionMap(BREAKOUT), "human", 0)
+    return PlayGame(session, controllers, SETTINGS)
 
 
 # Keys to actions
@@ -322,7 +327,7 @@ def test_a_rewind_into_another_mode_syncs(session):
 def test_branches_from_a_game_without_its_dream_begin_at_this_moment(session):
     session.set_mode("real")
     play(session, [FIRE] + [RIGHT] * 8)
-    game = PlayGame(session, Controllers("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    game = human_game(session)
     game.command("branches")
     job, *args = game.urgent_job()
     job(*args)
@@ -331,7 +336,7 @@ def test_branches_from_a_game_without_its_dream_begin_at_this_moment(session):
 
 def test_commands_that_wait_for_a_step_are_all_done_in_their_order(session):
     play(session, [FIRE, *[RIGHT] * 8])
-    game = PlayGame(session, Controllers("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    game = human_game(session)
     num_resets = len(session.engine.resets)
     for name in ("sync", "mode", "mode"):
         game.command(name)
@@ -351,12 +356,64 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_value():
         assert len(shown) >= min(length, CURVE_STEPS // 2)
 
 
+def test_curves_of_ball_and_paddle_are_shown_where_they_can_be_seen():
+    now = Divergence()
+    for values in vars(now).values():
+        values += [0.5] * 4000
+    assert [curve.label for curve in divergence_curves(now, False)] == ["tokens"]
+    curves = divergence_curves(now, True)
+    assert [curve.label for curve in curves] == ["tokens", "ball", "paddle"]
+    assert all(len(curve.values) <= CURVE_STEPS for curve in curves)
+
+
+def test_a_dream_without_the_ball_for_a_second_says_so_until_the_next_sync(session):
+    scripted = Controllers("breakout", ActionMap(BREAKOUT), "scripted", seed=1)
+    while np.isnan(detector.read_ram("breakout", session.ram[None]).ball[0, 0]):
+        play(session, [FIRE])
+    session.sync("")
+    session.engine.step = lambda action: np.zeros((84, 64, 3), np.uint8)
+    for _ in range(LOST_BALL_STEPS):
+        assert human_game(session).view().notice == ""
+        play(session, [scripted.act(session, [])])
+    assert human_game(session).view().notice == "the dream has lost the ball: R syncs"
+    session.sync("")
+    assert human_game(session).view().notice == ""
+    play(session, [NOOP])
+    assert human_game(session).view().notice == ""  # lost again, but not yet for a second
+
+
+def test_a_pause_is_shown_and_what_stands_still_has_no_figures(session):
+    game = human_game(session)
+    assert game.view().badges == (("human", "real"),)
+    game.command("pause")
+    assert game.view().badges == (("paused", "ball"), ("human", "real"))
+    figures = {}
+    for mode in ("both", "dream", "real"):
+        session.set_mode(mode)
+        play(session, [NOOP])
+        game._look()
+        figures[mode] = {name for name, value in game.view().stats if value == "–"}
+    dreamed = {"dreamed reward", "dreamed end"}
+    assert figures == {"both": set(), "dream": {"reward"}, "real": dreamed}
+
+
+def test_a_pause_does_not_count_as_slowness():
+    speed = Speed()
+    for began in (0.0, 0.5, 1.0):
+        speed.stepped(began, began + 0.4)
+    speed.interrupted()
+    for began in (100.0, 100.5):
+        speed.stepped(began, began + 0.4)
+    assert speed.steps_per_second == speed.mean_steps_per_second == pytest.approx(2.0)
+    assert speed.step_ms(0.5) == pytest.approx(400)
+
+
 def branched(session, mode):
     """Return a game that shows branches of one step."""
     play(session, [FIRE, RIGHT])
     session.set_mode(mode)
     play(session, [LEFT] * 3)
-    game = PlayGame(session, Controllers("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    game = human_game(session)
     game.command("branches")
     for _ in range(2):
         job, *args = game.urgent_job()
