@@ -39,11 +39,13 @@ from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.eval import gold_eval
 from v2.models import temporal_world_model
-from v2.models.weights import load_vqvae, load_world_model
+from v2.models.weights import build_model, load_vqvae, load_world_model
 from v2.runtime import checkpoint, cli, errors, files
 from v2.runtime.device import choose_device, compiled
-from v2.runtime.run_dir import parse_resumable, read_config
+from v2.runtime.run_dir import read_config
 from v2.train import distributed, train_vqvae_hires, train_wm_hires
+from v2.train import flags as flags_of
+from v2.train.recipe import WORLD_MODEL_PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = (collect_atari, tokenize_atari, train_vqvae_hires, train_wm_hires)
@@ -78,9 +80,12 @@ def test_a_misspelt_game_is_refused_with_a_hint(script, ends):
 
 
 @pytest.mark.parametrize("flags", [
-    ["--steps", "0"], ["--batch-size", "-1"], ["--batch-size", "9" * 400], ["--lr", "nan"],
-    ["--lr", "1e999"], ["--lr", "-1"], ["--epochs", "two"], ["--decay", "1.5"], ["--seed", "-3"],
-    ["--data", ""], ["--nonsense", "1"], ["--batch-size", "100000"], ["--save-minutes", "0"],
+    ["--set", "steps=-1"], ["--batch-size", "-1"], ["--batch-size", "9" * 400], ["--lr", "nan"],
+    ["--lr", "1e999"], ["--lr", "-1"], ["--epochs", "two"], ["--set", "decay=1.5"],
+    ["--seed", "-3"], ["--set", "lr"], ["--set", "rate=1"], ["--set", "lr=two"], ["--data", ""],
+    ["--nonsense", "1"], ["--batch-size", "100000"], ["--set", "save_minutes=-1"],
+    ["--set", "is_smoke=perhaps"],
+    ["--preset", "huge"],
 ])  # fmt: skip
 @pytest.mark.parametrize("script", [train_vqvae_hires, train_wm_hires], ids=["vqvae", "wm"])
 def test_absurd_flags_are_refused_by_name(script, flags, ends):
@@ -88,11 +93,11 @@ def test_absurd_flags_are_refused_by_name(script, flags, ends):
 
 
 @pytest.mark.parametrize("flags, text", [
-    (["--positions", "3"], "must be 0 or at least 9, got 3"),
-    (["--past-actions", "4"], "must be at most 3, got 4"),
-    (["--hard-share", "1"], "must be below 1, got 1.0"),
-    (["--importance-cap", "0.5"], "must be at least 1, got 0.5"),
-    (["--copy-bias", "5000"], "must be at most 4096, got 5000"),  # could not be loaded again
+    (["--set", "num_cells=3"], "must be 0 or at least 9, got 3"),
+    (["--set", "past_actions=4"], "must be 0 to 3, got 4"),
+    (["--set", "past-action=3"], "did you mean past_actions"),
+    (["--set", "importance_cap=0.5"], "must be at least 1, got 0.5"),
+    (["--set", "copy_bias=5000"], "must be 0 to 4096, got 5000.0"),  # could not be loaded again
 ])  # fmt: skip
 def test_flags_of_the_world_model_are_refused_before_anything_is_read(flags, text, ends, tmp_path):
     ends(train_wm_hires.main, [*flags, "--out", tmp_path / "new"], 2, flags[0], text)
@@ -312,7 +317,7 @@ def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):  #
 def test_game_data_given_as_tokens_is_refused_and_untouched(
     ends, small_models, data_path, tmp_path  # noqa: F811
 ):  # fmt: skip
-    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     before = data_path.read_bytes()
     flags = ["--data", data_path, "--tokens", data_path, "--vqvae", run, "--out", tmp_path / "w"]
     ends(train_wm_hires.main, flags, 2, "holds no tokens")
@@ -547,8 +552,9 @@ def _saved(game_data, vqvae, folder: Path) -> tuple[Path, Path]:
 def _scripts_with(path: Path, weights: Path, out: Path):
     yield tokenize_atari.main, ["--data", path, "--vqvae", weights, "--out", out / "t.npz"]
     yield train_wm_hires.main, _wm_flags(out, path, weights)
-    for more in ([], ["--decoder-only"]):
-        yield train_vqvae_hires.main, ["--data", path, "--out", out, "--init-from", weights, *more]
+    for more in ([], ["--set", "decoder_only=true"]):
+        start = ["--set", f"init_from={weights}"]
+        yield train_vqvae_hires.main, ["--data", path, "--out", out, *start, *more]
 
 
 def test_data_of_another_game_is_refused_with_the_flag(game_data, vqvae, ends, tmp_path):
@@ -582,7 +588,7 @@ def test_a_world_model_of_other_emulator_settings_is_refused(world_run, data_pat
                                vqvae_sha256=info["vqvae_sha256"])  # fmt: skip
     flags = _wm_flags(world_run.parent.parent, data_path, world_run / "vqvae.pt")
     text = "was trained with repeat_action_probability 0.25, not 0.0"
-    ends(train_wm_hires.main, [*flags, "--steps", "1", "--init-from", weights], 2, text)
+    ends(train_wm_hires.main, [*flags, "--set", "steps=1", f"init_from={weights}"], 2, text)
 
 
 @pytest.mark.parametrize("seeds, text", [
@@ -613,12 +619,12 @@ def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
     content = bytearray(shards[1].read_bytes())
     content[frames.header_offset + frames.compress_size // 2] ^= 1
     shards[1].write_bytes(content)
-    flags = ["--data", path, "--out", tmp_path / "v", "--steps", "1"]
+    flags = ["--data", path, "--out", tmp_path / "v", "--set", "steps=1"]
     ends(train_vqvae_hires.main, flags, 2, shards[1].name, "make the file again")
-    run = _train_vqvae(tmp_path / "v", path, "--steps", "1", "--skip-bad")
+    run = _train_vqvae(tmp_path / "v", path, "--set", "steps=1", "--skip-bad")
     out = capsys.readouterr().out
     assert "1 of 3 shards are damaged and left out" in out and f"{shards[1].name}.bad: " in out
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", path, run, "--steps", "1")) == 0
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", path, run, "--set", "steps=1")) == 0
     assert len(load_game_data(path)) == 360
     shards[0].write_bytes(b"")
     shards[2].write_bytes(b"")
@@ -628,8 +634,8 @@ def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
 
 
 def test_episodes_shorter_than_a_window_are_refused(ends, small_models, data_path, tmp_path):  # noqa: F811
-    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
-    flags = _wm_flags(tmp_path / "w", data_path, run, "--steps", "1", "--rollout-steps", "27")
+    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
+    flags = _wm_flags(tmp_path / "w", data_path, run, "--set", "steps=1", "--rollout-steps", "27")
     ends(train_wm_hires.main, flags, 2, "shorter than the 31 frames")
 
 
@@ -640,14 +646,14 @@ def test_short_episodes_are_left_out_with_their_number(
     short = GameData(**{n: a[kept] for n, a in game_data.arrays().items()}, meta=game_data.meta)
     save_game_data(tmp_path / "data.npz", short)
     checkpoint.save_checkpoint(tmp_path / "v.pt", "vqvae", vqvae)
-    flags = _wm_flags(tmp_path / "w", tmp_path / "data.npz", tmp_path / "v.pt", "--steps", "1")
+    flags = _wm_flags(tmp_path / "w", tmp_path / "data.npz", tmp_path / "v.pt", "--set", "steps=1")
     assert train_wm_hires.main([*flags, "--rollout-steps", "20"]) == 0
     text = "1 of 18 episodes are shorter than a window of 24 frames: left out of the longest"
     assert text in capsys.readouterr().out
 
 
 def test_tokens_out_of_range_are_refused(small_models, data_path, tmp_path):  # noqa: F811
-    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     path = tmp_path / "tokens.npz"
     tokenize_atari.main(["--data", str(data_path), "--vqvae", str(run), "--out", str(path)])
     vqvae, _ = load_vqvae(run / "last.pt")
@@ -662,8 +668,8 @@ def test_tokens_out_of_range_are_refused(small_models, data_path, tmp_path):  # 
 @pytest.fixture
 def world_run(small_models, data_path, tmp_path):  # noqa: F811
     """A finished world-model run of two steps."""
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "2")) == 0
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=2")) == 0
     return next((tmp_path / "w" / "runs").iterdir())
 
 
@@ -673,7 +679,7 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
     tokens = data_path.with_name("tokens.npz")
     before = tokens.read_bytes(), _content(world_run)
     resume = ["--resume", world_run]
-    other = _train_vqvae(tmp_path / "other", data_path, "--steps", "1", "--seed", "1")
+    other = _train_vqvae(tmp_path / "other", data_path, "--set", "steps=1", "--seed", "1")
     own = (world_run / "vqvae.pt").read_bytes(), (world_run / "vqvae.pt.sha256").read_bytes()
     for name in ("vqvae.pt", "vqvae.pt.sha256"):
         (world_run / name).write_bytes((other / name.replace("vqvae", "last")).read_bytes())
@@ -695,16 +701,16 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
 
 def test_resume_refuses_weights_that_no_run_saved(world_run, data_path, ends, tmp_path):  # noqa: F811
     """As those that are shipped, copied into a run's folder."""
-    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     for script, run, kind in (
         (train_wm_hires, world_run, "world_model"), (train_vqvae_hires, vqvae_run, "vqvae"),
     ):  # fmt: skip
         state = checkpoint.load_last(run, kind)
-        model = checkpoint.build_model(state, run)
-        kept = {key: state[key] for key in ("step", "train_args", "emulator")}
+        model = build_model(state, run)
+        kept = {key: state[key] for key in ("step", "recipe", "emulator")}
         checkpoint.save_checkpoint(run / "last.pt", kind, model, **kept)
         text = f"{run / 'last.pt'} holds weights without optimizer, ema, best, rng, "
-        ends(script.main, ["--resume", run], 2, text, "--init-from")
+        ends(script.main, ["--resume", run], 2, text, "init_from=")
 
 
 def test_resume_refuses_other_rewards_under_the_same_tokens(
@@ -716,52 +722,61 @@ def test_resume_refuses_other_rewards_under_the_same_tokens(
     ends(train_wm_hires.main, flags, 2, "was trained on other data")
     path = world_run / "last.pt"
     state = checkpoint.load_checkpoint(path, "world_model")
-    model = checkpoint.build_model(state, path)
+    model = build_model(state, path)
     of_a_file = ("format", "kind", "config", "model", "data_sha256")  # the last not in older ones
     kept = {key: value for key, value in state.items() if key not in of_a_file}
     checkpoint.save_checkpoint(path, "world_model", model, **kept)
-    assert train_wm_hires.main([*map(str, flags), "--steps", "3"]) == 0
+    assert train_wm_hires.main([*map(str, flags), "--set", "steps=3"]) == 0
 
 
 def test_resume_logs_changed_flags_and_keeps_them(world_run, capsys):
-    flags = ["--steps", "4", "--lr", "1e-4", "--batch-size", "2"]
+    flags = ["--set", "steps=4", "--lr", "1e-4", "--batch-size", "2"]
     assert train_wm_hires.main(["--resume", str(world_run), *flags]) == 0
     lines = [json.loads(line) for line in (world_run / "metrics.jsonl").read_text().splitlines()]
-    changed = [line["changed_flags"] for line in lines if "changed_flags" in line]
+    changed = [line["changed"] for line in lines if "changed" in line]
     assert changed == [{"steps": 4, "lr": 1e-4, "batch_size": 2}]
     assert "changed since the run began" in capsys.readouterr().out
-    assert read_config(world_run)["args"]["lr"] == 1e-4
+    assert read_config(world_run)["recipe"]["lr"] == 1e-4
 
 
 def test_resume_goes_by_the_epochs_that_are_given_instead_of_steps(world_run):
-    stored = read_config(world_run)["args"]
-    flags = ["--epochs", str(stored["epochs"]), "--samples-per-epoch", "2", "--batch-size", "50"]
+    stored = read_config(world_run)["recipe"]
+    flags = ["--epochs", str(stored["epochs"]), "--batch-size", "50"]
+    flags += ["--set", "samples_per_epoch=2"]
     assert train_wm_hires.main(["--resume", str(world_run), *flags]) == 0
     assert checkpoint.load_last(world_run, "world_model")["num_steps"] == 4
-    assert read_config(world_run)["args"]["steps"] is None
+    assert read_config(world_run)["recipe"]["steps"] == 0
 
 
-def test_resume_undoes_compile_and_refuses_smoke(world_run, ends):
+def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(world_run, ends):
     before = _content(world_run)
     for script in (train_wm_hires, train_vqvae_hires):
-        ends(script.main, ["--resume", world_run, "--smoke"], 2, "--smoke", "leave it out")
+        for setting in ("is_smoke=true", "init_from=a.pt"):
+            ends(script.main, ["--resume", world_run, "--set", setting], 2, setting[:8], "leave it")
+        ends(script.main, ["--resume", world_run, "--preset", "smoke"], 2, "leave it out")
     assert _content(world_run) == before
-    parser = train_wm_hires.build_parser()
     config = read_config(world_run)
-    config["args"]["compile"] = True
+    config["recipe"]["compile"] = True
     files.write_text(world_run / "config.json", json.dumps(config))
-    args = parse_resumable(parser, ["--resume", str(world_run), "--no-compile"])
-    assert args.changed == {"compile": False} and not args.compile
+    asked = ["--resume", str(world_run), "--set", "compile=false"]
+    parsed = flags_of.parse(train_wm_hires.build_parser(), WORLD_MODEL_PRESETS, asked)
+    assert parsed.changed == {"compile": False} and not parsed.recipe.compile
+
+
+def test_a_run_without_a_recipe_is_not_resumed(world_run, ends):
+    config = {k: v for k, v in read_config(world_run).items() if k != "recipe"}
+    files.write_text(world_run / "config.json", json.dumps(config))
+    ends(train_wm_hires.main, ["--resume", world_run], 2, "older version", "init_from=")
 
 
 def test_the_tokenizer_does_not_move_while_the_world_model_trains(
     small_models, data_path, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
-    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     loaded, real = [], load_vqvae
     keep = lambda path: loaded.append(real(path)) or loaded[-1]  # noqa: E731
     monkeypatch.setattr(checkpoint, "load_vqvae", keep)
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--steps", "3")) == 0
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--set", "steps=3")) == 0
     ((vqvae, _),) = loaded
     assert not vqvae.training
     assert checkpoint.model_sha256(vqvae) == checkpoint.model_sha256(real(run / "last.pt")[0])
@@ -778,9 +793,9 @@ def test_divergence_dumps_the_batch_and_keeps_the_last_good_state(
         return original(trainer)
 
     monkeypatch.setattr(train_vqvae_hires.Trainer, "train_step", broken)
-    flags = ["--data", data_path, "--out", tmp_path / "v", "--steps", "20"]
-    flags += ["--save-minutes", "1e-9"]
-    ends(train_vqvae_hires.main, flags, 3, "nan_batch.npz", "--resume", "--lr 0.001")
+    flags = ["--data", data_path, "--out", tmp_path / "v", "--set", "steps=20"]
+    flags += ["--set", "save_minutes=1e-9"]
+    ends(train_vqvae_hires.main, flags, 3, "nan_batch.npz", "--resume", "--set lr=0.001")
     run = next((tmp_path / "v" / "runs").iterdir())
     arrays, meta = npz.read_npz(run / "nan_batch.npz", {"frames": (np.uint8, (84, 64, 3))})
     assert len(arrays["frames"]) == 16 and meta["step"] == 8
@@ -800,7 +815,7 @@ def test_weights_that_are_not_finite_never_replace_a_good_save(world_run, monkey
 
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", spoiled)
     with pytest.raises(errors.DivergedError, match="weight position is not finite"):
-        train_wm_hires.main(["--resume", str(run), "--steps", "3"])
+        train_wm_hires.main(["--resume", str(run), "--set", "steps=3"])
     assert (run / "last.pt").read_bytes() == before
 
 
@@ -817,9 +832,9 @@ def test_out_of_memory_advises_half_the_batch(error, ends, world_run, monkeypatc
         raise error
 
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", exhausted)
-    flags = ["--resume", world_run, "--steps", "9", "--batch-size", "6"]
-    flags += ["--rollout-batch-size", "4"]
-    ends(train_wm_hires.main, flags, 1, "out of memory", "--batch-size 3", "--rollout-batch-size 2")
+    flags = ["--resume", world_run, "--set", "steps=9", "--batch-size", "6"]
+    flags += ["--set", "rollout_batch_size=4"]
+    ends(train_wm_hires.main, flags, 1, "out of memory", "batch_size=3 rollout_batch_size=2")
     assert (world_run / "last.pt").read_bytes() == before
 
 
@@ -830,15 +845,15 @@ def test_paths_with_spaces_and_unicode_and_home_and_links(
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     (home / "link.npz").symlink_to(os.path.relpath(data_path, home))
-    assert train_vqvae_hires.main(["--data", "~/link.npz", "--out", "~/o", "--steps", "1"]) == 0
+    assert train_vqvae_hires.main(["--data", "~/link.npz", "--out", "~/o", "--set", "steps=1"]) == 0
     run = next((home / "o" / "runs").iterdir())
     monkeypatch.chdir(home)
     flags = ["--data", "link.npz", "--vqvae", str(run), "--out", "o", "--tokens", "t [1].npz"]
-    assert train_wm_hires.main([*flags, "--steps", "1", "--rollout-steps", "2"]) == 0
+    assert train_wm_hires.main([*flags, "--set", "steps=1", "--rollout-steps", "2"]) == 0
     world = sorted((home / "o" / "runs").iterdir())[-1]
     monkeypatch.chdir("/")
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")  # the clock jumps
-    assert train_wm_hires.main(["--resume", str(world), "--steps", "2"]) == 0
+    assert train_wm_hires.main(["--resume", str(world), "--set", "steps=2"]) == 0
     assert checkpoint.load_last(world, "world_model")["step"] == 2
     assert not [p for p in home.rglob("*.tmp")]
 
@@ -903,7 +918,7 @@ def test_the_locale_c_and_a_reader_that_leaves_lose_nothing(tmp_path):
 
 
 def test_without_a_terminal_no_control_codes_are_written(data_path, capfd, small_models, tmp_path):  # noqa: F811
-    _train_vqvae(tmp_path / "v", data_path, "--steps", "2")
+    _train_vqvae(tmp_path / "v", data_path, "--set", "steps=2")
     out, err = capfd.readouterr()
     assert "\r" not in out + err and "\x1b" not in out + err
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import SMALL_VQVAE
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.models.weights import build_model, load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.files import file_sha256
 
@@ -47,7 +47,7 @@ def test_weights_that_no_file_of_its_size_can_hold_are_refused(world_model, tmp_
 def test_a_checkpoint_rebuilds_the_model_from_itself(vqvae, tmp_path):
     _save(tmp_path / "a.pt", vqvae, step=7)
     state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
-    model = checkpoint.build_model(state, tmp_path / "a.pt")
+    model = build_model(state, tmp_path / "a.pt")
     assert state["step"] == 7 and model.config == vqvae.config
     for name, tensor in vqvae.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
@@ -60,7 +60,7 @@ def test_loading_draws_no_random_numbers(vqvae, world_model, tmp_path):
     before = torch.get_rng_state()
     for kind, model in models.items():
         state = checkpoint.load_checkpoint(tmp_path / f"{kind}.pt", kind)
-        built = checkpoint.build_model(state, tmp_path)
+        built = build_model(state, tmp_path)
         assert built.state_dict().keys() == model.state_dict().keys()
         assert all(torch.equal(v, model.state_dict()[k]) for k, v in built.state_dict().items())
     assert torch.equal(torch.get_rng_state(), before)
@@ -405,7 +405,7 @@ def test_a_config_of_another_version_is_refused_by_name(vqvae, tmp_path):
     state = checkpoint.load_checkpoint(tmp_path / "a.pt", "vqvae")
     state["config"]["colours"] = 3
     with pytest.raises(ValueError, match="config is of another version.*colours"):
-        checkpoint.build_model(state, tmp_path / "a.pt")
+        build_model(state, tmp_path / "a.pt")
 
 
 def test_another_architecture_is_not_continued(vqvae, tmp_path):
@@ -430,4 +430,4 @@ def test_a_foreign_weight_is_refused_by_name(name, value, text, vqvae, tmp_path)
     if value is None:
         del state["model"][name]
     with pytest.raises(ValueError, match=f"weight {name} {text}"):
-        checkpoint.build_model(state, tmp_path / "a.pt")
+        build_model(state, tmp_path / "a.pt")

@@ -51,9 +51,7 @@ def test_tokens_are_those_of_the_cpu(vqvae, game_data, monkeypatch):
 @needs_cuda
 def test_a_dream_is_that_of_the_cpu(vqvae, world_model, frames, monkeypatch):
     monkeypatch.setattr(device, "has_fast_bfloat16", lambda device: False)
-    engines = [
-        DreamEngine(*copy.deepcopy((vqvae, world_model)), name) for name in ("cpu", "cuda")
-    ]
+    engines = [DreamEngine(*copy.deepcopy((vqvae, world_model)), name) for name in ("cpu", "cuda")]
     tokens = torch.from_numpy(engines[0].encode(frames.reshape(-1, *frames.shape[2:])))
     logits = []
     for engine in engines:
@@ -84,13 +82,13 @@ def test_a_compiled_dream_is_that_of_the_model(name, vqvae, world_model, frames,
 
 
 @needs_cuda
-@pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
+@pytest.mark.parametrize("flags", [[], ["--set", "compile=true"]], ids=["eager", "compiled"])
 def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path):  # noqa: F811
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "20", "--device", "cuda")
-    more = ["--steps", "20", "--device", "cuda", "--rollout-start", "0.3", *flags]
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=20", "--device", "cuda")
+    more = ["--set", "steps=20", "--device", "cuda", "--set", "rollout_start=0.3", *flags]
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *more)) == 0
     run = next((tmp_path / "w" / "runs").iterdir())
-    assert train_wm_hires.main(["--resume", str(run), "--steps", "40"]) == 0
+    assert train_wm_hires.main(["--resume", str(run), "--set", "steps=40"]) == 0
     assert [line["step"] for line in _metrics(run) if "lr" in line] == list(range(5, 41, 5))
 
 
@@ -98,15 +96,28 @@ def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path)
     pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=needs_cuda),
 ])  # fmt: skip
 def test_a_compiled_training_has_the_gradients_of_the_model(
-    name, data_path, tmp_path, monkeypatch  # noqa: F811
+    name,
+    data_path,
+    tmp_path,
+    monkeypatch,  # noqa: F811
 ):
     """Of its full size: on an H100 those of torch 2.11 were a hundred thousand times too large."""
     small = functools.partial(VQVAEConfig, **SMALL_VQVAE)
     monkeypatch.setattr(train_vqvae_hires, "VQVAEConfig", small)
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "10", "--device", name)
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=10", "--device", name)
     norms = []
-    for flags in ([], ["--compile"]):
-        more = ["--steps", "10", "--batch-size", "8", "--positions", "0", "--device", name, *flags]
+    for flags in ([], ["--set", "compile=true"]):
+        more = [
+            "--set",
+            "steps=10",
+            "--batch-size",
+            "8",
+            "--set",
+            "num_cells=0",
+            "--device",
+            name,
+            *flags,
+        ]
         folder = tmp_path / ("compiled" if flags else "plain")
         assert train_wm_hires.main(_wm_flags(folder, data_path, vqvae, *more)) == 0
         run = next((folder / "runs").iterdir())
@@ -145,7 +156,7 @@ def test_two_devices_train_under_torchrun(data_path, tmp_path):  # noqa: F811
     driver.write_text(DRIVER.replace("has_fast_bfloat16 =", "unchanged ="))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                str(driver), "vqvae", "--data", str(data_path), "--out", str(tmp_path),
-               "--steps", "20"]  # fmt: skip
+               "--set", "steps=20"]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, check=True, timeout=300)
     assert next((tmp_path / "runs").iterdir()).joinpath("last.pt").exists()

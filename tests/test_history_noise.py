@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from v2.train.history_noise import MAX_PATCH, MAX_UNIFORM_SHARE, NUM_DRAWS, PASTED_SHARE, add_noise
+from v2.train.history_noise import MAX_PATCH, NUM_DRAWS, PASTED_SHARE, add_noise
 
 GRID = (21, 16)
 BALL, WALL, FLOOR = 7, 3, 1
@@ -31,7 +31,7 @@ def test_an_object_is_dropped_doubled_or_shifted(mistake, balls, first):
     window = _window()
     before = window.copy()
     draws = _draws(mistake / 3 + 0.01, first / 4)
-    noisy = add_noise(window, window[:, 0], GRID, "plausible", 1.0, draws)
+    noisy = add_noise(window, window[:, 0], GRID, 1.0, draws)
     assert (window == before).all()
     noisy = noisy.reshape(4, *GRID)
     assert [tuple(cell) for cell in np.argwhere(noisy[3] == BALL)] == balls
@@ -47,23 +47,11 @@ def test_a_patch_of_another_frame_is_pasted_where_it_stays(first):
     draws[0, 1], draws[0, 3] = 0, 0 if first == 0 else 0.99
     other = np.full(GRID, FLOOR)
     other[:, 0], other[15, 3] = WALL, BALL  # differs at the ball it lacks and at its own
-    noisy = add_noise(window, other.reshape(1, -1), GRID, "plausible", 1.0, draws)
+    noisy = add_noise(window, other.reshape(1, -1), GRID, 1.0, draws)
     noisy, truth = noisy.reshape(4, *GRID), window[0, :4].reshape(4, *GRID)
     assert (noisy[first:, 15, 3] == BALL).all() and (noisy[:first] == truth[:first]).all()
     noisy[first:, 15, 3] = FLOOR
     assert (noisy == truth).all()
-
-
-@pytest.mark.parametrize("first", [0, 2])
-@pytest.mark.parametrize("rows", [8, 21])
-def test_time_stands_still_above_a_row(first, rows):
-    window, draws = _window(), np.zeros((1, NUM_DRAWS))
-    draws[0, 1:4] = 0.99, first / 3 + 0.01, (rows - 0.5) / 42
-    noisy = add_noise(window, window[:, 0], GRID, "standing", 1.0, draws).reshape(4, *GRID)
-    truth = window[0, :4].reshape(4, *GRID)
-    assert (noisy[first:, :rows] == truth[3, :rows]).all()
-    assert (noisy[:first] == truth[:first]).all() and (noisy[:, rows:] == truth[:, rows:]).all()
-    assert (noisy != truth).any()
 
 
 def test_what_is_pasted_is_small_and_whole():
@@ -71,7 +59,7 @@ def test_what_is_pasted_is_small_and_whole():
     windows, others = rng.integers(0, 16, (90, 5, 336)), rng.integers(16, 32, (90, 336))
     draws = rng.random((90, NUM_DRAWS))
     draws[:, 1] = 0
-    noisy = add_noise(windows, others, GRID, "plausible", 1.0, draws).reshape(90, 4, *GRID)
+    noisy = add_noise(windows, others, GRID, 1.0, draws).reshape(90, 4, *GRID)
     for k in range(90):
         is_other = noisy[k, 3] >= 16
         cells = np.argwhere(is_other)
@@ -85,25 +73,15 @@ def test_a_frame_where_nothing_stands_out_stays():
     draws = np.full((2, NUM_DRAWS), 0.4)
     for pasted in (0, PASTED_SHARE):
         draws[:, 1] = pasted
-        assert (add_noise(still, still[:, 0], GRID, "plausible", 1.0, draws) == FLOOR).all()
+        assert (add_noise(still, still[:, 0], GRID, 1.0, draws) == FLOOR).all()
 
 
-@pytest.mark.parametrize("kind", ["plausible", "standing", "uniform"])
-def test_the_rate_is_the_share_of_samples_with_a_mistake(kind):
+def test_the_rate_is_the_share_of_samples_with_a_mistake():
     rng = np.random.default_rng(0)
     window = np.repeat(_window(), 400, axis=0)
     for rate in (0, 0.25):
         draws = rng.random((400, NUM_DRAWS))
-        noisy = add_noise(window, window[:, -1], GRID, kind, rate, draws)
+        noisy = add_noise(window, window[:, -1], GRID, rate, draws)
         share = (noisy != window[:, :4]).any((1, 2)).mean()
         assert abs(share - rate) <= 0.06
     assert set(np.unique(noisy)) == {BALL, WALL, FLOOR}
-
-
-def test_uniform_noise_is_bounded():
-    rng = np.random.default_rng(0)
-    window = rng.integers(0, 32, (50, 5, 336))
-    draws = rng.random((50, NUM_DRAWS))
-    noisy = add_noise(window, window[:, 0], GRID, "uniform", 1.0, draws)
-    share = (noisy != window[:, :4]).mean((1, 2))
-    assert 0.02 < share.mean() and share.max() < MAX_UNIFORM_SHARE + 0.02

@@ -1,6 +1,7 @@
 """Collect, train, tokenize, train and play with the real emulator, for a few steps each."""
 
 import argparse
+import dataclasses
 import functools
 import importlib
 import json
@@ -27,9 +28,10 @@ from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAEConfig
 from v2.models.weights import load_vqvae, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.run_dir import plain_args
 from v2.train import ablations, pipeline, train_vqvae_hires, train_wm_hires
+from v2.train import flags as flags_of
 from v2.train.pipeline import Pipeline
+from v2.train.recipe import WORLD_MODEL_PRESETS, VQVAERecipe, WorldModelRecipe
 
 
 def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys):
@@ -41,10 +43,21 @@ def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys)
     out, data = str(tmp_path), str(tmp_path / "atari_game_data.npz")
     tokens = str(tmp_path / "atari_tokens_hires.npz")
     assert collect_atari.main(["--frames", "1200", "--workers", "1", "--out", out]) == 0
-    assert train_vqvae_hires.main(["--data", data, "--out", out, "--steps", "30"]) == 0
+    assert train_vqvae_hires.main(["--data", data, "--out", out, "--set", "steps=30"]) == 0
     vqvae = str(sorted((tmp_path / "runs").iterdir())[-1])
     assert tokenize_atari.main(["--data", data, "--vqvae", vqvae, "--out", tokens]) == 0
-    flags = ["--data", data, "--tokens", tokens, "--vqvae", vqvae, "--out", out, "--steps", "10"]
+    flags = [
+        "--data",
+        data,
+        "--tokens",
+        tokens,
+        "--vqvae",
+        vqvae,
+        "--out",
+        out,
+        "--set",
+        "steps=10",
+    ]
     assert train_wm_hires.main([*flags, "--batch-size", "2", "--rollout-steps", "3"]) == 0
     run = sorted((tmp_path / "runs").iterdir())[-1]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -127,9 +140,9 @@ def test_a_stopped_recording_is_made_again_and_one_of_yours_is_kept(tmp_path, mo
 
     monkeypatch.setattr(Pipeline, "run", run)
     with pytest.raises(SystemExit):
-        Pipeline(tmp_path, "breakout", False).collect(data, 100)
-    Pipeline(tmp_path, "breakout", False).collect(data, 100)  # goes on where it stopped
-    Pipeline(tmp_path, "breakout", False).collect(data, 100)  # whatever is there now is whole
+        Pipeline(tmp_path, "breakout", "default").collect(data, 100)
+    Pipeline(tmp_path, "breakout", "default").collect(data, 100)  # goes on where it stopped
+    Pipeline(tmp_path, "breakout", "default").collect(data, 100)  # whatever is there now is whole
     assert runs == [False, True]
 
 
@@ -145,9 +158,9 @@ def test_a_recording_made_by_hand_after_a_stop_is_kept(tmp_path, monkeypatch):
     parts = [True, False]
     while parts:
         with pytest.raises(SystemExit):
-            Pipeline(tmp_path, "breakout", False).collect(data, 100)
+            Pipeline(tmp_path, "breakout", "default").collect(data, 100)
         data.write_bytes(b"by hand")
-        Pipeline(tmp_path, "breakout", False).collect(data, 100)
+        Pipeline(tmp_path, "breakout", "default").collect(data, 100)
         assert data.read_bytes() == b"by hand" and list(tmp_path.iterdir()) == [data]
         data.unlink()
 
@@ -178,7 +191,10 @@ def stages(game_data, vqvae, world_model, monkeypatch):
             )
         folder = args.out / "runs" / f"20260101_0000{next(made):02}"
         folder.mkdir(parents=True)
-        config = {"kind": kind, "args": plain_args(args), "is_smoke": args.smoke}
+        presets = pipeline.RECIPES[kind]
+        recipe = flags_of.parse(module.build_parser(), presets, list(map(str, flags))).recipe
+        config = {"kind": kind, "args": flags_of.plain_args(args),
+                  "recipe": dataclasses.asdict(recipe), "is_smoke": recipe.is_smoke}  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
         status = {"is_finished": True, "step": 10, "minutes": 7.0}
         (folder / "status.json").write_text(json.dumps(status))
@@ -198,12 +214,21 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
         pipeline.COLLECT, pipeline.TRAIN_VQVAE, pipeline.TOKENIZE, pipeline.TRAIN_WM,
         pipeline.EVALUATE,
     ]  # fmt: skip
-    assert all(args.smoke == (preset == "smoke") for _, args in stages if "smoke" in args)
+    assert all(args.preset == preset for _, args in stages if "preset" in args)
     judged = stages[-1][1]  # its results are kept beside the weights
     assert judged.json.parent == judged.model_card.parent == Path(judged.checkpoint).parent
-    if preset == "default":  # what ends in two hours
-        args = stages[3][1]
-        assert args.epochs * args.samples_per_epoch == 2500 * args.batch_size
+
+
+def test_a_run_of_another_preset_is_left_out(stages, tmp_path, capsys):
+    assert pipeline.main(["--out", str(tmp_path)]) == 0
+    assert pipeline.main(["--preset", "long", "--out", str(tmp_path)]) == 0
+    trained = [args.preset for script, args in stages if script.startswith("train/")]
+    assert trained == ["default"] * 2 + ["long"] * 2
+    assert "is not of the long recipe" in capsys.readouterr().out
+
+
+def test_the_default_recipe_ends_in_two_hours():
+    assert WorldModelRecipe().num_steps(10**6) == 2500
 
 
 def test_the_gold_set_is_found_however_the_game_is_spelt(stages, tmp_path):
@@ -288,17 +313,17 @@ def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatc
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
     monkeypatch.setattr(pipeline, "window_flops", window_flops)
 
-    def share(**args):
-        config, status = {"kind": "", "args": args}, {"step": 100, "minutes": 2.0}
+    def share(recipe):
+        kind = "vqvae" if isinstance(recipe, VQVAERecipe) else "world_model"
+        config = {"kind": kind, "args": {"seed": 0}, "recipe": dataclasses.asdict(recipe)}
+        status = {"step": 100, "minutes": 2.0}
         (tmp_path / "config.json").write_text(json.dumps(config))
         (tmp_path / "status.json").write_text(json.dumps(status))
         return pipeline.share_of_peak(tmp_path, 100)
 
-    assert share(batch_size=16) == ", 40 GFLOP/s: 40% of the matrix product"
-    rollouts = {"rollout_steps": 5, "rollout_ratio": 1.0, "rollout_start": 0.6, "seed": 0}
-    rollouts |= {"batch_size": 32, "rollout_batch_size": 12, "positions": 96}
+    assert share(VQVAERecipe(batch_size=16)) == ", 40 GFLOP/s: 40% of the matrix product"
     for whole_share, num_whole in ((0.0, 0), (0.1, 10)):
-        text = share(whole_share=whole_share, **rollouts)
+        text = share(WorldModelRecipe(whole_share=whole_share, rollout_ratio=1.0))
         rate = (60 * 32 * 1 + (40 + 2 * num_whole) * 12 * 5 * 5) / 120  # whole: three times
         assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
 
@@ -310,7 +335,7 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
         flags = [str(flag) for flag in flags]
         calls.append((script, flags))
         if script.startswith("train/"):
-            args = train_wm_hires.build_parser().parse_args(flags)
+            args = flags_of.parse(train_wm_hires.build_parser(), WORLD_MODEL_PRESETS, flags).args
             run_dir = args.out / "runs" / "20260101_000000"
             run_dir.mkdir(parents=True)
             (run_dir / "last.pt").touch()
@@ -322,14 +347,14 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     judged = [flags for script, flags in calls if script.startswith("eval/")]
     assert len(trained) == len(judged) == len(ablations.ROWS)
     assert all(flags[flags.index("--data") + 1] == "x/d.npz" for flags in judged)
-    plain = ablations.BASE | {"rollout-ratio": "0", "whole-share": "0"}
+    plain = dataclasses.replace(ablations.BASE, rollout_ratio=0.0, whole_share=0.0)
     assert ablations.num_steps(1000, plain) == 1000
-    whole = plain | {"whole-share": "0.5"}
+    whole = dataclasses.replace(plain, whole_share=0.5)
     assert ablations.num_steps(1000, whole) == round(1000 / (0.5 + 0.5 * ablations.WHOLE_COST))
-    unrolled = plain | {"rollout-ratio": "1", "rollout-start": "0"}
+    unrolled = dataclasses.replace(plain, rollout_ratio=1.0, rollout_start=0.0)
     cost = 60 / 32
     assert ablations.num_steps(1000, unrolled) == round(1000 / cost)
-    both = unrolled | {"whole-share": "1"}
+    both = dataclasses.replace(unrolled, whole_share=1.0)
     assert ablations.num_steps(1000, both) == round(1000 / (cost * ablations.WHOLE_COST))
     assert "| change | steps |" in capsys.readouterr().out
     with pytest.raises(ValueError, match='begun with .*"budget": "1000".*another --out'):

@@ -69,11 +69,11 @@ def test_a_million_frames_train_within_8_gb(tmp_path):
     for shard in range(NUM_SHARDS):
         _write_shard(tmp_path / f"{DATA_NAME}-{shard:05d}.npz", shard)
     data, tokens = tmp_path / f"{DATA_NAME}.npz", tmp_path / f"{TOKENS_NAME}.npz"
-    flags = ["--data", data, "--out", tmp_path, "--steps", "3"]
+    flags = ["--data", data, "--out", tmp_path, "--set", "steps=3"]
     peaks = {"vqvae": _peak_mb("vqvae", *flags)}
     (vqvae,) = (tmp_path / "runs").iterdir()
-    more = ["--tokens", tokens, "--vqvae", vqvae, "--batch-size", "4", "--rollout-batch-size", "4",
-            "--rollout-start", "0.5", "--rollout-ratio", "1"]  # fmt: skip
+    more = ["--tokens", tokens, "--vqvae", vqvae, "--batch-size", "4", "--rollout-ratio", "1",
+            "--set", "rollout_batch_size=4", "rollout_start=0.5"]  # fmt: skip
     for name in ("tokens and world model", "world model"):  # the second time the tokens are there
         peaks[name] = _peak_mb("world_model", *flags, *more)
     print(f"\n{num_frames} frames, peak of private memory (with mapped pages), MB: {peaks}")

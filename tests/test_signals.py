@@ -47,7 +47,7 @@ def _slow(number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, _slow(signal.SIGTERM), _slow(signal.SIGHUP)])
 def test_training_saves_and_prints_the_command_that_resumes(number, data_path, tmp_path):  # noqa: F811
-    flags = ["--data", data_path, "--out", tmp_path, "--steps", MANY]
+    flags = ["--data", data_path, "--out", tmp_path, "--set", f"steps={MANY}"]
     process = _start(DRIVER, "vqvae", *flags)
     _wait_for(lambda: list(tmp_path.glob("runs/*/metrics.jsonl")), process)
     process.send_signal(number)
@@ -72,7 +72,7 @@ cli.run""")
 
 
 def test_the_second_signal_leaves_at_once_and_the_old_checkpoint_stays(data_path, tmp_path):  # noqa: F811
-    flags = ["--data", data_path, "--out", tmp_path, "--steps", "9", "--save-minutes", "1e-9"]
+    flags = ["--data", data_path, "--out", tmp_path, "--set", "steps=9", "save_minutes=1e-9"]
     process = _start(SLOW_STEP, "vqvae", *flags)
     _wait_for(lambda: list(tmp_path.glob("runs/*/last-1.pt")), process)
     assert any("in the third step" in line for line in process.stdout)
@@ -193,7 +193,7 @@ def test_training_that_is_stopped_while_it_makes_tokens_writes_nothing(
 
     monkeypatch.setattr(tokens, "encode_frames", interrupted)
     before = set(tmp_path.iterdir())
-    flags = _wm_flags(tmp_path / "w", data_path, tmp_path / "v.pt", "--steps", "1")
+    flags = _wm_flags(tmp_path / "w", data_path, tmp_path / "v.pt", "--set", "steps=1")
     assert train_wm_hires.main(flags) == 143
     assert "run the same command again" in capsys.readouterr().out
     assert set(tmp_path.iterdir()) == before

@@ -111,7 +111,7 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         train_wm_hires, "WorldModelConfig", functools.partial(config, **SIZES[1])
     )
-    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "1")
+    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     soak, real = Soak("train", 1000), train_wm_hires.Trainer.train_step
 
     def counted(trainer):
@@ -121,7 +121,7 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
         return done
 
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", counted)
-    flags = ["--steps", str(soak.num_steps), "--rollout-steps", "3", "--rollout-start", "0",
-             "--save-minutes", "0.1", "--eval-steps", str(soak.per_block)]  # fmt: skip
+    flags = ["--set", f"steps={soak.num_steps}", "--rollout-steps", "3", "--set", "rollout_start=0",
+             "--set", "save_minutes=0.1", f"eval_steps={soak.per_block}"]  # fmt: skip
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, *flags)) == 0
     soak.check()

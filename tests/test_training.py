@@ -1,5 +1,6 @@
 """The training scripts on a synthetic game with known truth, with small models."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -30,7 +31,8 @@ from v2.runtime.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
 from v2.train.optim import GradientGuard, Optimizers
-from v2.train.sampling import FEW_WINDOWS, HardWindows, Rows, read_windows, step_rng
+from v2.train.recipe import VQVAERecipe, WorldModelRecipe
+from v2.train.sampling import Rows, read_windows, step_rng
 from v2.train.wm_loss import WorldModelLoss
 
 
@@ -64,11 +66,11 @@ def _wm_flags(folder: Path, data: Path, vqvae: Path, *flags) -> list[str]:
 
 def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, tmp_path):
     """The world model learns which way each action moves the block, and a shift would show."""
-    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "250", "--eval-steps", "250")
+    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=250", "eval_steps=250")
     tokens_path = data_path.with_name("tokens.npz")
     assert tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae_run), "--out",
                                 str(tokens_path)]) == 0  # fmt: skip
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae_run, "--steps", "400", "--eval-steps", "400",
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae_run, "--set", "steps=400", "eval_steps=400",
                       "--rollout-steps", "2", "--lr", "1e-2")  # fmt: skip
     assert train_wm_hires.main(flags) == 0
     run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
@@ -95,7 +97,7 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
 
 
 def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_path, tmp_path):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
     batches = []
     original = train_wm_hires.Trainer.train_step
 
@@ -107,7 +109,7 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_wm_hires.Trainer, "train_step", noting)
         for noise in ("0", "1"):
-            flags = ["--steps", "1", "--history-noise", noise, "--noise-kind", "uniform"]
+            flags = ["--set", "steps=1", f"history_noise={noise}"]
             assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
     plain, noisy = batches
     assert "history" not in plain and (plain["tokens"] == noisy["tokens"]).all()
@@ -118,33 +120,32 @@ def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_pat
     """Epochs times samples over the batch; 0: as many draws as there are; a time limit saves."""
     rows, windows = 18 * 30, 18 * 26
     flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
-    run = _train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--samples-per-epoch",
-                       "0", "--unquantized", "0")  # fmt: skip
+    run = _train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--set",
+                       "samples_per_epoch=0", "unquantized=0")  # fmt: skip
     state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert (state["step"], state["num_steps"]) == (1, 3 * rows // 4)
     for samples, num_steps in (("0", 2 * windows // 4), ("40", 20)):
-        more = [*flags, "--epochs", "2", "--samples-per-epoch", samples, "--no-importance"]
+        more = [*flags, "--epochs", "2", "--set", f"samples_per_epoch={samples}"]
         assert train_wm_hires.main(_wm_flags(tmp_path / samples, data_path, run, *more)) == 0
         trained = next((tmp_path / samples / "runs").iterdir())
         state = checkpoint.load_checkpoint(trained / "last.pt", "world_model")
         assert (state["step"], state["num_steps"]) == (1, num_steps)
 
 
-@pytest.mark.parametrize("module", [train_vqvae_hires, train_wm_hires])
-def test_an_epoch_is_described_as_what_it_is(module):
-    """It is drawn with repetition, by chances: no pass over the data, of whatever size."""
-    (length,) = [a for a in module.build_parser()._actions if a.dest == "samples_per_epoch"]
-    assert "drawn twice" in length.help and "0: as many draws as there are" in length.help
-    drawn = Rows(np.arange(1000)).draw(step_rng(0, 0), 1000)
+def test_draws_come_with_repetition():
+    """So an epoch is no pass over the data, of whatever size."""
+    drawn = Rows(np.arange(1000)).draw(np.random.default_rng(0), 1000)
     assert 600 < len(np.unique(drawn)) < 660  # 1 - 1/e of them
 
 
 def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, tmp_path, capsys):
     """The headline `rollout@5` is open loop. A run begun under the name before goes on."""
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "10", "--batch-size", "2",
-                      "--rollout-ratio", "1", "--rollout-start", "0")  # fmt: skip
-    assert train_wm_hires.main([*flags, "--rollout-steps", "2", "--rollout-batch-size", "2"]) == 0
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+    flags = _wm_flags(
+        tmp_path / "w", data_path, vqvae, "--batch-size", "2", "--rollout-ratio", "1",
+        "--rollout-steps", "2", "--set", "steps=10", "rollout_start=0", "rollout_batch_size=2",
+    )  # fmt: skip
+    assert train_wm_hires.main(flags) == 0
     assert "\nscheduled_loss " in capsys.readouterr().out
     run = next((tmp_path / "w" / "runs").iterdir())
     path, before = run / "metrics.jsonl", '{"step": 5, "rollout_loss": 1.0}\n'
@@ -152,15 +153,15 @@ def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, t
     assert {"scheduled_loss", "scheduled_accuracy"} <= logged[0].keys()
     assert not [name for line in logged for name in line if name.startswith("rollout")]
     path.write_text(before)
-    assert train_wm_hires.main(["--resume", str(run), "--steps", "20"]) == 0
+    assert train_wm_hires.main(["--resume", str(run), "--set", "steps=20"]) == 0
     assert path.read_text().startswith(before) and _metrics(run)[-1]["step"] == 20
 
 
 def _shipped_into(tmp_path: Path, data_path: Path, monkeypatch) -> list[str]:
     """Let shipping write here; return the flags of a world model on a VQ-VAE that was trained."""
     monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
-    vqvae = _train_vqvae(tmp_path / "atari", data_path, "--steps", "2")
-    return _wm_flags(tmp_path / "atari", data_path, vqvae, "--steps", "1")
+    vqvae = _train_vqvae(tmp_path / "atari", data_path, "--set", "steps=2")
+    return _wm_flags(tmp_path / "atari", data_path, vqvae, "--set", "steps=1")
 
 
 def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
@@ -169,7 +170,7 @@ def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
     flags = _shipped_into(tmp_path, data_path, monkeypatch)
     assert train_wm_hires.main(flags) == 0
     run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
-    assert train_wm_hires.main([*flags, "--smoke"]) == 0
+    assert train_wm_hires.main([*flags, "--set", "is_smoke=true"]) == 0
     smoke = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
     with pytest.raises(ValueError, match="is a smoke run, which is never shipped"):
         ship.main(["--run", str(smoke)])
@@ -180,40 +181,12 @@ def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
     assert kept.info["sha256"] == shipped.info["sha256"]
 
 
-def test_the_mean_of_several_runs_is_shipped(
-    small_models, data_path, tmp_path, monkeypatch, world_model
-):
-    flags = _shipped_into(tmp_path, data_path, monkeypatch)
-    for seed in ("0", "1"):
-        assert train_wm_hires.main([*flags, "--seed", seed]) == 0
-    runs = sorted((tmp_path / "atari" / "runs").iterdir())[-2:]
-    assert ship.main(["--run", runs[0].name]) == 0
-    assert ship.main(["--run", runs[1].name, "--average", "shipped"]) == 0
-    shipped = tmp_path / "atari" / "atari_world_model_hires.pt"
-    paths = [*(run / "last.pt" for run in runs), shipped]
-    loaded = [load_world_model(path) for path in paths]
-    states = [model.state_dict() for model, _ in loaded]
-    for name, weight in states[2].items():
-        mean = (states[0][name] + states[1][name]) / 2
-        assert torch.allclose(weight, mean, rtol=2e-3, atol=2e-4), name
-    assert not torch.equal(states[0]["position"], states[1]["position"])
-    assert len(loaded[2][1]["averaged_with"]) == 1 and loaded[2][1]["seen_pairs"]
-    foreign = tmp_path / "w.pt"
-    checkpoint.save_checkpoint(foreign, "world_model", world_model)
-    with pytest.raises(ValueError, match=r"w.pt was trained on the tokens of VQ-VAE None"):
-        ship.main(["--run", runs[1].name, "--average", str(foreign)])
-    assert train_wm_hires.main([*flags, "--smoke"]) == 0
-    smoke = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
-    with pytest.raises(ValueError, match="is of a smoke run, which is never shipped"):
-        ship.main(["--run", runs[1].name, "--average", "shipped", "--average", str(smoke)])
-
-
 def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
     small_models, data_path, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
-    smoke = _train_vqvae(tmp_path / "atari", data_path, "--steps", "1", "--smoke")
-    flags = _wm_flags(tmp_path / "atari", data_path, smoke, "--steps", "1")
+    smoke = _train_vqvae(tmp_path / "atari", data_path, "--set", "steps=1", "is_smoke=true")
+    flags = _wm_flags(tmp_path / "atari", data_path, smoke, "--set", "steps=1")
     assert train_wm_hires.main(flags) == 0
     run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
     assert run != smoke and not finished_runs(tmp_path / "atari", "world_model")
@@ -232,8 +205,13 @@ def test_nothing_shipped_is_replaced_by_what_the_shipped_dtype_cannot_hold(
 ):
     monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"kind": "world_model", "args": {}}))
-    checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae, train_args={})
-    extra = {"vqvae_sha256": tokenizer_sha256(vqvae), "train_args": {}}
+    checkpoint.save_checkpoint(
+        tmp_path / "vqvae.pt", "vqvae", vqvae, recipe=dataclasses.asdict(VQVAERecipe())
+    )
+    extra = {
+        "vqvae_sha256": tokenizer_sha256(vqvae),
+        "recipe": dataclasses.asdict(WorldModelRecipe()),
+    }
     with torch.no_grad():
         world_model.position[0, 0] = 1e6
     checkpoint.save_checkpoint(tmp_path / "w.pt", "world_model", world_model, **extra)
@@ -243,19 +221,19 @@ def test_nothing_shipped_is_replaced_by_what_the_shipped_dtype_cannot_hold(
 
 
 def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_path):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "1")
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=1")
     assert train_wm_hires.main(flags) == 0
     best = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
-    with pytest.raises(ValueError, match="reads 3 past actions: --past-actions must agree"):
-        train_wm_hires.main([*flags, "--init-from", str(best), "--past-actions", "0"])
+    with pytest.raises(ValueError, match="reads 3 past actions: past_actions must agree"):
+        train_wm_hires.main([*flags, "--set", f"init_from={best}", "past_actions=0"])
 
 
 def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(
     small_models, data_path, tmp_path, monkeypatch
 ):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "2")
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=2")
     assert train_wm_hires.main(flags) == 0
     old = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
     trainers, start = [], train_wm_hires.Trainer.start_from
@@ -267,7 +245,7 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
     all_layers = functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL | {"local_layers": 2})
     monkeypatch.setattr(train_wm_hires, "WorldModelConfig", all_layers)
     monkeypatch.setattr(train_wm_hires.Trainer, "start_from", noting)
-    assert train_wm_hires.main([*flags, "--init-from", str(old)]) == 0
+    assert train_wm_hires.main([*flags, "--set", f"init_from={old}"]) == 0
     trainer, weights = trainers[0]
     windows = read_windows(trainer.tokens, trainer.windows[1].rows[:2], 4, 1)
     trainer.model.load_state_dict(weights)
@@ -278,7 +256,7 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
 
 
 def test_the_last_steps_learn_at_all_positions(small_models, data_path, tmp_path, monkeypatch):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
     counts, call = [], WorldModelLoss.__call__
 
     def noting(loss, model, windows, is_forced, count, *draws):
@@ -286,8 +264,8 @@ def test_the_last_steps_learn_at_all_positions(small_models, data_path, tmp_path
         return call(loss, model, windows, is_forced, count, *draws)
 
     monkeypatch.setattr(WorldModelLoss, "__call__", noting)
-    flags = ["--steps", "6", "--positions", "64", "--rollout-steps", "2"]
-    flags += ["--rollout-start", "0.5", "--rollout-ratio", "1", "--whole-share", "0.34"]
+    flags = ["--set", "steps=6", "num_cells=64", "--rollout-steps", "2"]
+    flags += ["--set", "rollout_start=0.5", "--rollout-ratio", "1", "--set", "whole_share=0.34"]
     assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
     assert counts == [64, 64, 64, 64, 0, 0]
 
@@ -313,10 +291,10 @@ def test_a_compiled_model_with_wrong_gradients_is_dropped(
     monkeypatch.setattr(
         train_wm_hires, "compiled", lambda model: made.append(Compiled(model)) or made[-1]
     )
-    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--steps", "20")
-    more = "--steps", "10", "--rollout-start", "0.5", "--rollout-steps", "2"
+    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=20")
+    more = "--set", "steps=10", "rollout_start=0.5", "--rollout-steps", "2"
     norms = []
-    for name, flags in (("plain", []), ("compiled", ["--compile"])):
+    for name, flags in (("plain", []), ("compiled", ["--set", "compile=true"])):
         flags = _wm_flags(tmp_path / name, data_path, vqvae_run, *more, *flags)
         assert train_wm_hires.main(flags) == 0
         run = next((tmp_path / name / "runs").iterdir())
@@ -327,29 +305,24 @@ def test_a_compiled_model_with_wrong_gradients_is_dropped(
     assert made[0].calls == 1 if factor < 0 else made[0].calls > 10
 
 
-def test_weights_learnt_on_other_tokens_go_on_only_when_asked(small_models, data_path, tmp_path):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "1")) == 0
+def test_weights_learnt_on_other_tokens_are_refused(small_models, data_path, tmp_path):
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=1")) == 0
     first = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
-    other = _train_vqvae(tmp_path / "o", data_path, "--steps", "4", "--seed", "1")
-    flags = _wm_flags(tmp_path / "x", data_path, other, "--steps", "1")
-    with pytest.raises(ValueError, match="--other-vqvae needs --init-from"):
-        train_wm_hires.main([*flags, "--other-vqvae"])
+    other = _train_vqvae(tmp_path / "o", data_path, "--set", "steps=4", "--seed", "1")
+    flags = _wm_flags(tmp_path / "x", data_path, other, "--set", "steps=1")
     with pytest.raises(ValueError, match="was trained on the tokens of VQ-VAE"):
-        train_wm_hires.main([*flags, "--init-from", str(first)])
-    assert train_wm_hires.main([*flags, "--init-from", str(first), "--other-vqvae"]) == 0
-    second = next((tmp_path / "x" / "runs").iterdir())
-    info = load_world_model(second / "last.pt")[1]
-    assert len(info["earlier"]) == 1
-    assert train_wm_hires.main(["--resume", str(second), "--steps", "2"]) == 0
+        train_wm_hires.main([*flags, "--set", f"init_from={first}"])
 
 
 def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
-    first = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
-    second = _train_vqvae(tmp_path / "v", data_path, "--steps", "4", "--seed", "1")
+    first = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+    second = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4", "--seed", "1")
     for run, is_made in ((first, True), (first, False), (second, True)):
         capsys.readouterr()
-        assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--steps", "1")) == 0
+        assert (
+            train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--set", "steps=1")) == 0
+        )
         assert ("making it" in capsys.readouterr().out) == is_made
 
 
@@ -379,10 +352,10 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
     if kind == "vqvae":
         module, flags = train_vqvae_hires, ["--data", str(data_path)]
     else:
-        vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+        vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
         module, flags = train_wm_hires, _wm_flags(tmp_path, data_path, vqvae)[:-2]
-        flags += ["--rollout-start", "0.2", "--rollout-steps", "3", "--hard-share", "0.5"]
-    flags += ["--steps", "44", "--eval-steps", "11"]
+        flags += ["--set", "rollout_start=0.2", "--rollout-steps", "3"]
+    flags += ["--set", "steps=44", "eval_steps=11"]
     original, apply = module.Trainer.train_step, GradientGuard.apply
     at, stops = [], set()
 
@@ -413,10 +386,10 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
 def test_weights_are_averaged_from_where_a_resumed_run_is_asked_to(
     small_models, data_path, tmp_path
 ):
-    run = _train_vqvae(tmp_path, data_path, "--steps", "6", "--ema", "0")
+    run = _train_vqvae(tmp_path, data_path, "--set", "steps=6", "ema=0")
     plain = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert not plain["ema"]
-    flags = ["--resume", str(run), "--steps", "7", "--ema", "0.9"]
+    flags = ["--resume", str(run), "--set", "steps=7", "ema=0.9"]
     assert train_vqvae_hires.main(flags) == 0
     state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     name = "encoder.stem.weight"
@@ -426,21 +399,22 @@ def test_weights_are_averaged_from_where_a_resumed_run_is_asked_to(
 
 
 def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp_path):
-    first = _train_vqvae(tmp_path / "a", data_path, "--steps", "6", "--eval-steps", "6")
+    first = _train_vqvae(tmp_path / "a", data_path, "--set", "steps=6", "eval_steps=6")
     state = checkpoint.load_checkpoint(first / "last.pt", "vqvae")
     state["ema"]["encoder.stem.bias"][0] = -0.0
     model = VQVAE(VQVAEConfig(**SMALL_VQVAE))
     model.load_state_dict(state["ema"])
     checkpoint.save_checkpoint(first / "last.pt", "vqvae", model)
     begun = load_vqvae(first / "last.pt")[0]
-    flags = ("--steps", "12", "--eval-steps", "12", "--decoder-only")
-    second = _train_vqvae(tmp_path / "b", data_path, *flags, "--init-from", str(first / "last.pt"))
+    begin = f"init_from={first / 'last.pt'}"
+    flags = ("--set", "steps=12", "eval_steps=12", "decoder_only=true", begin)
+    second = _train_vqvae(tmp_path / "b", data_path, *flags)
     for name in ("last.pt", "best.pt"):
         tuned = load_vqvae(second / name)[0]
         assert tokenizer_sha256(tuned) == tokenizer_sha256(begun)
         assert checkpoint.model_sha256(tuned) != checkpoint.model_sha256(begun)
-    with pytest.raises(ValueError, match="--decoder-only needs --init-from"):
-        train_vqvae_hires.main(["--data", str(data_path), "--decoder-only"])
+    with pytest.raises(ValueError, match="decoder_only needs init_from"):
+        train_vqvae_hires.main(["--data", str(data_path), "--set", "decoder_only=true"])
 
 
 def test_a_resumed_optimizer_has_the_rates_of_todays_flags():
@@ -460,13 +434,13 @@ def test_a_resumed_optimizer_has_the_rates_of_todays_flags():
 
 
 def test_resume_refuses_another_optimizer(small_models, data_path, tmp_path, monkeypatch):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--steps", "2")) == 0
+    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=2")) == 0
     run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
     with_muon = has_fast_bfloat16(torch.device("cpu"))
     monkeypatch.setattr(train_wm_hires, "has_fast_bfloat16", lambda _: not with_muon)
     with pytest.raises(ValueError, match="saved with .*adamw, and this machine trains with"):
-        train_wm_hires.main(["--resume", str(run), "--steps", "4"])
+        train_wm_hires.main(["--resume", str(run), "--set", "steps=4"])
 
 
 def test_drawn_rows_are_those_of_choice():
@@ -481,34 +455,8 @@ def test_drawn_rows_are_those_of_choice():
             assert np.array_equal(drawn.draw(step_rng(0, step), 16), expected)
 
 
-def test_windows_come_again_by_their_loss_and_the_oldest_go():
-    hard, rng = HardWindows(size=80), np.random.default_rng(0)
-    hard.put(np.arange(8 * FEW_WINDOWS - 1), np.ones(8 * FEW_WINDOWS - 1))
-    assert not len(hard.draw(rng, 8))  # too few
-    losses = np.linspace(0, 2, 80)
-    losses[:3] = 0, 4, 1000
-    hard.put(100 + np.arange(80), losses)
-    assert set(hard.starts) == set(range(100, 180))
-    drawn = np.concatenate([hard.starts[hard.draw(rng, 10)] - 100 for _ in range(5000)])
-    shares = np.bincount(drawn, minlength=80) / len(drawn)
-    capped = np.minimum(hard.losses, 5 * hard.losses.mean())
-    order = hard.starts - 100
-    expected = np.zeros(80)
-    expected[order] = capped / capped.sum()
-    assert shares[0] == 0 and np.abs(shares - expected).max() < 0.01
-    place = np.flatnonzero(hard.starts == 101)
-    for loss, kept in ((-1.0, 4.0), (0.5, 0.5)):  # unknown, known
-        hard.remember(place, np.array([200]), np.array([loss, loss]))
-        assert hard.losses[place] == kept
-    assert sorted(hard.losses[hard.starts == 200]) == [0, 0.5]
-    again = HardWindows(size=80)
-    again.load_state_dict(hard.state_dict())
-    same = [h.draw(np.random.default_rng(1), 10) for h in (hard, again)]
-    assert np.array_equal(*same)
-
-
 def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):
-    run = _train_vqvae(tmp_path / "v", data_path, "--steps", "2")
+    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=2")
     game_data.frames[0, 0, 0, 0] += 1
     save_game_data(data_path, game_data)
     with pytest.raises(ValueError, match="was trained on other data"):
@@ -543,7 +491,7 @@ def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_pat
 
     monkeypatch.setattr(train_vqvae_hires.Trainer, "loss", infinite)
     with pytest.raises(DivergedError, match="5 steps in a row"):
-        _train_vqvae(tmp_path / "v", data_path, "--steps", "20", "--save-minutes", "1e-9")
+        _train_vqvae(tmp_path / "v", data_path, "--set", "steps=20", "save_minutes=1e-9")
     run = next((tmp_path / "v" / "runs").iterdir())
     load_vqvae(run / "last.pt")  # refuses weights that are not finite
 
@@ -553,11 +501,10 @@ def test_two_workers_train_as_one(kind, small_models, data_path, tmp_path):
     """The same global batch gives the same losses and gradients, rollouts too, from one start."""
     flags = ["--data", str(data_path)]
     if kind == "world_model":
-        vqvae = _train_vqvae(tmp_path / "v", data_path, "--steps", "4")
+        vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
         flags = _wm_flags(tmp_path, data_path, vqvae)[:-2] + ["--rollout-steps", "3"]
-        flags += ["--hard-share", "0.5"]
         tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae), "--out", flags[3]])
-    flags += ["--steps", "40", "--eval-steps", "40"]
+    flags += ["--set", "steps=40", "eval_steps=40"]
     assert _spawn(*flags, "--out", str(tmp_path / "one"), kind=kind).wait(300) == 0
     ranks = _spawn_two(*flags, "--out", str(tmp_path / "two"), kind=kind)
     errors = [process.communicate(timeout=300)[1].decode() for process in ranks]
@@ -575,33 +522,31 @@ def _assert_alike(one: list[dict], two: list[dict]) -> None:
                 assert a[name] == pytest.approx(b[name], rel=1e-2), (a["step"], name)
 
 
-def test_a_run_goes_on_with_two_processes_and_back(
-    small_models, data_path, tmp_path, monkeypatch
-):
+def test_a_run_goes_on_with_two_processes_and_back(small_models, data_path, tmp_path, monkeypatch):
     """One process, then two under torchrun, then one: as one process all the way."""
     monkeypatch.setattr("v2.runtime.device.has_fast_bfloat16", lambda device: False)
-    alone = _train_vqvae(tmp_path, data_path, "--steps", "20", "--eval-steps", "20")
+    alone = _train_vqvae(tmp_path, data_path, "--set", "steps=20", "eval_steps=20")
     changing = shutil.copytree(alone, tmp_path / "changing")
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 "--nproc_per_node=2", str(driver), "vqvae"]  # fmt: skip
     for steps in ("40", "60"):
-        again = ["--resume", str(changing), "--steps", steps]
+        again = ["--resume", str(changing), "--set", f"steps={steps}"]
         if steps == "40":
             environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
             subprocess.run([*torchrun, *again], env=environment, check=True, timeout=120)
         else:
             assert train_vqvae_hires.main(again) == 0
-        assert train_vqvae_hires.main(["--resume", str(alone), "--steps", steps]) == 0
+        assert train_vqvae_hires.main(["--resume", str(alone), "--set", f"steps={steps}"]) == 0
     assert checkpoint.load_checkpoint(changing / "last.pt", "vqvae")["step"] == 60
     _assert_alike(_metrics(alone), _metrics(changing))
 
 
 @pytest.mark.slow
 def test_the_others_end_within_the_time_out_when_a_worker_hangs(data_path, tmp_path):
-    flags = ["--data", str(data_path), "--steps", "100000", "--eval-steps", "100000",
-             "--save-minutes", "0.001", "--out", str(tmp_path)]  # fmt: skip
+    flags = ["--data", str(data_path), "--set", "steps=100000", "eval_steps=100000",
+             "--set", "save_minutes=0.001", "--out", str(tmp_path)]  # fmt: skip
     ranks = _spawn_two(*flags, environment={"TIMEOUT_SECONDS": "60"})
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob("runs/*/last.pt")) and time.monotonic() < deadline:
@@ -619,8 +564,8 @@ def test_the_others_end_within_the_time_out_when_a_worker_hangs(data_path, tmp_p
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_others_end_with_a_line_when_a_worker_is_lost(lost, data_path, tmp_path):
-    flags = ["--data", str(data_path), "--steps", "100000", "--eval-steps", "100000",
-             "--save-minutes", "0.001", "--out", str(tmp_path)]  # fmt: skip
+    flags = ["--data", str(data_path), "--set", "steps=100000", "eval_steps=100000",
+             "--set", "save_minutes=0.001", "--out", str(tmp_path)]  # fmt: skip
     ranks = _spawn_two(*flags, environment={"ABORT_AT_EXIT": "1"})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/last.pt")) and time.monotonic() < deadline:
@@ -672,8 +617,8 @@ def _spawn(*flags, kind: str = "vqvae", environment: dict | None = None) -> subp
 
 
 def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
-    flags = ["--data", str(data_path), "--out", str(tmp_path / "k"), "--steps", "100000",
-             "--save-minutes", "0.001", "--eval-steps", "1000000"]  # fmt: skip
+    flags = ["--data", str(data_path), "--out", str(tmp_path / "k"), "--set", "steps=100000",
+             "--set", "save_minutes=0.001", "eval_steps=1000000"]  # fmt: skip
     rng, run, step, stamp = random.Random(0), None, 0, 0
     for _ in range(times):
         process = _spawn(*(["--resume", str(run)] if run else flags))
@@ -698,8 +643,8 @@ def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
 
 def test_a_killed_training_goes_on_exactly(data_path, tmp_path):
     """Killed between two saves, resumed to the end, it equals one that was never touched."""
-    flags = ["--data", str(data_path), "--steps", "150", "--save-minutes", "0.0005",
-             "--eval-steps", "50"]  # fmt: skip
+    flags = ["--data", str(data_path), "--set", "steps=150", "save_minutes=0.0005",
+             "--set", "eval_steps=50"]  # fmt: skip
     assert _spawn(*flags, "--out", str(tmp_path / "through")).wait(300) == 0
     process = _spawn(*flags, "--out", str(tmp_path / "killed"))
     deadline = time.monotonic() + 60

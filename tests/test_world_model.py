@@ -21,17 +21,18 @@ from v2.models.cells import draw_positions
 from v2.models.temporal_world_model import Prediction, Subset, TemporalWorldModel, WorldModelConfig
 from v2.runtime.device import autocast, choose_device
 from v2.train import wm_loss
+from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import Windows
 from v2.train.token_weights import (
-    ImportanceConfig,
     change_rarity,
     code_distances,
-    ghost_weights,
+    false_change_weights,
     importance_weights,
 )
-from v2.train.wm_loss import LossConfig, WorldModelLoss
+from v2.train.wm_loss import WorldModelLoss
 
 GRID = (21, 16)
+ONES = torch.ones(32, 32)  # all codes are as far apart
 
 
 def _windows(steps: int, batch: int = 2, seed: int = 0) -> Windows:
@@ -47,7 +48,7 @@ def _windows(steps: int, batch: int = 2, seed: int = 0) -> Windows:
     return Windows(tokens, actions, torch.ones(batch, steps).long(), torch.zeros(batch, steps))
 
 
-def _loss(config: LossConfig) -> WorldModelLoss:
+def _loss(config: WorldModelRecipe) -> WorldModelLoss:
     codebook = torch.randn(32, 8, generator=torch.Generator().manual_seed(5))
     rarity = torch.rand(336, generator=torch.Generator().manual_seed(6))
     return WorldModelLoss(config, codebook, rarity, GRID, torch.device("cpu"))
@@ -126,7 +127,7 @@ def _learnt(next_tokens):
         WorldModelConfig(4, 4, height, width, dim=32, heads=2, layers=2, ffn_dim=64)
     )
     loss = WorldModelLoss(
-        LossConfig(outcome_weight=0.0, given_share=0.5), torch.eye(4), torch.ones(54),
+        WorldModelRecipe(outcome_weight=0.0, revealed_share=0.5), torch.eye(4), torch.ones(54),
         (height, width), torch.device("cpu"),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
@@ -135,8 +136,8 @@ def _learnt(next_tokens):
         tokens[:, 4] = next_tokens()
         outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
         windows = Windows(tokens, torch.zeros(64, 4, dtype=torch.long), *outcome)
-        is_forced, given_draws = torch.zeros(64, 1, dtype=torch.bool), torch.rand(64, 1, 2)
-        loss(model, windows, is_forced, given_draws=given_draws)
+        is_forced, reveal_draws = torch.zeros(64, 1, dtype=torch.bool), torch.rand(64, 1, 2)
+        loss(model, windows, is_forced, reveal_draws=reveal_draws)
         optimizer.step()
         optimizer.zero_grad()
     return model.eval(), (windows.tokens[:1, :4], windows.actions[:1])
@@ -240,7 +241,7 @@ def test_a_token_that_is_doubted_for_long_changes_when_it_is_overdue(world_model
 
 
 def test_what_training_gives_is_a_token_that_changes(world_model):
-    windows, loss = _windows(steps=1, batch=64), _loss(LossConfig(given_share=0.5))
+    windows, loss = _windows(steps=1, batch=64), _loss(WorldModelRecipe(revealed_share=0.5))
     weights, draws = loss.weights(windows, 0, 4), torch.rand(64, 2)
     given = loss._give(weights, windows, 0, 4, draws)
     target, last = windows.tokens[:, 4], windows.tokens[:, 3]
@@ -252,8 +253,8 @@ def test_what_training_gives_is_a_token_that_changes(world_model):
 def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_model):
     windows = _windows(steps=3)
     world_model.zero_grad()
-    loss = _loss(LossConfig())
-    total, _, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
+    loss = _loss(WorldModelRecipe())
+    total, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
     expected = 0.0
     with torch.no_grad(), autocast(torch.device("cpu")):
         for k in range(3):
@@ -275,7 +276,7 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
 
     monkeypatch.setattr(wm_loss, "predict_next", note)
     never = torch.zeros(2, 4, dtype=torch.bool)
-    _loss(LossConfig(max_wrong=336))(world_model, windows, never)
+    _loss(WorldModelRecipe(max_wrong=336))(world_model, windows, never)
     assert len(steps) == 4
     engine = DreamEngine(vqvae, world_model, sampling=ONE_LOOK)
     engine.reset_tokens(windows.tokens[:, :4], windows.actions[:, :3].numpy())
@@ -290,7 +291,7 @@ def test_rollout_with_teacher_probability_zero_equals_the_dream(vqvae, world_mod
 
 
 def test_a_rollout_goes_on_from_the_truth_where_it_left_it_or_predicted_nothing():
-    loss = _loss(LossConfig(max_wrong=2))
+    loss = _loss(WorldModelRecipe(max_wrong=2))
     truth, tokens = torch.zeros(4, 336, dtype=torch.long), torch.zeros(4, 336, dtype=torch.long)
     tokens[0, :2] = tokens[1, :3] = tokens[2, :1] = 7
     is_forced = torch.tensor([False, False, True, False])
@@ -317,15 +318,14 @@ def test_what_is_given_stands_in_the_frame_that_is_fed_back(world_model):
 
 def test_normalised_discounted_loss_does_not_depend_on_k(world_model, monkeypatch):
     def constant(self, prediction, windows, k, history, weights, subset):
-        return 0 * prediction.logits.sum() + 2.5, torch.full((2,), 2.5), {}
+        return 0 * prediction.logits.sum() + 2.5, {}
 
     monkeypatch.setattr(WorldModelLoss, "step_loss", constant)
     for steps in (1, 2, 5):
         is_forced = torch.zeros(2, steps, dtype=torch.bool)
-        loss = _loss(LossConfig(discount=0.7))
-        total, losses, _ = loss(world_model, _windows(steps), is_forced)
+        loss = _loss(WorldModelRecipe(discount=0.7))
+        total, _ = loss(world_model, _windows(steps), is_forced)
         assert abs(float(total) - 2.5) < 1e-5
-        assert torch.allclose(losses, torch.full((2,), 2.5))
 
 
 def test_memory_does_not_grow_with_k(world_model):
@@ -348,7 +348,7 @@ def test_memory_does_not_grow_with_k(world_model):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
             is_forced = torch.zeros(2, steps, dtype=torch.bool)
-            _loss(LossConfig())(world_model, _windows(steps), is_forced)
+            _loss(WorldModelRecipe())(world_model, _windows(steps), is_forced)
         return most
 
     one, five = peak(1), peak(5)
@@ -503,7 +503,7 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
     windows = _windows(steps=1, batch=1)
     parts = {name: part for name, part in vars(windows).items() if part is not None}
     repeated = Windows(**{name: t.expand(600, *t.shape[1:]) for name, t in parts.items()})
-    loss = _loss(LossConfig(outcome_weight=0.0))
+    loss = _loss(WorldModelRecipe(outcome_weight=0.0))
     for parameter in world_model.parameters():  # no attention: its estimate is not unbiased
         torch.nn.init.normal_(parameter, std=0.1)
     for block in world_model.blocks:
@@ -511,18 +511,18 @@ def test_few_positions_give_the_loss_of_all_on_average(world_model):
         block.local = None
     draws = torch.rand(600, 1, 336, generator=torch.Generator().manual_seed(2))
     is_forced = torch.zeros(1, 1, dtype=torch.bool)
-    few, _, _ = loss(world_model, repeated, is_forced.expand(600, 1), 144, draws)
-    every, _, _ = loss(world_model, windows, is_forced)
+    few, _ = loss(world_model, repeated, is_forced.expand(600, 1), 144, draws)
+    every, _ = loss(world_model, windows, is_forced)
     assert float(few) == pytest.approx(float(every), rel=0.02)
 
 
 def test_a_rollout_at_every_position_learns_what_a_dense_one_does(world_model):
-    windows, loss = _windows(steps=3), _loss(LossConfig())
+    windows, loss = _windows(steps=3), _loss(WorldModelRecipe())
     is_forced = torch.tensor([[True, False, False], [False, False, False]])
-    results, given_draws = [], torch.rand(2, 3, 2)
+    results, reveal_draws = [], torch.rand(2, 3, 2)
     for learn in (loss, functools.partial(loss, count=336, draws=torch.rand(2, 3, 336))):
         world_model.zero_grad()
-        total, _, _ = learn(world_model, windows, is_forced, given_draws=given_draws)
+        total, _, _ = learn(world_model, windows, is_forced, reveal_draws=reveal_draws)
         results.append([total, *(p.grad.clone() for p in world_model.parameters())])
     for dense, sparse in zip(*results, strict=True):
         assert (dense - sparse).norm() <= 0.05 * dense.norm()  # attention in other precisions
@@ -538,16 +538,16 @@ def test_numbers_too_small_to_matter_cost_nothing():
     assert (tiny * 1e-10 == 0).all()
 
 
-def test_a_ghost_weighs_like_a_miss_and_certainty_nothing():
+def test_a_false_change_weighs_like_a_miss_and_certainty_nothing():
     entropy = torch.tensor([[0.0, 20.0, 20.0]])  # right, and twice surely wrong
-    weights = ghost_weights(entropy, torch.tensor([[False, False, True]]), scale=10.0)
+    weights = false_change_weights(entropy, torch.tensor([[False, False, True]]), scale=10.0)
     assert torch.allclose(weights, torch.tensor([[1.0, 11.0, 1.0]]))
 
 
 def test_equal_weights_where_nothing_moves():
     tokens = torch.full((2, 5, 336), 7)
     weights = importance_weights(
-        tokens, ImportanceConfig(), torch.ones(32, 32), torch.ones(336), GRID
+        tokens, WorldModelRecipe(), torch.ones(32, 32), torch.ones(336), GRID
     )
     assert torch.equal(weights, torch.ones(2, 336))
 
@@ -555,7 +555,7 @@ def test_equal_weights_where_nothing_moves():
 def test_weights_have_mean_one_and_keep_the_cap():
     windows = _windows(steps=1)
     distances = code_distances(torch.randn(32, 8))
-    config = ImportanceConfig(motion_scale=100.0, cap=20.0)
+    config = WorldModelRecipe(motion_scale=100.0, importance_cap=20.0)
     weights = importance_weights(windows.tokens, config, distances, torch.rand(336), GRID)
     assert torch.allclose(weights.mean(1), torch.ones(2))
     assert float((weights.max(1).values / weights.median(1).values).max()) <= 20.001
@@ -569,12 +569,12 @@ def test_rare_positions_and_moving_neighbourhoods_weigh_more():
     tokens[0, 1:, 201] = torch.tensor([1, 2, 3, 3])  # beside the second, changes before
     rarity = torch.zeros(336)
     flat = importance_weights(
-        tokens, ImportanceConfig(0.0, 0.0, 4.0), torch.ones(32, 32), rarity, GRID
+        tokens, WorldModelRecipe(motion_scale=0.0, event_scale=0.0), ONES, rarity, GRID
     )
     assert flat[0, 200] > flat[0, 20]
     rarity[20] = 1.0
     rare = importance_weights(
-        tokens, ImportanceConfig(0.0, 4.0, 0.0), torch.ones(32, 32), rarity, GRID
+        tokens, WorldModelRecipe(motion_scale=0.0, persistence_scale=0.0), ONES, rarity, GRID
     )
     assert rare[0, 20] > rare[0, 200]
 

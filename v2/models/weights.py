@@ -13,17 +13,28 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.checkpoint import (
     averaged,
-    build_model,
     load_checkpoint,
     model_sha256,
+    rebuilt,
     round_to_shipped,
 )
+
+KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
+
+
+def build_model(state: dict, path: Path) -> torch.nn.Module:
+    """Rebuild the model of a loaded checkpoint in float32, in eval mode.
+
+    Raises:
+        ValueError: a config or weights that do not fit, with the path.
+    """
+    return rebuilt(state, path, *KINDS[state["kind"]])
 
 
 def load_vqvae(path: Path) -> tuple[VQVAE, dict]:
     """Load a VQ-VAE as `load_world_model` does, rounded to the shipped dtype."""
     state = averaged(load_checkpoint(path, "vqvae"))
-    model = round_to_shipped(build_model(state, path, VQVAE, VQVAEConfig))
+    model = round_to_shipped(build_model(state, path))
     return model, {key: value for key, value in state.items() if key != "model"}
 
 
@@ -43,7 +54,7 @@ def load_world_model(
             f"not of {vqvae_sha256[:12]}: use the VQ-VAE of its own run"
         )
     state = averaged(state)
-    model = build_model(state, path, TemporalWorldModel, WorldModelConfig)
+    model = build_model(state, path)
     return model, {key: value for key, value in state.items() if key != "model"}
 
 

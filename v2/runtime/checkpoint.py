@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from v2.runtime.files import atomic_path, describe_bytes, file_sha256, write_text
 
 FORMAT = 1
+OF_A_RUN = ("step", "minutes", "recipe", "seed", "data_sha256", "train_args", "averaged_with")
+HISTORY = ("metrics", "emulator", "action_meanings", "earlier", *OF_A_RUN)  # how weights came about
 SHIPPED_DTYPE = torch.float16
 MAX_CONFIG_NUMBER = 4096  # a larger width or depth is a forged config, not a model of ours
 # What reading foreign bytes raises. torch's own texts advise to load unsafely and are not shown.
@@ -130,7 +132,7 @@ def check_finite(weights: dict, path: Path) -> None:
             raise ValueError(f"{path}: weight {name} is not finite")
 
 
-def build_model(state: dict, path: Path, model_class: type, config_class: type) -> torch.nn.Module:
+def rebuilt(state: dict, path: Path, model_class: type, config_class: type) -> torch.nn.Module:
     """Rebuild the model of a loaded checkpoint in float32, in eval mode.
 
     Args:
@@ -220,8 +222,7 @@ def averaged(state: dict) -> dict:
 
 def lineage(info: dict) -> list[dict]:
     """Return how weights were trained, the oldest run first, from a checkpoint without weights."""
-    kept = ("step", "minutes", "train_args", "data_sha256", "averaged_with")
-    return [*info.get("earlier", []), {key: info[key] for key in kept if key in info}]
+    return [*info.get("earlier", []), {key: info[key] for key in OF_A_RUN if key in info}]
 
 
 def round_to_shipped(model: torch.nn.Module) -> torch.nn.Module:

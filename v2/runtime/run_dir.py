@@ -8,7 +8,6 @@ newest finished run that is no smoke run, else the shipped weights.
 Knows nothing of models.
 """
 
-import argparse
 import json
 import math
 import os
@@ -101,13 +100,18 @@ class RunDir:
             kept = [line for line in lines if _step_of(line) <= step]
             write_text(path, "".join(line + "\n" for line in kept))
 
-    def note_changes(self, step: int, args: argparse.Namespace) -> None:
-        """Log the flags that a resumed run was given anew, and resume with them the next time."""
-        if args.changed:
-            self.log(step, changed_flags=args.changed)
-            print(f"changed since the run began: {args.changed}")
+    def note_changes(self, step: int, changed: dict) -> None:
+        """Log what a resumed run was given anew, and resume with it the next time.
+
+        Args:
+            changed: flag or field of the recipe -> its new value.
+        """
+        if changed:
+            self.log(step, changed=changed)
+            print(f"changed since the run began: {changed}")
             config = read_config(self.path)
-            config["args"] |= args.changed
+            for part in ("args", "recipe"):
+                config[part] |= {k: v for k, v in changed.items() if k in config[part]}
             write_text(self.path / "config.json", json.dumps(config, indent=1))
 
     def set_status(self, **status) -> None:
@@ -126,32 +130,8 @@ def read_config(run: Path) -> dict:
         raise ValueError(f"{path} is damaged ({error}): remove the run or restore it") from error
 
 
-NOT_RESUMED = ("resume", "init_from", "max_minutes", "skip_bad", "debug")
 OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug",
                 "skip_bad", "changed")  # fmt: skip
-
-
-def parse_resumable(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """Parse flags; with --resume the run's own flags are the defaults."""
-    args = parser.parse_args(argv)
-    if args.resume is None:
-        return args
-    given = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))  # else None
-    if given.smoke:
-        raise ValueError("--smoke is decided when a run begins: leave it out with --resume")
-    stored = {k: v for k, v in read_config(args.resume)["args"].items() if k not in NOT_RESUMED}
-    parser.set_defaults(**stored)
-    resumed = parser.parse_args(argv)
-    if given.epochs and not given.steps:
-        resumed.steps = None
-    now = plain_args(resumed)
-    resumed.changed = {k: now[k] for k in stored if k in now and now[k] != stored[k]}
-    return resumed
-
-
-def plain_args(args: argparse.Namespace) -> dict:
-    """Return flags as plain values; paths hold from any folder."""
-    return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
 def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
@@ -206,7 +186,8 @@ def finished_runs(directory: Path, kind: str) -> list[Path]:
 
 def is_of_smoke(info: dict) -> bool:
     """Tell from a checkpoint, without its weights, whether a smoke run trained it."""
-    return bool(info.get("train_args", {}).get("smoke"))
+    recipe = info.get("recipe") or {"is_smoke": info.get("train_args", {}).get("smoke")}
+    return bool(recipe["is_smoke"])
 
 
 def is_finished(run: Path) -> bool:

@@ -19,6 +19,7 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 import argparse
+import dataclasses
 import json
 
 from v2.data.atari_dataset import DATA_NAME
@@ -27,35 +28,34 @@ from v2.data.tokens import TOKENS_NAME
 from v2.eval import documents
 from v2.runtime.files import check_writable, write_text
 from v2.runtime.run_dir import is_finished
+from v2.train.recipe import WorldModelRecipe
 
-# Of every row, with so many steps between evaluations that there is one, at the end.
-BASE = {"rollout-ratio": "0.5", "rollout-start": "0.667", "rollout-steps": "5",
-        "rollout-batch-size": "12", "whole-share": "0.1",
-        "eval-steps": "10000"}  # fmt: skip
-BATCH_SIZE = 32  # windows of a one-step batch, which is the unit of a budget
-WHOLE_COST = 3.0  # of a step at all positions, over one at few (measured, optimizer included)
-ROWS: dict[str, dict[str, str]] = {
+BASE = WorldModelRecipe(
+    rollout_start=0.667, eval_steps=10_000  # one validation, at the end
+)
+WHOLE_COST = 3.0  # of a step at all cells, over one at few (measured, optimizer included)
+ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "the recipe": {},
-    "the recipe, seed 1": {"seed": "1"},
-    "the recipe, seed 2": {"seed": "2"},
-    "rollouts: none": {"rollout-ratio": "0"},
-    "rollouts: from the start": {"rollout-start": "0"},
-    "teacher forcing 0": {"teacher-forcing-prob": "0"},
-    "importance: equal weights": {"no-importance": ""},
-    "importance: no motion": {"motion-scale": "0"},
-    "importance: no eventness": {"event-scale": "0"},
-    "importance: no persistence": {"persistence-scale": "0"},
-    "history noise: none": {"history-noise": "0"},
-    "history noise: uniform": {"noise-kind": "uniform"},
-    "copy bias 0": {"copy-bias": "0"},
-    "past actions: none": {"past-actions": "0"},
-    "rollouts: K = 10": {"rollout-steps": "10", "rollout-batch-size": "6"},
-    "rollouts: never back to the truth for being wrong": {"max-wrong": "336"},
-    "whole frames: none": {"whole-share": "0"},
-    "ghosts not weighed": {"ghost-scale": "0"},
-    "windows with events not favoured": {"event-share": "0"},
-    "no token given": {"given-share": "0"},
-}
+    "the recipe, seed 1": {"seed": 1},
+    "the recipe, seed 2": {"seed": 2},
+    "rollouts: none": {"rollout_ratio": 0.0},
+    "rollouts: from the start": {"rollout_start": 0.0},
+    "teacher forcing 0": {"teacher_forcing_prob": 0.0},
+    "importance: equal weights": {"motion_scale": 0.0, "event_scale": 0.0,
+                                  "persistence_scale": 0.0, "false_change_scale": 0.0},
+    "importance: no motion": {"motion_scale": 0.0},
+    "importance: no eventness": {"event_scale": 0.0},
+    "importance: no persistence": {"persistence_scale": 0.0},
+    "history noise: none": {"history_noise": 0.0},
+    "copy bias 0": {"copy_bias": 0.0},
+    "past actions: none": {"past_actions": 0},
+    "rollouts: K = 10": {"rollout_steps": 10, "rollout_batch_size": 6},
+    "rollouts: never back to the truth for being wrong": {"max_wrong": 336},
+    "all cells at the end: never": {"whole_share": 0.0},
+    "false changes not weighed": {"false_change_scale": 0.0},
+    "windows with events not favoured": {"event_share": 0.0},
+    "no token revealed": {"revealed_share": 0.0},
+}  # fmt: skip
 RANDOM_DATA = "data of a random policy"  # only with --random-data
 COLUMNS = {
     "changed": "one_step/changed_accuracy",
@@ -94,7 +94,7 @@ def main(argv=None) -> int:
     rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
     for name, changes in rows.items():
         if args.rows in name:
-            _train_and_judge(args, name, changes)
+            _train_and_evaluate(args, name, changes)
     print_table(args.out, list(rows), args.budget)
     return 0
 
@@ -110,7 +110,7 @@ def _check_same(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.out} was begun with {file.read_text()}: give another --out")
 
 
-def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str]) -> None:
+def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> None:
     directory = args.out / _slug(name)
     result = directory / "result.json"
     if result.exists():
@@ -120,11 +120,15 @@ def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str
         learnt, tokens = args.random_data, args.out / f"random_{TOKENS_NAME}.npz"
     runs = sorted((directory / "runs").glob("*/last.pt"))
     if not runs:
-        flags = BASE | changes
+        changes = dict(changes)
+        seed = changes.pop("seed", 0)
+        recipe = dataclasses.replace(BASE, **changes)
+        recipe = dataclasses.replace(recipe, steps=num_steps(args.budget, recipe))
+        settings = [f"{k}={v}" for k, v in WorldModelRecipe().changes(recipe).items()]
         cli.run_script(
             "train/train_wm_hires.py", "--game", args.game, "--data", learnt,
             "--tokens", tokens, "--vqvae", args.vqvae,
-            "--out", directory, "--steps", num_steps(args.budget, flags), *_as_flags(flags),
+            "--out", directory, "--seed", seed, "--set", *settings,
         )  # fmt: skip
     elif not is_finished(runs[-1].parent):
         cli.run_script("train/train_wm_hires.py", "--resume", runs[-1].parent)
@@ -135,14 +139,13 @@ def _train_and_judge(args: argparse.Namespace, name: str, changes: dict[str, str
     )  # fmt: skip
 
 
-def num_steps(budget: int, flags: dict[str, str]) -> int:
-    """Return how many steps a budget allows."""
-    start, ratio = float(flags["rollout-start"]), float(flags["rollout-ratio"])
-    frames = int(flags["rollout-steps"]) * int(flags["rollout-batch-size"])
-    more = ratio * (frames / BATCH_SIZE - 1)  # what a step costs more once rollouts began
-    whole = float(flags["whole-share"])
-    few_cost = 1 + (1 - start) * more
-    return round(budget / (few_cost + (WHOLE_COST - 1) * (whole + min(whole, 1 - start) * more)))
+def num_steps(budget: int, recipe: WorldModelRecipe) -> int:
+    """Return how many steps a budget of one-step batches allows."""
+    frames = recipe.rollout_steps * recipe.rollout_batch_size
+    more = recipe.rollout_ratio * (frames / recipe.batch_size - 1)  # once rollouts began
+    share, whole = 1 - recipe.rollout_start, recipe.whole_share
+    cost = 1 + share * more + (WHOLE_COST - 1) * (whole + min(whole, share) * more)
+    return round(budget / cost)
 
 
 def print_table(out: Path, names: list[str], budget: int) -> None:
@@ -162,10 +165,6 @@ def print_table(out: Path, names: list[str], budget: int) -> None:
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
-
-
-def _as_flags(flags: dict[str, str]) -> list[str]:
-    return [word for key, value in flags.items() for word in (f"--{key}", value) if word]
 
 
 if __name__ == "__main__":

@@ -6,25 +6,20 @@ never touched. The idea is GameNGen's (arXiv 2408.14837), the kinds are ours.
 
 import numpy as np
 
-KINDS = ("plausible", "standing", "uniform")
 NUM_DRAWS = 8  # numbers in [0, 1) that decide what happens to a sample
-PASTED_SHARE = 0.5  # of the plausible mistakes
-STANDING_SHARE = 0.2  # of the mistakes of that kind
+PASTED_SHARE = 0.5  # of the mistakes
 MAX_PATCH = 3  # rows and columns of what is pasted
-MAX_UNIFORM_SHARE = 0.2  # of a sample's tokens
 REACH = 2  # an object is what stands out within so many cells
 
 
-def add_noise(tokens: np.ndarray, others: np.ndarray, grid: tuple[int, int], kind: str,
-              rate: float, draws: np.ndarray) -> np.ndarray:  # fmt: skip
+def add_noise(
+    tokens: np.ndarray, others: np.ndarray, grid: tuple[int, int], rate: float, draws: np.ndarray
+) -> np.ndarray:
     """Return the histories (B, 4, N) of windows, some of them with a mistake.
 
-    `uniform` puts random codes of the window in place of up to a fifth of the tokens. `plausible`
-    takes an object (what differs from the window's most frequent tokens) and drops it, doubles it
-    three to five cells away, or shifts it by one cell; or it pastes a patch of another frame where
-    the two differ, as what a dream got wrong stands still in it. In the last frame or more of them.
-    `standing` makes these mistakes too, and in a fifth of the cases time stands still: two or more
-    of the frames are the last one, or their rows above one are.
+    An object (what differs from the window's most frequent tokens) is dropped, doubled three to
+    five cells away, or shifted by one cell; or a patch of another frame is pasted where the two
+    differ, as what a dream got wrong stays in it. In the last frame or more of them.
 
     Args:
         tokens: int64 (B, 4 + K, N), all of each window.
@@ -36,14 +31,8 @@ def add_noise(tokens: np.ndarray, others: np.ndarray, grid: tuple[int, int], kin
     for window, other, history, draw in zip(tokens, others, histories, draws, strict=True):
         if draw[0] >= rate:
             continue
-        if kind == "uniform":
-            rng = np.random.default_rng(int(draw[1] * 2**53))
-            is_wrong = rng.random(history.shape) < draw[2] * MAX_UNIFORM_SHARE
-            history[is_wrong] = rng.choice(window.ravel(), is_wrong.sum())
-        elif draw[1] < PASTED_SHARE:
+        if draw[1] < PASTED_SHARE:
             _paste(history.reshape(-1, *grid), other.reshape(grid), draw[2:])
-        elif kind == "standing" and draw[1] >= 1 - STANDING_SHARE:
-            _stand_still(history.reshape(-1, *grid), draw[2:])
         else:
             history[:] = _misplaced(window.reshape(-1, *grid), draw[2:]).reshape(history.shape)
     return histories
@@ -60,12 +49,6 @@ def _paste(history: np.ndarray, other: np.ndarray, draw: np.ndarray) -> None:
     top, left = max(0, row - int(draw[4] * height)), max(0, column - int(draw[5] * width))
     box = np.s_[top : top + height, left : left + width]
     history[(slice(first, None), *box)] = other[box]
-
-
-def _stand_still(history: np.ndarray, draw: np.ndarray) -> None:
-    """Put the last frame's rows, all in half of the cases, into one to three others, in place."""
-    first, rows = int(draw[0] * 3), 1 + int(draw[1] * 2 * history.shape[1])
-    history[first:, :rows] = history[3, :rows]
 
 
 def _misplaced(window: np.ndarray, draw: np.ndarray) -> np.ndarray:

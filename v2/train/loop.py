@@ -17,6 +17,7 @@ from v2.data.npz import write_npz
 from v2.runtime.cli import StopRequest
 from v2.runtime.errors import DivergedError, is_out_of_memory
 from v2.runtime.run_dir import RunDir
+from v2.train.recipe import Recipe
 
 LOG_STEPS, SHORT_RUN_LOG_STEPS = 20, 5
 SHORT_RUN_STEPS = 200
@@ -27,8 +28,8 @@ def run_trainer(trainer, run: RunDir | None) -> int:
     """Train to the last step, a stop or the time limit; return the exit code.
 
     Args:
-        trainer: has args, step, num_steps, minutes, device, workers, `script`, and train_step(),
-            evaluate(run), save(run), load(run), next_command(run).
+        trainer: has args, recipe, changed, step, num_steps, minutes, device, workers, `script`,
+            and train_step(), evaluate(run), save(run), load(run), next_command(run).
         run: the writer's new folder; the folder to resume for all workers; else None.
     """
     workers, args = trainer.workers, trainer.args
@@ -45,7 +46,7 @@ def run_trainer(trainer, run: RunDir | None) -> int:
             if is_writer:
                 run.forget_after(trainer.step)
                 print(f"resumed {run.path} at step {trainer.step}")
-                run.note_changes(trainer.step, args)
+                run.note_changes(trainer.step, trainer.changed)
                 if trainer.step < trainer.num_steps:
                     run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
         with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
@@ -89,10 +90,10 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[
                 bar.set_postfix({k: f"{float(metrics[k]):.4f}" for k in metrics if "loss" in k})
                 for name in metrics.keys() & losses.keys():
                     losses[name].append(float(metrics[name]))
-            if trainer.step % args.eval_steps == 0 or is_last:
+            if trainer.step % trainer.recipe.eval_steps == 0 or is_last:
                 trainer.evaluate(run)
                 judging += time.monotonic() - now
-            if is_last or is_ending or now - saved > 60 * args.save_minutes:
+            if is_last or is_ending or now - saved > 60 * trainer.recipe.save_minutes:
                 check_weights(trainer.model)
                 trainer.save(run)
                 saved = now
@@ -126,7 +127,7 @@ def failures_explained(trainer, folder: Path | None):
     """Say what to do when training diverges, the batch kept in the run, or memory ends.
 
     Args:
-        trainer: has `step`, `args`, and the arrays of its last `batch`.
+        trainer: has `step`, `recipe`, and the arrays of its last `batch`.
         folder: the writer's run; None in the other workers.
     """
     try:
@@ -137,22 +138,22 @@ def failures_explained(trainer, folder: Path | None):
         write_npz(folder / BAD_BATCH_NAME, trainer.batch, {"step": trainer.step})
         raise DivergedError(
             f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
-            f"saved before is kept: try {_again(folder)}{_halved(trainer.args, 'lr')}"
+            f"saved before is kept: try {_again(folder)}{_halved(trainer.recipe, 'lr')}"
         ) from error
     except (MemoryError, RuntimeError) as error:
         if folder is None or not is_out_of_memory(error):
             raise
         raise MemoryError(
             f"out of memory in step {trainer.step}; what was saved before is kept: "
-            f"try {_again(folder)}{_halved(trainer.args, 'batch_size')}"
+            f"try {_again(folder)}{_halved(trainer.recipe, 'batch_size')}"
         ) from error
 
 
-def _halved(args, ending: str) -> str:
-    """Return the flags whose names end so, at half of what they are."""
-    flags = {k: v for k, v in vars(args).items() if k.endswith(ending) and v}
-    halves = {k: max(1, v // 2) if isinstance(v, int) else v / 2 for k, v in flags.items()}
-    return " ".join(f"--{k.replace('_', '-')} {v:g}" for k, v in halves.items())
+def _halved(recipe: Recipe, ending: str) -> str:
+    """Return the settings whose names end so, at half of what they are."""
+    fields = {k: v for k, v in vars(recipe).items() if k.endswith(ending) and v}
+    halves = {k: max(1, v // 2) if isinstance(v, int) else v / 2 for k, v in fields.items()}
+    return "--set " + " ".join(f"{k}={v:g}" for k, v in halves.items())
 
 
 def _again(folder: Path) -> str:

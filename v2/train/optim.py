@@ -7,9 +7,13 @@ import math
 
 import torch
 
+from v2.runtime.device import has_fast_bfloat16
 from v2.runtime.errors import DivergedError
 from v2.train.distributed import Workers
+from v2.train.recipe import WorldModelRecipe
 
+ADAM_BETAS = (0.9, 0.95)
+MATRICES = ("qkv.weight", "attended.weight", "expand.weight", "contract.weight")
 MAX_SKIPPED_STEPS = 5
 
 
@@ -111,7 +115,7 @@ class GradientGuard:
 
 
 @torch.no_grad()
-def average_weights(
+def update_ema(
     average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int
 ) -> None:
     """Move the averaged weights toward the model's; faster in the first steps."""
@@ -120,7 +124,7 @@ def average_weights(
     torch._foreach_lerp_([average[k] for k in state], list(state.values()), 1 - decay)
 
 
-def resumed_average(
+def resumed_ema(
     stored: dict[str, torch.Tensor] | None, model: torch.nn.Module, is_asked: bool
 ) -> dict[str, torch.Tensor] | None:
     """Return the averaged weights of a checkpoint; where it has none, the model's if asked for."""
@@ -128,3 +132,24 @@ def resumed_average(
         return None
     weights = model.state_dict()
     return {k: (stored or weights)[k].to(v.device, copy=True) for k, v in weights.items()}
+
+
+def world_model_optimizers(
+    model: torch.nn.Module, recipe: WorldModelRecipe, device: torch.device
+) -> Optimizers:
+    """Return Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for tables and biases.
+
+    Muon works in bfloat16: where that is emulated, AdamW takes all.
+    """
+    matrices = [p for n, p in model.named_parameters() if n.endswith(MATRICES)]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    tables = {"params": others, "weight_decay": 0.0}
+    if recipe.muon_lr and has_fast_bfloat16(device):
+        group = {"params": matrices, "rate_scale": recipe.muon_lr / recipe.lr}
+        return Optimizers(
+            muon=torch.optim.Muon([group], weight_decay=recipe.weight_decay),
+            adamw=torch.optim.AdamW([tables], betas=ADAM_BETAS, fused=True),
+        )
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, tables]
+    return Optimizers(adamw=torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True))

@@ -14,7 +14,6 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-import argparse
 import dataclasses
 import functools
 import time
@@ -32,39 +31,39 @@ from v2.runtime import checkpoint
 from v2.runtime.device import choose_device
 from v2.runtime.files import file_sha256, write_text
 from v2.runtime.run_dir import is_finished, read_config, read_status
-from v2.train.sampling import positions_learnt, step_rng, unrolls
+from v2.train.recipe import (
+    VQVAE_PRESETS,
+    WORLD_MODEL_PRESETS,
+    VQVAERecipe,
+    WorldModelRecipe,
+    recipe_of,
+)
+from v2.train.sampling import step_rng
 from v2.train.step_cost import image_work, window_work
 
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
 OF_A_RUN = ("num_actions", "copy_bias", "past_actions")  # of a model's config: game and flags
+RECIPES = {"vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS}
 SOURCES = {"data_sha256": "another recording", "vqvae_sha256": "another VQ-VAE's tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """The flags of each stage; empty ones mean the scripts' defaults."""
+    """What surrounds the recipes of that name (v2/train/recipe.py)."""
 
-    frames: int
-    vqvae: tuple[str, ...]
-    world_model: tuple[str, ...]
-    evaluation: tuple[str, ...]
+    frames: int  # to collect
+    evaluation: tuple[str, ...]  # flags of gold_eval.py
 
 
+GOLD = ("--tier", "gold", "--long-dreams", "10")
 PRESETS = {
-    "default": Preset(
-        200_000, ("--epochs", "50"),
-        ("--epochs", "100", "--rollout-steps", "5", "--rollout-ratio", "0.5"),
-        ("--tier", "gold", "--long-dreams", "10"),
-    ),
-    "smoke": Preset(
-        4000, ("--steps", "90", "--eval-steps", "45", "--smoke"),
-        ("--steps", "40", "--batch-size", "4", "--eval-steps", "40", "--smoke",
-         "--rollout-steps", "3", "--rollout-ratio", "0.5", "--rollout-batch-size", "4"),
-        ("--tier", "canary"),
-    ),
-}  # fmt: skip
+    "default": Preset(200_000, GOLD),
+    "smoke": Preset(4000, ("--tier", "canary")),
+    "long": Preset(1_000_000, GOLD),
+    "gpu": Preset(1_000_000, GOLD),
+}
 
 
 def build_parser():
@@ -85,21 +84,21 @@ def main(argv=None) -> int:
     is_smoke = args.preset == "smoke"
     if is_smoke:
         directory = directory / "runs" / "smoke"  # apart from the data and runs that count
-    pipeline = Pipeline((args.out or directory).resolve(), args.game, is_smoke)
+    pipeline = Pipeline((args.out or directory).resolve(), args.game, args.preset)
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
     pipeline.collect(data, args.frames or preset.frames)
     num_frames = check_frames(data, args.frames, args.game)
     print(f"{num_frames} frames: {data}")
     wanted = {"data_sha256": recording_sha256(data)}
-    vqvae = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data, *preset.vqvae)
+    vqvae = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data)
     model, _ = load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
     if not tokens.exists() or staleness(tokens, model, data):
         pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
     wanted |= {"vqvae_sha256": tokenizer_sha256(model)}
     world_model = pipeline.train(
         "world_model", wanted, TRAIN_WM,
-        "--data", data, "--tokens", tokens, "--vqvae", vqvae, *preset.world_model,
+        "--data", data, "--tokens", tokens, "--vqvae", vqvae,
     )  # fmt: skip
     if game_id(args.game) in GOLD_SHA256:
         judged, card = world_model / "best.pt", world_model / "gold.md"
@@ -153,20 +152,20 @@ def stage_lines(
 
 def share_of_peak(run: Path, peak: float) -> str:
     """Say how fast a run computed, all of its minutes counted, beside a peak in GFLOP/s."""
-    older = {"whole_share": 0.0}  # what runs did before there was the flag
-    args = argparse.Namespace(**older | read_config(run)["args"])
-    status = read_status(run)
+    config, status = read_config(run), read_status(run)
     num_steps = status["step"]
-    if hasattr(args, "rollout_steps"):
+    if config["kind"] == "world_model":
+        recipe = recipe_of(WorldModelRecipe, config["recipe"])
         model = TemporalWorldModel(WorldModelConfig(num_actions=4))
         flops, work = functools.cache(functools.partial(window_flops, model)), 0.0
         for k in range(num_steps):
-            windows, steps = args.batch_size, 1
-            if unrolls(args, step_rng(args.seed, k), k, num_steps):
-                windows, steps = args.rollout_batch_size, args.rollout_steps
-            work += windows * steps * flops(steps, positions_learnt(args, k, num_steps))
+            windows, steps = recipe.batch_size, 1
+            if recipe.unrolls(step_rng(config["args"]["seed"], k), k, num_steps):
+                windows, steps = recipe.rollout_batch_size, recipe.rollout_steps
+            work += windows * steps * flops(steps, recipe.cells_learnt(k, num_steps))
     else:
-        work = num_steps * args.batch_size * image_flops(VQVAE(VQVAEConfig()))
+        recipe = recipe_of(VQVAERecipe, config["recipe"])
+        work = num_steps * recipe.batch_size * image_flops(VQVAE(VQVAEConfig()))
     rate = work / 1e9 / (60 * status["minutes"])
     return f", {rate:.0f} GFLOP/s: {rate / peak:.0%} of the matrix product"
 
@@ -184,8 +183,8 @@ def window_flops(model: TemporalWorldModel, steps: int, positions: int) -> float
 class Pipeline:
     """Runs the scripts one after another in one directory."""
 
-    def __init__(self, directory: Path, game: str, is_smoke: bool):
-        self.directory, self.game, self.is_smoke = directory, game, is_smoke
+    def __init__(self, directory: Path, game: str, preset: str):
+        self.directory, self.game, self.preset = directory, game, preset
         self.directory.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
@@ -223,7 +222,7 @@ class Pipeline:
         """
         run = self._newest_run(kind, wanted)
         if run is None:
-            self.run(script, "--out", self.directory, *flags)
+            self.run(script, "--preset", self.preset, "--out", self.directory, *flags)
         elif not is_finished(run):
             self.run(script, "--resume", run)
         else:
@@ -233,7 +232,11 @@ class Pipeline:
     def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
         for path in sorted((self.directory / "runs").glob("*/last.pt"), reverse=True):
             config = read_config(path.parent)
-            if config["kind"] != kind or bool(config.get("is_smoke")) != self.is_smoke:
+            if config["kind"] != kind:
+                continue
+            recipe = dataclasses.asdict(RECIPES[kind][self.preset])
+            if config.get("recipe") != recipe:
+                print(f"{kind}: {path.parent} is left out, it is not of the {self.preset} recipe")
                 continue
             state = checkpoint.load_last(path.parent, kind)
             differing = [key for key in wanted if state.get(key, wanted[key]) != wanted[key]]

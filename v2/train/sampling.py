@@ -1,4 +1,4 @@
-"""What a training step draws: rows of frames, windows with events, windows that were hard.
+"""What a training step draws: rows of frames and windows with events.
 
 Contract: every draw depends on the seed and the step alone, so that a resumed run repeats it. From
 pixels, tokens, rewards and ends; nothing here knows a game.
@@ -13,23 +13,10 @@ from torch.nn import functional as F
 from v2.data.tokens import TokenData
 from v2.runtime.device import moved
 
-FEW_WINDOWS = 8  # times as many as are drawn
-MAX_HARD = 5.0  # times the mean loss: what cannot be learnt must not fill the batch
-
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """Return the generator that decides batch and choices of one step."""
     return np.random.default_rng([seed, step])
-
-
-def unrolls(args, rng: np.random.Generator, step: int, num_steps: int) -> bool:
-    """Decide, with the step's generator, whether its batch unrolls K steps."""
-    return step >= args.rollout_start * num_steps and rng.random() < args.rollout_ratio
-
-
-def positions_learnt(args, step: int, num_steps: int) -> int:
-    """Return at how many positions of a frame a step learns; 0: at all, as in the last steps."""
-    return 0 if step >= (1 - args.whole_share) * num_steps else args.positions
 
 
 class Rows:
@@ -45,45 +32,6 @@ class Rows:
         if self.cumulative is None:
             return rng.choice(self.rows, count)
         return self.rows[self.cumulative.searchsorted(rng.random(count), side="right")]
-
-
-class HardWindows:
-    """The last windows that were learnt from, drawn again by their loss (as arXiv 1511.05952)."""
-
-    def __init__(self, size: int = 8192):
-        self.starts, self.losses = np.zeros(size, np.int64), np.zeros(size, np.float32)
-        self.num_put = 0
-
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return places, none while few windows are there; those of huge losses not oftener."""
-        known = self.losses[: self.num_put]
-        if len(known) < FEW_WINDOWS * count or not known.any():
-            return np.zeros(0, np.int64)
-        chances = np.minimum(known, MAX_HARD * known.mean()).cumsum(dtype=np.float64)
-        return chances.searchsorted(rng.random(count) * chances[-1], side="right")
-
-    def remember(self, places: np.ndarray, fresh: np.ndarray, losses: np.ndarray) -> None:
-        """Note the losses of the windows at these places and of fresh ones; below 0: unknown.
-
-        What is unknown stays what it was, or counts as 0.
-        """
-        again, new = np.split(losses, [len(places)])
-        self.losses[places] = np.where(again < 0, self.losses[places], again)
-        self.put(fresh, new.clip(0))
-
-    def put(self, starts: np.ndarray, losses: np.ndarray) -> None:
-        """Replace the oldest by these."""
-        places = (self.num_put + np.arange(len(starts))) % len(self.starts)
-        self.starts[places], self.losses[places] = starts, losses
-        self.num_put += len(starts)
-
-    def state_dict(self) -> dict:
-        arrays = {"starts": self.starts, "losses": self.losses}
-        return {k: torch.from_numpy(v.copy()) for k, v in arrays.items()} | {"num": self.num_put}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.starts, self.losses = (state[k].numpy().copy() for k in ("starts", "losses"))
-        self.num_put = state["num"]
 
 
 @dataclass

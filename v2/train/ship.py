@@ -14,18 +14,13 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-import torch
 
 from v2.data.games import find_weights, game_directory
-from v2.models.pairs import either
-from v2.models.temporal_world_model import TemporalWorldModel
-from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
 
-KEPT = ("step", "minutes", "metrics", "train_args", "earlier", "emulator", "action_meanings",
-        "vqvae_sha256", "data_sha256", "seen_pairs", "averaged_with")  # fmt: skip
+KEPT = (*checkpoint.HISTORY, "vqvae_sha256", "seen_pairs")
 
 
 def build_parser():
@@ -34,9 +29,6 @@ def build_parser():
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
-    parser.add_argument("--average", nargs="+", action="extend", default=[], metavar="NAME",
-                        help="other world models of the same tokens, such as shipped: the mean of "
-                        "their weights and the run's is shipped (arXiv 2203.05482)")  # fmt: skip
     return parser
 
 
@@ -54,9 +46,6 @@ def main(argv=None) -> int:
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
     stored_pairs(info, world_model.config, path)  # refuses damaged ones
-    others = [find_weights(name, "world_model", args.game) for name in args.average]
-    if others:
-        _average(world_model, info, others, vqvae)
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
@@ -66,38 +55,22 @@ def main(argv=None) -> int:
         ("world_model", world_model, info, path),
     ):
         target = directory / SHIPPED[kind]
-        kept = {key: state[key] for key in KEPT if key in state}
-        for run in (kept, *kept.get("earlier", [])):
-            flags = run["train_args"].items()
-            run["train_args"] = {k: v for k, v in flags if k not in OF_A_MACHINE}
+        kept = _without_machine({key: state[key] for key in KEPT if key in state})
+        kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
         checkpoint.save_checkpoint(target, kind, model, **kept)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
     print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint shipped")
     return 0
 
 
-def _average(model: TemporalWorldModel, info: dict, others: list[Path], vqvae: VQVAE) -> None:
-    """Make a model's weights the mean of its own and the others', its pairs those of all.
-
-    Args:
-        info: of the model's checkpoint; it says then what it was averaged with.
-    """
-    states, hashes = [model.state_dict()], []
-    for path in others:
-        other, its_info = load_world_model(path, tokenizer_sha256(vqvae))
-        checkpoint.check_architecture(model, its_info["config"], path, ignored=("copy_bias",))
-        if is_of_smoke(its_info):
-            raise ValueError(f"{path} is of a smoke run, which is never shipped")
-        states.append(other.state_dict())
-        hashes.append(checkpoint.model_sha256(other))
-        pairs = [stored_pairs(each, model.config, path) for each in (info, its_info)]
-        if all(pairs):
-            info["seen_pairs"] = either(*pairs)._asdict()
-    model.load_state_dict(
-        {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-    )
-    info["averaged_with"] = hashes
-    info.pop("metrics", None)  # they are of the run alone
+def _without_machine(run: dict) -> dict:
+    """Return a run's record without what is of one machine: its folders."""
+    run = dict(run)
+    if "recipe" in run:
+        run["recipe"] = run["recipe"] | {"init_from": Path(run["recipe"]["init_from"]).name}
+    if "train_args" in run:  # of an older version
+        run["train_args"] = {k: v for k, v in run["train_args"].items() if k not in OF_A_MACHINE}
+    return run
 
 
 if __name__ == "__main__":

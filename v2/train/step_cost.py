@@ -8,8 +8,9 @@ import torch
 from v2.data.tokens import TokenData
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
+from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import Windows, read_windows
-from v2.train.wm_loss import LossConfig, WorldModelLoss
+from v2.train.wm_loss import WorldModelLoss
 
 
 def image_work(vqvae: VQVAE) -> Callable[[], None]:
@@ -36,7 +37,7 @@ def learn_windows(model: TemporalWorldModel, windows: Windows, positions: int) -
     """Compute the loss of windows at so many positions (0: all) and its gradients."""
     config, device = model.config, windows.tokens.device
     loss = WorldModelLoss(
-        LossConfig(), torch.eye(config.num_codes), torch.ones(config.num_positions),
+        WorldModelRecipe(), torch.eye(config.num_codes), torch.ones(config.num_positions),
         (config.grid_height, config.grid_width), device,
     )  # fmt: skip
     model.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-import argparse
+import dataclasses
 import shlex
 import time
 
@@ -33,155 +33,54 @@ from v2.data.games import find_weights, game_directory
 from v2.data.tokens import TOKENS_NAME, TokenData, check_target, load_tokens, staleness, tokenize
 from v2.data.validation import array_sha256
 from v2.eval.validate import Evaluation
-from v2.models.cells import MIN_POSITIONS
 from v2.models.pairs import either, seen_pairs
-from v2.models.temporal_world_model import COPY_BIAS, TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, stored_pairs, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.device import compiled, has_fast_bfloat16
+from v2.runtime.device import compiled
 from v2.runtime.files import check_output, check_writable
-from v2.runtime.run_dir import RunDir, is_of_smoke, parse_resumable, plain_args
+from v2.runtime.run_dir import RunDir, is_of_smoke
 from v2.train.distributed import Workers, join
-from v2.train.history_noise import KINDS, NUM_DRAWS, add_noise
+from v2.train.flags import Parsed, parse, plain_args, training_parser
+from v2.train.history_noise import NUM_DRAWS, add_noise
 from v2.train.loop import run_trainer
 from v2.train.optim import (
     GradientGuard,
-    Optimizers,
-    average_weights,
     learning_rate,
-    resumed_average,
+    resumed_ema,
+    update_ema,
+    world_model_optimizers,
 )
+from v2.train.recipe import WORLD_MODEL_PRESETS, WorldModelRecipe
 from v2.train.sampling import (
-    HardWindows,
     Rows,
     Windows,
     event_chances,
     event_steps,
-    positions_learnt,
     read_windows,
     step_rng,
-    unrolls,
 )
-from v2.train.token_weights import ImportanceConfig
-from v2.train.wm_loss import LossConfig, WorldModelLoss
+from v2.train.wm_loss import WorldModelLoss
 
-ADAM_BETAS = (0.9, 0.95)
-MATRICES = ("qkv.weight", "attended.weight", "expand.weight", "contract.weight")
-MAX_PAST_ACTIONS = WorldModelConfig.history - 1
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 
 
 def build_parser():
-    loss, importance = LossConfig(), ImportanceConfig()
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
-    parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path,
-                        help="npz of frames (default: the game's)")  # fmt: skip
-    parser.add_argument("--skip-bad", action="store_true",
-                        help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the "
-                        "game's); made when missing or stale")  # fmt: skip
+    parser = training_parser(__doc__, WORLD_MODEL_PRESETS)
+    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the game's); "
+                        "made when missing or stale")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=cli.path,
-                        help="directory of runs/ (default: the game's)")  # fmt: skip
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=cli.non_negative_int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="never shipped, never latest")
-    length = parser.add_argument_group("length")
-    length.add_argument("--epochs", type=cli.positive_int, default=100)
-    length.add_argument("--samples-per-epoch", type=cli.non_negative_int, default=800,
-                        help="random draws of windows an epoch, some of them drawn twice; "
-                        "0: as many draws as there are windows")  # fmt: skip
-    length.add_argument("--steps", type=cli.positive_int, help="instead of --epochs")
-    length.add_argument("--max-minutes", type=cli.positive_float,
-                        help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", type=cli.path, metavar="RUN",
-                        help="continue a run's folder")  # fmt: skip
-    length.add_argument("--init-from", type=cli.path, metavar="FILE",
-                        help="start from these weights, with a fresh optimizer")  # fmt: skip
-    length.add_argument("--other-vqvae", action="store_true",
-                        help="--init-from learnt the tokens of another one: go on with these")
-    length.add_argument("--save-minutes", type=cli.positive_float, default=5.0)
-    length.add_argument("--eval-steps", type=cli.positive_int, default=400)
-    length.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
-                        help="compile the model first: a minute of waiting for faster steps")
-    recipe = parser.add_argument_group("recipe")
-    recipe.add_argument("--batch-size", type=cli.batch_size, default=32)
-    recipe.add_argument("--positions", type=cli.non_negative_int, default=96,
-                        help="at how many of a frame it learns, at least "
-                        f"{MIN_POSITIONS}; 0: all")  # fmt: skip
-    recipe.add_argument("--whole-share", type=cli.probability, default=0.1,
-                        help="share of the steps, the last ones, that learn at all positions, as "
-                        "dreams are made, at about three times the time")  # fmt: skip
-    recipe.add_argument("--lr", type=cli.positive_float, default=3e-3)
-    recipe.add_argument("--muon-lr", type=cli.non_negative_float, default=1e-2,
-                        help="of the blocks' matrices; 0: AdamW for all")  # fmt: skip
-    recipe.add_argument("--weight-decay", type=cli.non_negative_float, default=0.01)
-    recipe.add_argument("--warmup-steps", type=cli.non_negative_int, default=100)
-    recipe.add_argument("--decay", type=cli.probability, default=0.5,
-                        help="share of the steps over which the rate falls to zero")  # fmt: skip
-    recipe.add_argument("--ema", type=cli.probability, default=0.998,
-                        help="decay of the averaged weights; 0: off")  # fmt: skip
-    recipe.add_argument("--event-share", type=cli.probability, default=0.5,
-                        help="share of the windows drawn among those with an event: a reward, an "
-                        "end, a change where nothing moved, an object that returns; 0: off")
-    recipe.add_argument("--hard-share", type=cli.probability, default=0.0,
-                        help="share of the windows drawn again among the last 8,192, by their "
-                        "loss; 0: off")  # fmt: skip
-    recipe.add_argument("--given-share", type=cli.probability, default=loss.given_share,
-                        help="share of the predictions that are told one changed token; 0: off")
-    recipe.add_argument("--history-noise", type=cli.probability, default=0.15,
-                        help="share of the windows whose history has a mistake; "
-                        "0: off")  # fmt: skip
-    recipe.add_argument("--noise-kind", choices=KINDS, default=KINDS[0],
-                        help="an object dropped, doubled or shifted, or a patch of another frame; "
-                        "standing: or time stands still; uniform: random tokens")  # fmt: skip
-    recipe.add_argument("--copy-bias", type=cli.non_negative_float,
-                        default=COPY_BIAS,
-                        help="first logit of the last frame's token")  # fmt: skip
-    recipe.add_argument("--past-actions", type=cli.non_negative_int, default=3,
-                        help="how many it reads before the one taken now, at most "
-                        f"{MAX_PAST_ACTIONS}")  # fmt: skip
-    rollouts = parser.add_argument_group("rollouts")
-    rollouts.add_argument("--rollout-steps", type=cli.positive_int, metavar="K",
-                          default=5)  # fmt: skip
-    rollouts.add_argument("--rollout-ratio", type=cli.probability, default=0.5,
-                          help="share of the batches that unroll K steps; 0: off")  # fmt: skip
-    rollouts.add_argument("--rollout-batch-size", type=cli.batch_size, default=12,
-                          help="smaller than --batch-size: each window is predicted K times")
-    rollouts.add_argument("--rollout-start", type=cli.probability, default=0.6,
-                          help="share of the steps before the first rollout")  # fmt: skip
-    rollouts.add_argument("--teacher-forcing-prob", type=cli.probability,
-                          default=0.1, help="a rollout's chance a step to see the truth")
-    rollouts.add_argument("--max-wrong", type=cli.non_negative_int,
-                          default=loss.max_wrong, metavar="TOKENS", help="a rollout with more of "
-                          "them wrong goes on from the truth; 336: never")  # fmt: skip
-    rollouts.add_argument("--discount", type=cli.probability, default=loss.discount)
-    weights = parser.add_argument_group("importance weights")
-    weights.add_argument("--motion-scale", type=cli.non_negative_float,
-                         default=importance.motion_scale)  # fmt: skip
-    weights.add_argument("--event-scale", type=cli.non_negative_float,
-                         default=importance.event_scale)  # fmt: skip
-    weights.add_argument("--persistence-scale", type=cli.non_negative_float,
-                         default=importance.persistence_scale)  # fmt: skip
-    weights.add_argument("--importance-cap", type=cli.positive_float,
-                         default=importance.cap, help="times the sample's median")  # fmt: skip
-    weights.add_argument("--ghost-scale", type=cli.non_negative_float,
-                         default=importance.ghost_scale,
-                         help="of tokens that stay but were thought to change")  # fmt: skip
-    weights.add_argument("--no-importance", action="store_true",
-                         help="equal weights; a run that began so stays so")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
-    args = parse_resumable(build_parser(), argv)
-    _check_flags(args)
+    parsed = parse(build_parser(), WORLD_MODEL_PRESETS, argv)
+    args, recipe = parsed.args, parsed.recipe
     workers, device = join(args.device)
-    workers.check_batch("--batch-size", args.batch_size)
-    workers.check_batch("--rollout-batch-size", args.rollout_batch_size)
+    workers.check_batch("--batch-size", recipe.batch_size)
+    workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
     torch.manual_seed(args.seed)
     directory = game_directory(args.game)
     check_writable(args.resume or args.out or directory)
@@ -206,43 +105,19 @@ def main(argv=None) -> int:
     if stop:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
-    model = TemporalWorldModel(_model_config(args, vqvae, tokens)).to(device)
-    trainer = Trainer(args, model, vqvae, tokens, data, device, workers)
-    if args.init_from:
-        trainer.start_from(args.init_from, data)
+    model = TemporalWorldModel(_model_config(recipe, vqvae, tokens)).to(device)
+    trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
+    if recipe.init_from and not args.resume:
+        trainer.start_from(Path(recipe.init_from).expanduser(), data)
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
-        is_smoke = args.smoke or is_of_smoke(vqvae_state)
-        config = {"args": plain_args(args), "is_smoke": is_smoke, "game": tokens.emulator.game}
+        is_smoke = recipe.is_smoke or is_of_smoke(vqvae_state)
+        config = {"args": plain_args(args), "recipe": dataclasses.asdict(recipe),
+                  "is_smoke": is_smoke, "game": tokens.emulator.game}  # fmt: skip
         run = RunDir.create(args.out or directory, "world_model", config)
-        kept = ("step", "minutes", "metrics", "train_args", "emulator", "earlier", "data_sha256")
-        extra = {key: vqvae_state[key] for key in kept if key in vqvae_state}
-        checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **extra)
+        kept = {key: vqvae_state[key] for key in checkpoint.HISTORY if key in vqvae_state}
+        checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **kept)
     return run_trainer(trainer, run)
-
-
-def _check_flags(args) -> None:
-    """Refuse what would fail only after the data are read."""
-    if 0 < args.positions < MIN_POSITIONS:
-        raise ValueError(
-            f"--positions must be 0 or at least {MIN_POSITIONS}, got {args.positions}"
-        )
-    if args.hard_share == 1:
-        raise ValueError("--hard-share must be below 1, got 1.0: new windows must come in, too")
-    if args.past_actions > MAX_PAST_ACTIONS:
-        raise ValueError(
-            f"--past-actions must be at most {MAX_PAST_ACTIONS}, got {args.past_actions}"
-        )
-    if args.importance_cap < 1:
-        raise ValueError(f"--importance-cap must be at least 1, got {args.importance_cap}")
-    if args.copy_bias > checkpoint.MAX_CONFIG_NUMBER:
-        raise ValueError(
-            f"--copy-bias must be at most {checkpoint.MAX_CONFIG_NUMBER}, got {args.copy_bias}"
-        )
-    if args.resume and args.init_from:
-        raise ValueError("--resume and --init-from exclude each other")
-    if args.other_vqvae and not (args.init_from or args.resume):
-        raise ValueError("--other-vqvae needs --init-from: whose weights go on?")
 
 
 def _load_or_make_tokens(
@@ -265,15 +140,17 @@ def _load_or_make_tokens(
     return tokens
 
 
-def _model_config(args, vqvae: VQVAE, tokens: TokenData) -> WorldModelConfig:
+def _model_config(
+    recipe: WorldModelRecipe, vqvae: VQVAE, tokens: TokenData
+) -> WorldModelConfig:
     height, width = vqvae.config.grid
     return WorldModelConfig(
         num_actions=tokens.num_actions,
         num_codes=vqvae.config.num_codes,
         grid_height=height,
         grid_width=width,
-        copy_bias=args.copy_bias,
-        past_actions=args.past_actions,
+        copy_bias=recipe.copy_bias,
+        past_actions=recipe.past_actions,
     )
 
 
@@ -282,46 +159,30 @@ class Trainer:
 
     script = "train_wm_hires.py"
 
-    def __init__(self, args, model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
+    def __init__(self, parsed: Parsed, model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
                  workers: Workers):  # fmt: skip
-        self.args, self.model, self.tokens, self.device = args, model, tokens, device
-        self.workers = workers
-        self.forward = compiled(model) if args.compile else model
+        self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
+        self.model, self.tokens, self.device = model, tokens, device
+        self.workers, recipe = workers, self.recipe
+        self.forward = compiled(model) if recipe.compile else model
         self.checked: set[tuple[int, int]] = set()  # kinds of batches, see `_check_compiled`
         self.step, self.best = 0, -float("inf")
         self.minutes_before, self.began = 0.0, time.monotonic()
-        self.earlier: list[dict] = []  # the runs that --init-from began with
-        self.loss = WorldModelLoss.of(_loss_config(args), vqvae, tokens, device)
-        self.train_rows = rows = tokens.rows_of("train")
-        history = model.config.history
-        starts_of = {
-            steps: window_starts(tokens.episode_ids, history + steps, rows)
-            for steps in {1, args.rollout_steps}
-        }
-        lengths = np.bincount(tokens.episode_ids[rows])
-        num_short = int(((lengths > 0) & (lengths < history + max(starts_of))).sum())
-        if num_short and workers.is_writer:
-            print(f"{num_short} of {(lengths > 0).sum()} episodes are shorter than a window of "
-                  f"{history + max(starts_of)} frames: left out of the longest")  # fmt: skip
-        events = event_steps(tokens.tokens, tokens.rewards, tokens.terminated, self.loss.grid)
-        ends = tokens.terminated
-        self.windows = {
-            steps: Rows(
-                starts, event_chances(events, ends, starts, history, steps, args.event_share)
-            )
-            for steps, starts in starts_of.items()
-        }
-        self.hard = {steps: HardWindows() for steps in starts_of} if args.hard_share else {}
-        per_epoch = args.samples_per_epoch or len(starts_of[1])
-        self.num_steps = args.steps or max(1, args.epochs * per_epoch // args.batch_size)
-        self.optimizer = _optimizer(model, args, device)
+        self.earlier: list[dict] = []  # the runs whose weights it began with
+        self.loss = WorldModelLoss.of(recipe, vqvae, tokens, device)
+        self.windows = _window_draws(recipe, tokens, self.loss.grid, model.config.history, workers)
+        self.num_steps = recipe.num_steps(len(self.windows[1].rows))
+        self.optimizer = world_model_optimizers(model, recipe, device)
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
-        self.average = {k: v.clone() for k, v in model.state_dict().items()} if args.ema else None
+        self.ema = {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else None
         self.vqvae_sha256 = tokenizer_sha256(vqvae)
         self.tokens_sha256 = array_sha256(tokens.tokens)
         self.data_sha256 = tokens.meta["data_sha256"]
+        self.train_rows = tokens.rows_of("train")
         if workers.is_writer:
-            self.seen = seen_pairs(tokens.tokens, rows, self.loss.grid, model.config.num_codes)
+            self.seen = seen_pairs(
+                tokens.tokens, self.train_rows, self.loss.grid, model.config.num_codes
+            )
             self.evaluation = Evaluation(vqvae, tokens, data, device)
 
     @property
@@ -335,62 +196,45 @@ class Trainer:
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
-        args, rng = self.args, step_rng(self.args.seed, self.step)
-        is_rollout = unrolls(args, rng, self.step, self.num_steps)
-        steps = args.rollout_steps if is_rollout else 1
-        count = args.rollout_batch_size if is_rollout else args.batch_size
-        places = np.zeros(0, np.int64)
-        if self.hard:
-            places = self.hard[steps].draw(rng, int(args.hard_share * count))
-        drawn = self.windows[steps].draw(rng, count - len(places))
-        if len(places):
-            drawn = np.concatenate([self.hard[steps].starts[places], drawn])
-        starts = self.workers.part(drawn)
+        recipe, rng = self.recipe, step_rng(self.args.seed, self.step)
+        is_rollout = recipe.unrolls(rng, self.step, self.num_steps)
+        steps = recipe.rollout_steps if is_rollout else 1
+        count = recipe.rollout_batch_size if is_rollout else recipe.batch_size
+        starts = self.workers.part(self.windows[steps].draw(rng, count))
         windows = read_windows(self.tokens, starts, self.model.config.history, steps)
-        if args.history_noise:
+        if recipe.history_noise:
             draws = self.workers.part(rng.random((count, NUM_DRAWS)))
             tokens, grid = windows.tokens.numpy(), self.loss.grid
             others = self.tokens.tokens[self.workers.part(rng.choice(self.train_rows, count))]
-            noisy = add_noise(tokens, others, grid, args.noise_kind, args.history_noise, draws)
+            noisy = add_noise(tokens, others, grid, recipe.history_noise, draws)
             windows.history = torch.from_numpy(noisy)
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
-        is_forced = rng.random((count, steps)) < args.teacher_forcing_prob
+        is_forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
         windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
         is_forced = torch.from_numpy(is_forced)
         num_positions = self.model.config.num_positions
-        given_draws, draws, num_learnt = None, None, 0
-        if self.loss.config.given_share:
-            given_draws = self._drawn(rng, count, steps, 2)
-        if 0 < (asked := positions_learnt(args, self.step, self.num_steps)) < num_positions:
+        reveal_draws, draws, num_learnt = None, None, 0
+        if recipe.revealed_share:
+            reveal_draws = self._drawn(rng, count, steps, 2)
+        if 0 < (asked := recipe.cells_learnt(self.step, self.num_steps)) < num_positions:
             num_learnt, draws = asked, self._drawn(rng, count, steps, num_positions)
-        batch = windows, is_forced, num_learnt, draws, given_draws
+        batch = windows, is_forced, num_learnt, draws, reveal_draws
         if self.forward is not self.model:
             self._check_compiled(*batch)
-        loss, losses, metrics = self.loss(self.forward, *batch)
+        loss, metrics = self.loss(self.forward, *batch)
         self.workers.average(list(metrics.values()))
-        if self.hard:
-            self._remember(self.hard[steps], drawn, places, windows, losses)
-        rate = learning_rate(self.step, self.num_steps, args.lr, args.warmup_steps, args.decay)
+        rate = learning_rate(
+            self.step, self.num_steps, recipe.lr, recipe.warmup_steps, recipe.decay
+        )
         norm = self.guard.apply(loss, rate)
-        if self.average:
-            average_weights(self.average, self.model, args.ema, self.step)
+        if self.ema:
+            update_ema(self.ema, self.model, recipe.ema, self.step)
         prefix = "scheduled" if is_rollout else "one_step"  # open loop is what `evaluate` logs
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
 
-    def _remember(self, hard: HardWindows, drawn, places, windows: Windows, losses) -> None:
-        """Keep the losses of the step's windows, but not of those with a mistake in the history."""
-        if windows.history is not None:
-            kept = windows.tokens[:, : windows.history.shape[1]]
-            losses = torch.where((windows.history == kept).all(2).all(1), losses, -1.0)
-        of_all = losses.new_zeros(len(drawn))
-        of_all[self.workers.rank :: self.workers.count] = losses * self.workers.count
-        self.workers.average([of_all])
-        of_all = np.nan_to_num(of_all.cpu().numpy(), nan=0.0, posinf=0.0)
-        hard.remember(places, drawn[len(places) :], of_all)
-
-    def _check_compiled(self, windows: Windows, is_forced, num_learnt, draws, given_draws) -> None:
+    def _check_compiled(self, windows: Windows, is_forced, num_learnt, draws, reveal_draws) -> None:
         """At the first batch of a kind, go on uncompiled where compiled gradients are others.
 
         Only the first step of a rollout is compared: after it a token may differ by rounding.
@@ -399,7 +243,7 @@ class Trainer:
         if kind in self.checked:
             return
         self.checked.add(kind)
-        first = windows.first_step(), is_forced[:, :1], num_learnt, draws, given_draws
+        first = windows.first_step(), is_forced[:, :1], num_learnt, draws, reveal_draws
         gradients = []
         for forward in (self.model, self.forward):
             self.loss(forward, *first)
@@ -420,8 +264,8 @@ class Trainer:
     def evaluate(self, run: RunDir) -> None:
         """Measure the averaged weights on held-out episodes and keep the best."""
         trained = {k: v.clone() for k, v in self.model.state_dict().items()}
-        if self.average:
-            self.model.load_state_dict(self.average)
+        if self.ema:
+            self.model.load_state_dict(self.ema)
         self.model.eval()
         picture = run.path / "samples" / f"{self.step:06d}.png"
         held_out, score = self.evaluation(self.model, self.seen, picture)
@@ -439,16 +283,16 @@ class Trainer:
     def _save(self, write, path: Path, metrics: dict | None = None) -> None:
         write(
             path, "world_model", self.model,
-            ema=self.average, optimizer=self.optimizer.state_dict(), step=self.step,
+            ema=self.ema, optimizer=self.optimizer.state_dict(), step=self.step,
             minutes=self.minutes, earlier=self.earlier,
             rng={"torch": torch.get_rng_state()}, metrics=metrics or {}, best=self.best,
-            train_args=plain_args(self.args), num_steps=self.num_steps,
+            recipe=dataclasses.asdict(self.recipe), seed=self.args.seed,
+            num_steps=self.num_steps,
             emulator=self.tokens.meta["emulator"],
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
             seen_pairs=self.seen._asdict(),
-            hard={str(steps): hard.state_dict() for steps, hard in self.hard.items()},
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -463,14 +307,11 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = resumed_average(state["ema"], self.model, bool(self.args.ema))
+        self.ema = resumed_ema(state["ema"], self.model, bool(self.recipe.ema))
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         self._see(state, run.path / "last.pt")
-        for steps, hard in self.hard.items():
-            if str(steps) in state.get("hard", {}):  # not in older ones
-                hard.load_state_dict(state["hard"][str(steps)])
         torch.set_rng_state(state["rng"]["torch"])
 
     def start_from(self, path: Path, data: Path) -> None:
@@ -478,22 +319,20 @@ class Trainer:
 
         Convolutions that it lacks start at zero, and so change nothing at first.
         """
-        expected = None if self.args.other_vqvae else self.vqvae_sha256
-        model, info = load_world_model(path, expected)
+        model, info = load_world_model(path, self.vqvae_sha256)
         check_emulator(data, path, info)
         self.earlier = checkpoint.lineage(info)
         if model.config.past_actions != self.model.config.past_actions:
             raise ValueError(
-                f"{path} reads {model.config.past_actions} past actions: --past-actions must agree"
+                f"{path} reads {model.config.past_actions} past actions: past_actions must agree"
             )
         ignored = ("copy_bias", "local_layers")
         checkpoint.check_architecture(self.model, info["config"], path, ignored)
         nothing = {k: torch.zeros_like(v) for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(nothing | model.state_dict())
-        if self.average:
-            self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
-        if not self.args.other_vqvae:
-            self._see(info, path)
+        if self.ema:
+            self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self._see(info, path)
 
     def _see(self, info: dict, path: Path) -> None:
         """Let dreams hold the pairs of a checkpoint's games, too."""
@@ -502,36 +341,29 @@ class Trainer:
             self.seen = either(self.seen, stored)
 
 
-def _loss_config(args) -> LossConfig:
-    importance = ImportanceConfig(
-        args.motion_scale, args.event_scale, args.persistence_scale, args.importance_cap,
-        args.ghost_scale,
-    )  # fmt: skip
-    return LossConfig(
-        discount=args.discount,
-        max_wrong=args.max_wrong,
-        given_share=args.given_share,
-        importance=None if args.no_importance else importance,
-    )
-
-
-def _optimizer(model: TemporalWorldModel, args, device: torch.device) -> Optimizers:
-    """Return Muon (Jordan et al. 2024) for the blocks' matrices and AdamW for tables and biases.
-
-    Muon works in bfloat16: where that is emulated, AdamW takes all.
-    """
-    matrices = [p for n, p in model.named_parameters() if n.endswith(MATRICES)]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    tables = {"params": others, "weight_decay": 0.0}
-    if args.muon_lr and has_fast_bfloat16(device):
-        group = {"params": matrices, "rate_scale": args.muon_lr / args.lr}
-        return Optimizers(
-            muon=torch.optim.Muon([group], weight_decay=args.weight_decay),
-            adamw=torch.optim.AdamW([tables], betas=ADAM_BETAS, fused=True),
-        )
-    groups = [{"params": matrices, "weight_decay": args.weight_decay}, tables]
-    return Optimizers(adamw=torch.optim.AdamW(groups, betas=ADAM_BETAS, fused=True))
+def _window_draws(
+    recipe: WorldModelRecipe, tokens: TokenData, grid: tuple[int, int], history: int,
+    workers: Workers,
+) -> dict[int, Rows]:  # fmt: skip
+    """Return the windows to draw from, by how many steps each predicts."""
+    rows = tokens.rows_of("train")
+    starts_of = {
+        steps: window_starts(tokens.episode_ids, history + steps, rows)
+        for steps in {1, recipe.rollout_steps}
+    }
+    longest = history + max(starts_of)
+    lengths = np.bincount(tokens.episode_ids[rows])
+    num_short = int(((lengths > 0) & (lengths < longest)).sum())
+    if num_short and workers.is_writer:
+        print(f"{num_short} of {(lengths > 0).sum()} episodes are shorter than a window of "
+              f"{longest} frames: left out of the longest")  # fmt: skip
+    events = event_steps(tokens.tokens, tokens.rewards, tokens.terminated, grid)
+    return {
+        steps: Rows(starts, event_chances(
+            events, tokens.terminated, starts, history, steps, recipe.event_share
+        ))
+        for steps, starts in starts_of.items()
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

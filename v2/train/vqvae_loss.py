@@ -1,12 +1,54 @@
-"""The VQ-VAE's loss: which pixels count how much.
+"""The VQ-VAE's loss: squared error in which rare and moving pixels count more.
 
 Contract: from pixels alone; nothing here knows a game.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+
+from v2.train.recipe import VQVAERecipe
+
+OVERSHOOT = 0.1  # below black
+
+
+class ReconstructionLoss:
+    """The weighted squared error of decoded pixels, with each image's worst pixel."""
+
+    def __init__(
+        self, recipe: VQVAERecipe, usual: torch.Tensor,
+        average: Callable[[list[torch.Tensor]], None],
+    ):  # fmt: skip
+        """Args:
+        usual: frames (B, 3, H, W) that show what is usual.
+        average: replaces tensors by their mean over the training processes.
+        """
+        self.recipe, self.average = recipe, average
+        self.median = median_frame(usual)
+        self.rarity = deviation_rarity(usual, self.median)
+
+    def __call__(
+        self, pixels: torch.Tensor, before: torch.Tensor, decoded: torch.Tensor
+    ) -> tuple[torch.Tensor, dict]:
+        """Return the loss of a batch's part, and detached metrics.
+
+        Args:
+            pixels, before, decoded: frames, those before them, and their reconstructions, all
+                float (B, 3, H, W).
+        """
+        # Below black nothing is seen: free to overshoot a little, what is black stays clean.
+        target = torch.where(pixels <= 0, decoded.detach().clamp(-OVERSHOOT, 0), pixels)
+        squared = (decoded - target).square()
+        scales = (self.recipe.rarity_scale, self.recipe.motion_scale)
+        weights = pixel_weights(pixels, before, self.median, self.rarity, *scales)
+        total = weights.sum()
+        self.average([total])  # the batch's, not only this part's
+        reconstruction = (squared * weights).sum() / (total * 3)
+        worst = squared.mean(1).flatten(1).amax(1).mean()
+        metrics = {"reconstruction_loss": reconstruction.detach(), "worst_pixel": worst.detach()}
+        return reconstruction + self.recipe.worst_pixel * worst, metrics
 
 
 def median_frame(pixels: torch.Tensor) -> torch.Tensor:
