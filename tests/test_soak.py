@@ -19,10 +19,10 @@ from v2.data.emulator import make_atari_env
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.play.controllers import Players
+from v2.play.controllers import Controllers
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ActionMap
-from v2.play.loop import Worker, run_headless
+from v2.play.loop import ModelThread, run_headless
 from v2.play.session import PlaySession
 from v2.train import train_vqvae_hires, train_wm_hires
 
@@ -91,11 +91,11 @@ def test_dreaming(engine):
 def test_playing(engine, tmp_path):
     """5,000 headless steps of the real game beside the dream."""
     soak, env = Soak("play", 5000), make_atari_env("breakout")
-    players = Players("breakout", ActionMap(env.action_meanings), "scripted", 0)
-    game = PlayGame(PlaySession(env, engine, 0, None), players, PlaySettings(15, tmp_path, 2))
-    with Worker() as worker:
+    controllers = Controllers("breakout", ActionMap(env.action_meanings), "scripted", 0)
+    game = PlayGame(PlaySession(env, engine, 0, None), controllers, PlaySettings(15, tmp_path, 2))
+    with ModelThread() as thread:
         for block in range(BLOCKS):
-            run_headless(game, worker, False, (block + 1) * soak.per_block)
+            run_headless(game, thread, False, (block + 1) * soak.per_block)
             soak.block_done()
     game.close()
     assert game.num_steps == soak.num_steps
