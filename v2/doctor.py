@@ -46,7 +46,7 @@ class Finding(NamedTuple):
 
 
 def build_parser():
-    return cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    return cli.parser(__file__)
 
 
 def main(argv=None) -> int:

@@ -44,7 +44,7 @@ RECORDING_SCALE, GIF_SCALE = 5, 3
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     weights = parser.add_argument_group("weights").add_mutually_exclusive_group()
     weights.add_argument("--latest", action="store_true",
                          help="newest finished run, else the shipped weights")  # fmt: skip

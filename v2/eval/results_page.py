@@ -81,7 +81,7 @@ Card = dict[str, tuple[str, dict[str, str]]]  # metric -> value with interval, b
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--readme", type=cli.path, default=README)
     return parser
 

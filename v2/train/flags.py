@@ -29,13 +29,9 @@ class Parsed:
     changed: dict  # of a resumed run, flag or field -> its new value
 
 
-def training_parser(doc: str, presets: dict[str, Recipe]) -> argparse.ArgumentParser:
-    """Make the parser that both scripts share.
-
-    Args:
-        doc: the script's; its first line says what it does, its third is the example.
-    """
-    parser = cli.parser(doc.splitlines()[0], doc.splitlines()[2].strip())
+def training_parser(script: str, presets: dict[str, Recipe]) -> argparse.ArgumentParser:
+    """Make the parser that both scripts share, of `cli.parser`."""
+    parser = cli.parser(script)
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--data", type=cli.path, help="npz of frames (default: the game's)")
     parser.add_argument("--skip-bad", action="store_true",
