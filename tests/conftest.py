@@ -27,6 +27,7 @@ import torch
 
 from v2.data.atari_dataset import GameData, save_game_data
 from v2.data.games import EmulatorConfig, emulator_dict
+from v2.eval import validate
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.run_dir import all_runs
@@ -122,11 +123,12 @@ def _synthetic_game() -> GameData:
 
 
 def make_models_small(patch) -> None:
-    """Let the training scripts build small models."""
+    """Let the training scripts build small models and validate them on a few clips."""
     vqvae_config = functools.partial(VQVAEConfig, **SMALL_VQVAE)
     world_model_config = functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL)
     patch.setattr(train_vqvae_hires, "VQVAEConfig", vqvae_config)
     patch.setattr(train_wm_hires, "WorldModelConfig", world_model_config)
+    patch.setattr(validate, "NUM_CLIPS", 3)
 
 
 @pytest.fixture
