@@ -197,6 +197,29 @@ def test_no_script_has_more_flags_than_can_be_read(path):
     assert len(flags) - 1 <= MAX_FLAGS, sorted(flag.dest for flag in flags)
 
 
+OF_OTHERS = {"--nproc_per_node", "--force-reinstall"}  # torchrun's and pip's
+OF_OLD_CARDS = {"--average", "--init-from"}  # in commands that trained older weights
+
+
+def _texts(path: Path):
+    """Yield the strings of a module but its docstrings."""
+    tree = ast.parse(path.read_text())
+    documents = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in documents:
+                yield node.value
+
+
+def test_every_flag_that_is_named_is_there():
+    parsers = [_module(path).build_parser() for path in SCRIPTS]
+    there = {flag for parser in parsers for flag in parser._option_string_actions}
+    there |= OF_OTHERS | OF_OLD_CARDS
+    for path in MODULES:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+[a-z]", " ".join(_texts(path))))
+        assert named <= there, (path, named - there)
+
+
 def test_scripts_run_from_any_folder_as_modules_and_without_docstrings(tmp_path):
     """Real processes, side by side; the other scripts differ in nothing that matters to these."""
     by_path = [SCRIPTS[0]], tmp_path

@@ -1,5 +1,6 @@
 """What users get wrong ends in one line on stderr, the right exit code, and nothing lost."""
 
+import functools
 import gc
 import json
 import multiprocessing
@@ -38,7 +39,6 @@ from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.eval import gold_eval
-from v2.models import temporal_world_model
 from v2.models.weights import build_model, load_vqvae, load_world_model
 from v2.runtime import checkpoint, cli, errors, files
 from v2.runtime.device import choose_device, compiled
@@ -163,7 +163,7 @@ def test_a_missing_rom_is_named(monkeypatch, tmp_path):
 WITHOUT = """
 import runpy, sys
 sys.modules[{package!r}] = None
-sys.argv = [{script!r}, "--help"]
+sys.argv = [{script!r}, *{flags!r}]
 runpy.run_path({script!r}, run_name="__main__")
 """
 
@@ -180,8 +180,9 @@ runpy.run_path({script!r}, run_name="__main__")
     ("pygame", "v2/train/train_wm_hires.py", False),
     ("torch", "v2/doctor.py", False),
 ])  # fmt: skip
-def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed):
-    code = WITHOUT.format(package=package, script=str(ROOT / script))
+def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed, tmp_path):
+    flags = ["--frames", "1", "--out", str(tmp_path)] if package == "ale_py" else ["--help"]
+    code = WITHOUT.format(package=package, script=str(ROOT / script), flags=flags)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     if not is_needed:
         assert done.returncode == 0, done.stderr
@@ -672,10 +673,10 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
     for name, content in zip(("vqvae.pt", "vqvae.pt.sha256"), own, strict=True):
         (world_run / name).write_bytes(content)
 
-    script = temporal_world_model.WorldModelConfig
-    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", lambda **k: script(**k | {"layers": 3}))
-    ends(train_wm_hires.main, resume, 2, "another architecture: layers 2, now 3")
-    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", script)
+    with monkeypatch.context() as patch:
+        small = train_wm_hires.WorldModelConfig
+        patch.setattr(train_wm_hires, "WorldModelConfig", functools.partial(small, layers=3))
+        ends(train_wm_hires.main, resume, 2, "another architecture: layers 2, now 3")
 
     game_data.frames[0, 0, 0, 0] += 1
     save_game_data(data_path, game_data)
@@ -731,13 +732,18 @@ def test_resume_goes_by_the_epochs_that_are_given_instead_of_steps(world_run):
     assert read_config(world_run)["recipe"]["steps"] == 0
 
 
-def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(world_run, ends):
-    before = _content(world_run)
-    for script in (train_wm_hires, train_vqvae_hires):
+def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(
+    world_run, vqvae_run, ends
+):
+    before = _content(world_run), _content(vqvae_run)
+    for script, run, other in (
+        (train_wm_hires, world_run, vqvae_run), (train_vqvae_hires, vqvae_run, world_run)
+    ):  # fmt: skip
         for setting in ("is_smoke=true", "init_from=a.pt"):
-            ends(script.main, ["--resume", world_run, "--set", setting], 2, setting[:8], "leave it")
-        ends(script.main, ["--resume", world_run, "--preset", "smoke"], 2, "leave it out")
-    assert _content(world_run) == before
+            ends(script.main, ["--resume", run, "--set", setting], 2, setting[:8], "leave it")
+        ends(script.main, ["--resume", run, "--preset", "smoke"], 2, "leave it out")
+        ends(script.main, ["--resume", other], 2, "run: resume it with the script that began it")
+    assert (_content(world_run), _content(vqvae_run)) == before
     config = read_config(world_run)
     config["recipe"]["compile"] = True
     files.write_text(world_run / "config.json", json.dumps(config))
