@@ -1,3 +1,5 @@
+"""Checkpoints: what was saved loads, whatever cut the saving; what is not one is refused."""
+
 import dataclasses
 import errno
 import itertools
@@ -68,9 +70,9 @@ def test_loading_draws_no_random_numbers(vqvae, world_model, tmp_path):
 
 QUICK = """
 import sys
-from v2.runtime import checkpoint
-checkpoint.load_vqvae(sys.argv[1])
-checkpoint.load_world_model(sys.argv[2])
+from v2.models.weights import load_vqvae, load_world_model
+load_vqvae(sys.argv[1])
+load_world_model(sys.argv[2])
 assert "torch._dynamo" not in sys.modules
 """
 

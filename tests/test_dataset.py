@@ -1,3 +1,5 @@
+"""Recorded games: collecting, the file and its shards, splits, windows and events."""
+
 import resource
 import shutil
 import tracemalloc

@@ -1,3 +1,5 @@
+"""Run folders: which is the latest, who may write, and a log without a step twice."""
+
 import errno
 import fcntl
 import json
