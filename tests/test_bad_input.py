@@ -181,7 +181,7 @@ runpy.run_path({script!r}, run_name="__main__")
     ("torch", "v2/doctor.py", False),
 ])  # fmt: skip
 def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed, tmp_path):
-    flags = ["--frames", "1", "--out", str(tmp_path)] if package == "ale_py" else ["--help"]
+    flags = ["--frames", "100", "--out", str(tmp_path)] if package == "ale_py" else ["--help"]
     code = WITHOUT.format(package=package, script=str(ROOT / script), flags=flags)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     if not is_needed:

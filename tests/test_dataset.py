@@ -145,8 +145,8 @@ def test_equal_arguments_give_equal_arrays_whatever_the_workers():
 
 def test_no_episode_stands_twice_and_splits_share_no_seed():
     mix = policy_mix("mix", "breakout")
-    segments = list(record(EmulatorConfig(), mix, 3000, 0, workers=1))
-    segments += list(record(EmulatorConfig(), mix, 1500, GOLD_SEED_START, workers=1))
+    segments = list(record(EmulatorConfig(), mix, 1500, 0, workers=1))
+    segments += list(record(EmulatorConfig(), mix, 800, GOLD_SEED_START, workers=1))
     hashes = _hashes(segments)
     assert len(set(hashes)) == len(hashes)
     assert {split_of_game(segment.seed) for segment in segments} == {"train", "val", "gold"}

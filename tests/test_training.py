@@ -559,9 +559,9 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
 import atexit, datetime, os, pytest, sys, torch
-from tests.conftest import make_models_small
 from v2.runtime import cli, device
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
+from tests.conftest import make_models_small
 from v2.train import distributed, train_vqvae_hires as vqvae, train_wm_hires as world_model
 distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_SECONDS", "300")))
 make_models_small(pytest.MonkeyPatch())
