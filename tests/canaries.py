@@ -1,4 +1,4 @@
-"""Models with known defects, made from the emulator itself, to judge the judge with.
+"""Models with known defects, made from the emulator itself, to evaluate the evaluation with.
 
 `PerfectEngine` steps the real game from saved states; every canary shows a spoiled version of what
 it knows. `PatchTokenizer` is lossless: each distinct 4x4 patch is a token.

@@ -1,10 +1,14 @@
-"""The frozen set is what the emulator makes, and the suite judges on it end to end."""
+"""The frozen set is what the emulator makes, and the suite evaluates on it end to end."""
 
 import dataclasses
+import io
 import json
+import os
 import shlex
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from tests.canaries import PatchTokenizer
 from v2.data import collect_atari, emulator
 from v2.data.atari_dataset import GOLD_SEED_START
 from v2.data.games import EmulatorConfig
-from v2.eval import build_gold, documents, gold_eval, html_report, model_card, results_page, suite
+from v2.eval import build_gold, documents, gold_eval, html_report, model_card, suite
 from v2.eval.branches import _by_paddle
 from v2.eval.gold import GOLD_SHA256, gold_path, load_gold, read_gold
 from v2.eval.intervals import Metric, mean_metric
@@ -48,11 +52,11 @@ BOTH = pytest.mark.parametrize("gold_set", ("gold", "gold_pong"), indirect=True)
 def test_a_gold_set_is_as_large_as_promised(gold_set):
     lengths = np.unique(gold_set.data.episode_ids, return_counts=True)[1]
     assert lengths.min() >= 250
-    strata = strata_of(gold_set.forks.game)
-    assert len(gold_set.forks) >= 200 and len(gold_set.starts) == 8 * len(strata)
+    strata = strata_of(gold_set.branches.game)
+    assert len(gold_set.branches) >= 200 and len(gold_set.starts) == 8 * len(strata)
     assert set(gold_set.strata) == set(strata)
     assert all(e["seed"] >= GOLD_SEED_START for e in gold_set.data.meta["episodes"])
-    assert gold_path(gold_set.forks.game).stat().st_size < 8e6
+    assert gold_path(gold_set.branches.game).stat().st_size < 8e6
 
 
 def test_breakouts_gold_set_has_boards_of_all_ages(gold):
@@ -63,23 +67,24 @@ def test_breakouts_gold_set_has_boards_of_all_ages(gold):
 
 
 @BOTH
-def test_the_real_branches_of_forks_are_told_apart_by_the_paddle(gold_set):
-    forks = gold_set.forks
-    real = detector.read_ram(forks.game, forks.ram[:, :, -1].reshape(-1, 128)).paddle
-    right, branches, counts = _by_paddle(*[real.reshape(len(forks), -1)] * 2)
-    assert right.all() and counts.mean() > 0.6 and (branches[counts].max(1) == 2).all()
+def test_the_real_branches_of_branches_are_told_apart_by_the_paddle(gold_set):
+    branches = gold_set.branches
+    real = detector.read_ram(branches.game, branches.ram[:, :, -1].reshape(-1, 128)).paddle
+    right, branch_ids, counts = _by_paddle(*[real.reshape(len(branches), -1)] * 2)
+    assert right.all() and counts.mean() > 0.6 and (branch_ids[counts].max(1) == 2).all()
 
 
 @BOTH
 def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_serves(gold_set):
     """All of a clip is checked: four frames of history, the first step and those after it."""
     data, starts, strata = gold_set.data, gold_set.starts, np.array(gold_set.strata)
-    game, first, last = gold_set.forks.game, starts + 1 - HISTORY, starts + build_gold.ROLLOUT_STEPS
+    game = gold_set.branches.game
+    first, last = starts + 1 - HISTORY, starts + build_gold.ROLLOUT_STEPS
     assert (data.episode_ids[first] == data.episode_ids[last]).all()
-    reader, objects = detector.reader(game), detector.read_ram(game, data.ram)
-    lost, in_play = reader.losses(objects), ~np.isnan(objects.ball[:, 0])
-    kept = starts + (reader.KEPT_STEPS or build_gold.ROLLOUT_STEPS)
-    is_serve, is_loss = strata == "serve", strata == reader.STRATA[-1]
+    rules, objects = detector.of_game(game), detector.read_ram(game, data.ram)
+    lost, in_play = rules.losses(objects), ~np.isnan(objects.ball[:, 0])
+    kept = starts + (rules.KEPT_STEPS or build_gold.ROLLOUT_STEPS)
+    is_serve, is_loss = strata == "serve", strata == rules.STRATA[-1]
     assert ((lost[kept] > lost[starts]) == is_loss).all()
     assert (lost[starts + 5] == lost[starts])[is_loss].all()
     assert (lost[starts + 15] > lost[starts])[is_loss].all()
@@ -93,7 +98,7 @@ def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_s
 
 @BOTH
 def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold_set):
-    ball = detector.read_ram(gold_set.forks.game, gold_set.data.ram).ball
+    ball = detector.read_ram(gold_set.branches.game, gold_set.data.ram).ball
     starts, strata = gold_set.starts, np.array(gold_set.strata)
     for steps in (1, 5):
         straight = ball[starts] + steps * (ball[starts] - ball[starts - 1])
@@ -103,8 +108,8 @@ def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold_set):
         assert (misses[strata == stratum] > 2).all()
 
 
-def test_games_and_forks_are_what_the_emulator_makes_again(gold):
-    """One whole game of each policy, and the forks of one of them; `slow` compares every byte."""
+def test_games_and_branches_are_what_the_emulator_makes_again(gold):
+    """One game of each policy, and the branches of one of them; `slow` compares every byte."""
     games = tuple((policy, 1, steps) for policy, _, steps in build_gold.GAMES["breakout"][:2])
     segments = build_gold.record_games(EmulatorConfig(), games)
     frozen = gold.data
@@ -115,12 +120,12 @@ def test_games_and_forks_are_what_the_emulator_makes_again(gold):
         assert (frozen.ram[rows] == segment.ram).all()
         assert (frozen.actions[rows[:-1]] == segment.actions).all()
     first = segments[0]
-    mine = np.flatnonzero(gold.forks.episodes == first.seed)
-    times = {_time_of(first, gold.forks.history[k]) for k in mine}
+    mine = np.flatnonzero(gold.branches.episodes == first.seed)
+    times = {_time_of(first, gold.branches.history[k]) for k in mine}
     parts = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
-    build_gold._fork_game(emulator.make_atari_env(), first, times, parts)
-    assert len(mine) and (np.stack(parts["frames"]) == gold.forks.frames[mine]).all()
-    assert (np.stack(parts["ram"]) == gold.forks.ram[mine]).all()
+    build_gold._branch_game(emulator.make_atari_env(), first, times, parts)
+    assert len(mine) and (np.stack(parts["frames"]) == gold.branches.frames[mine]).all()
+    assert (np.stack(parts["ram"]) == gold.branches.ram[mine]).all()
 
 
 def _time_of(segment, history) -> int:
@@ -155,7 +160,7 @@ def test_a_changed_gold_set_is_refused(tmp_path, monkeypatch):
 
 
 class ReplayEngine:
-    """Knows the recorded future and ignores actions; judged like a DreamEngine."""
+    """Knows the recorded future and ignores actions; evaluated like a DreamEngine."""
 
     class vqvae:  # noqa: N801
         class config:  # noqa: N801
@@ -197,20 +202,20 @@ class ReplayEngine:
 
 
 @pytest.fixture(scope="module")
-def judged(gold):
+def evaluated(gold):
     tier = suite.Tier(24, 16, 6, 10, 4, 2, 50, 3)
     return suite.evaluate(ReplayEngine(gold.data), gold, tier, "canary")
 
 
-def test_a_replay_of_the_gold_set_scores_full_marks(judged):
-    document, _ = judged
+def test_a_replay_of_the_gold_set_scores_full_marks(evaluated):
+    document, _ = evaluated
     for title, value, _ in documents.headline_rows(document):
         assert float(value.split()[0]) >= 0.95, title
     assert document["is_gold"] and document["metrics"]["rollout/psnr@10"]["value"] == 60
 
 
-def test_the_result_is_one_line_of_json_and_a_table(judged, capsys):
-    document, _ = judged
+def test_the_result_is_one_line_of_json_and_a_table(evaluated, capsys):
+    document, _ = evaluated
     line = documents.one_line(document)
     assert "\n" not in line and json.loads(line)["metrics"]["rollout/psnr@5"]["value"] == 60
     documents.print_table(document)
@@ -218,8 +223,8 @@ def test_the_result_is_one_line_of_json_and_a_table(judged, capsys):
     assert "ball tracking" in printed and "copy-last" in printed
 
 
-def test_the_report_is_one_file_that_needs_no_network(judged, tmp_path):
-    document, pictures = judged
+def test_the_report_is_one_file_that_needs_no_network(evaluated, tmp_path):
+    document, pictures = evaluated
     page = html_report.write_report(tmp_path, document, pictures).read_text(encoding="utf-8")
     assert list(tmp_path.iterdir()) == [tmp_path / html_report.REPORT_NAME]
     assert "http" not in page and page.count("<svg") >= 6 and "image/webp" in page
@@ -231,8 +236,8 @@ BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), "")
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium: apt-get install chromium")
-def test_the_report_opens_in_a_browser_without_a_network(judged, tmp_path):
-    document, pictures = judged
+def test_the_report_opens_in_a_browser_without_a_network(evaluated, tmp_path):
+    document, pictures = evaluated
     page = html_report.write_report(tmp_path, document, pictures)
     check = "<script>addEventListener('load', () => { const bad = [...document.images].filter(" \
             "i => !i.complete || !i.naturalWidth).length; document.title = bad + ' of ' + " \
@@ -268,18 +273,17 @@ def _untrained(tmp_path, game, num_actions):
     return path
 
 
-def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
+def test_the_script_evaluates_writes_and_compares(weights, tmp_path, capsys):
     written = tmp_path / "a.json"
     asked = ["--checkpoint", str(weights), "--tier", "canary", "--device", "cpu"]
     card = tmp_path / "card.md"
     files = ["--json", str(written), "--report", str(tmp_path), "--model-card", str(card)]
     assert gold_eval.main(asked + files) == 0
-    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    whole = json.loads(written.read_text())
-    assert last["is_gold"] and last["metrics"].keys() == whole["metrics"].keys()
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == f"result: {written}" and max(map(len, lines)) < 200
+    first = json.loads(written.read_text())
+    assert first["is_gold"] and "sums" in first["metrics"]["one_step/token_accuracy"]
     assert (tmp_path / "index.html").exists() and "rollout@5" in card.read_text()
-    assert gold_eval.main(["--compare", str(written), str(written)]) == 0
-    assert "[+0.0000, +0.0000]" in capsys.readouterr().out
     sampled = tmp_path / "b.json"
     asked += ["--temperature", "1", "--no-second-look"]
     assert gold_eval.main([*asked, "--json", str(sampled)]) == 0
@@ -287,11 +291,64 @@ def test_the_script_judges_writes_and_compares(weights, tmp_path, capsys):
     assert document["flags"].endswith("--temperature 1.0 --no-second-look")
     assert "once" in document["notes"][-2] and "temperature 1" in document["notes"][-1]
     accuracy = "one_step/token_accuracy"  # drawn codes are seldom those of the still board
-    assert document["metrics"][accuracy]["value"] < last["metrics"][accuracy]["value"]
+    assert document["metrics"][accuracy]["value"] < first["metrics"][accuracy]["value"]
+
+
+@pytest.fixture
+def two_results(tmp_path):
+    facts = {"data_sha256": "a", "evaluator": 10, "settings": {}}
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, shift in zip(paths, (0.0, 0.5), strict=True):
+        found = {"x/y": mean_metric(np.arange(9) + shift, range(9))}
+        path.write_text(json.dumps(documents.make_document(found, **facts)))
+    return list(map(str, paths))
+
+
+@pytest.mark.parametrize("is_terminal", (True, False))
+def test_json_is_shown_where_no_person_reads(is_terminal, two_results, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    assert gold_eval.main(["--compare", *two_results]) == 0
+    printed = capsys.readouterr().out
+    assert "x/y" in printed and "[+0.5000, +0.5000] *" in printed
+    assert ("{" in printed) != is_terminal and ("--json FILE" in printed) == is_terminal
+    if not is_terminal:
+        assert json.loads(printed.splitlines()[-1]) == {"x/y": "+0.5000 [+0.5000, +0.5000]"}
+
+
+def test_json_goes_to_its_file_and_nowhere_else(two_results, tmp_path, capsys):
+    file = tmp_path / "differences.json"
+    assert gold_eval.main(["--compare", *two_results, "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "{" not in printed and printed.endswith(f"result: {file}\n")
+    assert json.loads(file.read_text()) == {"x/y": "+0.5000 [+0.5000, +0.5000]"}
+
+
+def test_a_path_that_is_not_utf_8_ends_in_a_whole_report(tmp_path, monkeypatch):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/w\xffide")
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this disk knows no such names")
+    weights = _untrained(Path(folder), "breakout", num_actions=4)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", shown)  # as cli.run has it
+    files = {name: Path(folder) / name for name in ("a.json", "card.md", "index.html")}
+    assert gold_eval.main([
+        "--checkpoint", str(weights), "--tier", "canary", "--device", "cpu", "--report", folder,
+        "--json", str(files["a.json"]), "--model-card", str(files["card.md"]),
+    ]) == 0  # fmt: skip
+    for name, path in files.items():
+        assert r"w\udcffide" in path.read_text("utf-8").replace(r"\\", "\\"), name
+
+
+def test_gold_eval_has_no_more_flags_than_a_person_reads():
+    """At most 18; those of the refinement pass go with it."""
+    flags = {action.dest for action in gold_eval.build_parser()._actions}
+    assert len(flags - {"help", "second_look", "retokenize"}) <= 18
 
 
 @pytest.mark.parametrize("asked", [
-    "--run 20260101_000000 --data /d/'two words.npz' --tier short --forks 9 --rollouts 30",
+    "--run 20260101_000000 --data /d/'two words.npz' --tier short --branches 9 --rollouts 30",
     "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0",
     "--checkpoint shipped --retokenize",
 ])  # fmt: skip
@@ -308,28 +365,29 @@ def test_the_card_says_which_flags_a_run_could_not_have():
     first = {"steps": 9, "rarity": 20.0, "smoke": False}
     last = {"steps": 5, "rarity": 60.0, "ema": 0.998, "rare_motion": 0.0, "data": "/d.npz"}
     info = {"earlier": [{"train_args": first, "step": 9}], "train_args": last, "step": 5}
-    runs = suite._training(info)
+    runs = suite.training_runs(info)
     assert [run["unknown"] for run in runs] == [["ema", "rare_motion"], []]
     lines = model_card._training_lines({"train_vqvae_hires": runs})
     assert "Trained for 9 steps, before there was --ema, --rare-motion:" in lines
     assert "Trained for 5 steps:" in lines and "did not exist then" in lines[0]
 
 
-def _judged_untrained(tmp_path, capsys, game, num_actions, *played, judged=()):
-    """Record a game, judge untrained weights on it; return what was asked and the last line."""
+def _evaluated_untrained(tmp_path, capsys, game, num_actions, *played, flags=()):
+    """Record a game, evaluate untrained weights on it; return what was asked and the last line."""
     weights = _untrained(tmp_path, game, num_actions)
     data = tmp_path / game / "atari_game_data.npz"
     out = ["--game", game, "--seed", "3", "--out", str(data.parent)]
     assert collect_atari.main([*out, *played]) == 0
     asked = ["--data", str(data), "--checkpoint", str(weights), "--tier", "canary"]
-    assert gold_eval.main([*asked, "--game", game, "--device", "cpu", *judged]) == 0
+    assert gold_eval.main([*asked, "--game", game, "--device", "cpu", *flags]) == 0
     return asked, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-def test_a_game_without_a_reader_is_judged_by_tokens_and_pixels(tmp_path, capsys):
+def test_a_game_without_an_object_detector_is_evaluated_by_tokens_and_pixels(tmp_path, capsys):
     played = ["--frames", "400", "--policy", "random"]
-    asked, last = _judged_untrained(tmp_path, capsys, "seaquest", 18, *played)
-    assert not last["is_gold"] and last["notes"][0] == "this is not the gold set; forks need one"
+    asked, last = _evaluated_untrained(tmp_path, capsys, "seaquest", 18, *played)
+    assert not last["is_gold"]
+    assert last["notes"][0] == "this is not the gold set; counterfactual branches need one"
     assert "objects of seaquest cannot be read" in last["notes"][1]
     names = " ".join(last["metrics"])
     assert "one_step/changed_accuracy" in names and "psnr" in names and "ball" not in names
@@ -337,10 +395,10 @@ def test_a_game_without_a_reader_is_judged_by_tokens_and_pixels(tmp_path, capsys
         gold_eval.main(asked)
 
 
-def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
+def test_pong_is_evaluated_by_its_ball_and_paddles_too(tmp_path, capsys):
     dreams = ["--long-dreams", "2", "--long-dream-steps", "20", "--report", str(tmp_path)]
     played = ["--frames", "900", "--policy", "scripted"]
-    _, last = _judged_untrained(tmp_path, capsys, "pong", 6, *played, judged=dreams)
+    _, last = _evaluated_untrained(tmp_path, capsys, "pong", 6, *played, flags=dreams)
     assert not [note for note in last["notes"] if "cannot be read" in note]
     names = last["metrics"].keys()
     assert {"tokenizer/ball_recall", "rollout/ball_hit_2px@5", "rollout/paddle_error_px@5",
@@ -352,7 +410,7 @@ def test_pong_is_judged_by_its_ball_and_paddles_too(tmp_path, capsys):
 
 def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tmp_path, capsys):
     played = ["--frames", "900", "--policy", "scripted"]
-    _, last = _judged_untrained(tmp_path, capsys, "pong", 6, *played, judged=["--starts", "any"])
+    _, last = _evaluated_untrained(tmp_path, capsys, "pong", 6, *played, flags=["--starts", "any"])
     assert last["settings"]["strata"] == ["any"] and "--starts any" in last["flags"]
     assert "rollout/ball_hit_2px@5" in last["metrics"]
     assert not [name for name in last["metrics"] if "[" in name or "loss_in_time" in name]
@@ -375,6 +433,9 @@ def test_results_of_other_data_refuse_to_be_compared():
     assert documents.compare(*alone) == [("x", "+2.0000", "")]
     with pytest.raises(ValueError, match="cannot be compared"):
         documents.compare(document("a"), document("b"))
+    newer = document("a") | {"evaluator": 2, "settings": {"other": 1}}
+    with pytest.raises(ValueError, match="evaluators 1 and 2.*gold_eval.py again"):
+        documents.compare(document("a"), newer)
 
 
 def test_a_comparison_shows_what_only_one_of_two_results_has():
@@ -396,10 +457,3 @@ def test_a_comparison_shows_what_only_one_of_two_results_has():
 def test_a_game_without_a_gold_set_says_what_to_do():
     with pytest.raises(FileNotFoundError, match="--data"):
         load_gold("seaquest")
-
-
-def test_the_tables_of_the_readme_are_those_of_the_model_cards():
-    text = results_page.README.read_text(encoding="utf-8")
-    assert results_page.with_tables(text) == text
-    changed = text.replace("| **rollout@5** | 0", "| **rollout@5** | 1")
-    assert changed != text and results_page.with_tables(changed) == text

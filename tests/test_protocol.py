@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 
 from tests import canaries
-from v2.eval.branches import Forks, fork_scores, shuffle_scores
-from v2.eval.engine import dream, encode
+from v2.eval.branches import Branches, branch_scores, shuffle_scores
+from v2.eval.engine import dream, encode, speed_scores
 from v2.eval.long_dreams import _one_ball, long_dream_scores
 from v2.eval.objects import detector
 from v2.eval.objects.breakout import SERVE_STEPS
 from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
-from v2.eval.rollouts import Reader, absent_before, paddle_error, rollout_scores
+from v2.eval.rollouts import DetectedObjects, absent_before, paddle_error, rollout_scores
 from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, stratified_starts
-from v2.eval.suite import speed_scores
 from v2.eval.tokenizer import tokenizer_scores
 from v2.eval.validate import quick_scores
 
@@ -34,7 +33,7 @@ def clips(game) -> Clips:
 
 
 @pytest.fixture(scope="module")
-def forks(game) -> Forks:
+def branches(game) -> Branches:
     data, states = game
     env = canaries.make_atari_env()
     env.reset()
@@ -48,15 +47,15 @@ def forks(game) -> Forks:
                 ram.append(env.ram)
         parts.append((history, data.actions[row - 3 : row], np.stack(frames), np.stack(ram), row))
     history, past, frames, ram, rows = (np.stack(part) for part in zip(*parts, strict=True))
-    return Forks(
+    return Branches(
         "breakout", history, past, frames.reshape(-1, 4, 8, 84, 64, 3),
         ram.reshape(-1, 4, 8, 128), rows,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def judged(game, clips, forks):
-    """Judge every canary once; return name -> metric name -> value."""
+def evaluated(game, clips, branches):
+    """Evaluate every canary once; return name -> metric name -> value."""
     tokenizer = canaries.PatchTokenizer()
     kinds = (
         canaries.PerfectEngine, canaries.CopyLast, canaries.Blank, canaries.BallErased,
@@ -64,126 +63,127 @@ def judged(game, clips, forks):
         canaries.OneStepLate, canaries.PaddleLost, canaries.BricksReturn,
         canaries.WrongDigits, canaries.AlwaysOver,
     )  # fmt: skip
-    return {kind.__name__: judge(kind(game[1], tokenizer), clips, forks) for kind in kinds}
+    engines = [kind(game[1], tokenizer) for kind in kinds]
+    return {type(e).__name__: evaluate_canary(e, clips, branches) for e in engines}
 
 
-def judge(engine, clips, forks) -> dict:
+def evaluate_canary(engine, clips, branches) -> dict:
     tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *HORIZONS)}
     kept = {h: clips.frames_at(h) for h in HORIZONS}
     own = clips.actions[:, HISTORY - 1 :]
     dreams = dream(engine, clips.history, clips.past_actions, own)
     metrics = rollout_scores(clips, dreams, tokens, kept, HORIZONS)
     metrics |= one_step_scores(engine, clips)
-    metrics |= fork_scores(engine, forks)[0]
+    metrics |= branch_scores(engine, branches)[0]
     metrics |= shuffle_scores(engine, clips, dreams)
     return metrics
 
 
-def value(judged, canary: str, name: str) -> float:
-    return judged[canary][name].value
+def value(evaluated, canary: str, name: str) -> float:
+    return evaluated[canary][name].value
 
 
-def test_the_perfect_model_is_perfect(judged):
-    assert value(judged, "PerfectEngine", "rollout/psnr@20") == 60
+def test_the_perfect_model_is_perfect(evaluated):
+    assert value(evaluated, "PerfectEngine", "rollout/psnr@20") == 60
     for name in ("one_step/token_accuracy", "rollout/token_accuracy@20", "rollout/score_right@10",
-                 "rollout/brick_f1@20", "forks/right_branch@3", "one_step/changed_accuracy",
-                 "rollout/lives_right@20", "forks/right_branch_pixels@8"):  # fmt: skip
-        assert value(judged, "PerfectEngine", name) == pytest.approx(1), name
+                 "rollout/brick_f1@20", "branches/right_branch@3", "one_step/changed_accuracy",
+                 "rollout/lives_right@20", "branches/right_branch_pixels@8"):  # fmt: skip
+        assert value(evaluated, "PerfectEngine", name) == pytest.approx(1), name
     for name in ("rollout/ball_recall@10", "rollout/ball_hit_2px@20", "rollout/ball_precision@5",
                  "rollout/ball_seen@10", "rollout/ball_possible@5"):  # fmt: skip
-        assert value(judged, "PerfectEngine", name) >= 0.97, name
-    assert value(judged, "PerfectEngine", "rollout/ball_half_life") == HORIZON
-    assert value(judged, "PerfectEngine", "forks/separation@5") == pytest.approx(1, abs=0.05)
-    assert value(judged, "PerfectEngine", "rollout/paddle_error_px@20") < 0.1
+        assert value(evaluated, "PerfectEngine", name) >= 0.97, name
+    assert value(evaluated, "PerfectEngine", "rollout/ball_half_life") == HORIZON
+    assert value(evaluated, "PerfectEngine", "branches/separation@5") == pytest.approx(1, abs=0.05)
+    assert value(evaluated, "PerfectEngine", "rollout/paddle_error_px@20") < 0.1
 
 
 @pytest.mark.parametrize("name", [
     "rollout/token_accuracy@5", "rollout/psnr@5", "rollout/ssim@5", "rollout/ball_hit_2px@5",
     "one_step/token_accuracy",
 ])  # fmt: skip
-def test_no_canary_beats_the_perfect_model(judged, name):
-    best = value(judged, "PerfectEngine", name)
-    for canary in judged:
-        assert value(judged, canary, name) <= best, canary
+def test_no_canary_beats_the_perfect_model(evaluated, name):
+    best = value(evaluated, "PerfectEngine", name)
+    for canary in evaluated:
+        assert value(evaluated, canary, name) <= best, canary
     for canary in ("CopyLast", "Blank", "OneStepLate"):
-        assert value(judged, canary, name) < best, canary
+        assert value(evaluated, canary, name) < best, canary
 
 
-def test_copy_last_scores_what_its_baseline_says(judged):
+def test_copy_last_scores_what_its_baseline_says(evaluated):
     for name in ("one_step/token_accuracy", "rollout/token_accuracy@10", "rollout/psnr@10",
                  "rollout/ball_hit_2px@5", "rollout/paddle_error_px@10"):  # fmt: skip
-        metric = judged["CopyLast"][name]
+        metric = evaluated["CopyLast"][name]
         assert metric.value == pytest.approx(metric.baselines["copy_last"].value, abs=0.05), name
-    assert value(judged, "CopyLast", "one_step/changed_accuracy") == 0
-    assert value(judged, "CopyLast", "one_step/false_changes") == 0
+    assert value(evaluated, "CopyLast", "one_step/changed_accuracy") == 0
+    assert value(evaluated, "CopyLast", "one_step/false_changes") == 0
 
 
-def test_an_erased_ball_is_missed_although_the_picture_is_fine(judged):
-    assert value(judged, "BallErased", "rollout/psnr@5") > 40
-    assert value(judged, "BallErased", "rollout/token_accuracy@5") > 0.98
+def test_an_erased_ball_is_missed_although_the_picture_is_fine(evaluated):
+    assert value(evaluated, "BallErased", "rollout/psnr@5") > 40
+    assert value(evaluated, "BallErased", "rollout/token_accuracy@5") > 0.98
     for row in ("rollout/ball_seen@5", "rollout/ball_recall@5"):
-        perfect = value(judged, "PerfectEngine", row)
-        assert value(judged, "BallErased", row) < perfect - 0.3
-    assert value(judged, "BallErased", "rollout/ball_hit_2px[flight]@1") < 0.5
+        perfect = value(evaluated, "PerfectEngine", row)
+        assert value(evaluated, "BallErased", row) < perfect - 0.3
+    assert value(evaluated, "BallErased", "rollout/ball_hit_2px[flight]@1") < 0.5
 
 
-def test_a_doubled_ball_is_counted(judged):
-    assert value(judged, "PerfectEngine", "rollout/ball_duplicates@5") == 0
-    assert value(judged, "BallDoubled", "rollout/ball_duplicates@5") > 0.3
-    assert value(judged, "BallDoubled", "rollout/ball_precision@5") < 0.85
-    assert value(judged, "BallDoubled", "rollout/ball_possible@5") < 0.85
-    assert value(judged, "BallDoubled", "rollout/ball_duplicates[flight]@1") > 0.3
-    assert value(judged, "BallDoubled", "rollout/ball_precision[flight]@1") < 0.85
+def test_a_doubled_ball_is_counted(evaluated):
+    assert value(evaluated, "PerfectEngine", "rollout/ball_duplicates@5") == 0
+    assert value(evaluated, "BallDoubled", "rollout/ball_duplicates@5") > 0.3
+    assert value(evaluated, "BallDoubled", "rollout/ball_precision@5") < 0.85
+    assert value(evaluated, "BallDoubled", "rollout/ball_possible@5") < 0.85
+    assert value(evaluated, "BallDoubled", "rollout/ball_duplicates[flight]@1") > 0.3
+    assert value(evaluated, "BallDoubled", "rollout/ball_precision[flight]@1") < 0.85
 
 
-def test_ignored_actions_are_at_chance(judged):
-    assert value(judged, "ActionsIgnored", "forks/separation@5") == pytest.approx(0, abs=0.05)
-    row = judged["ActionsIgnored"]["forks/right_branch@5"]
+def test_ignored_actions_are_at_chance(evaluated):
+    assert value(evaluated, "ActionsIgnored", "branches/separation@5") == pytest.approx(0, abs=0.05)
+    row = evaluated["ActionsIgnored"]["branches/right_branch@5"]
     assert row.value == pytest.approx(1 / 3) == row.baselines["chance"].value
-    assert value(judged, "ActionsIgnored", "actions/shuffle_loss_db@10") == pytest.approx(0)
-    assert value(judged, "PerfectEngine", "actions/shuffle_loss_db@10") > 1
+    assert value(evaluated, "ActionsIgnored", "actions/shuffle_loss_db@10") == pytest.approx(0)
+    assert value(evaluated, "PerfectEngine", "actions/shuffle_loss_db@10") > 1
 
 
-def test_mirrored_actions_are_worse_than_chance(judged):
-    assert value(judged, "ActionsMirrored", "forks/separation@5") < -0.7
-    row = judged["ActionsMirrored"]["forks/right_branch_pixels@8"]
-    assert row.value < value(judged, "PerfectEngine", "forks/right_branch_pixels@8") - 0.3
-    row = judged["ActionsMirrored"]["forks/right_branch@5"]
+def test_mirrored_actions_are_worse_than_chance(evaluated):
+    assert value(evaluated, "ActionsMirrored", "branches/separation@5") < -0.7
+    row = evaluated["ActionsMirrored"]["branches/right_branch_pixels@8"]
+    assert row.value < value(evaluated, "PerfectEngine", "branches/right_branch_pixels@8") - 0.3
+    row = evaluated["ActionsMirrored"]["branches/right_branch@5"]
     assert row.value <= row.baselines["chance"].value  # no-op alone is right
 
 
-def test_a_step_late_is_a_step_of_flight_behind(judged):
-    late = value(judged, "OneStepLate", "rollout/ball_error_px@5")
-    assert late > 1.0 > value(judged, "PerfectEngine", "rollout/ball_error_px@5")
-    assert value(judged, "OneStepLate", "one_step/changed_accuracy") < 0.5
+def test_a_step_late_is_a_step_of_flight_behind(evaluated):
+    late = value(evaluated, "OneStepLate", "rollout/ball_error_px@5")
+    assert late > 1.0 > value(evaluated, "PerfectEngine", "rollout/ball_error_px@5")
+    assert value(evaluated, "OneStepLate", "one_step/changed_accuracy") < 0.5
     half_life = "rollout/ball_half_life"
-    assert value(judged, "BallErased", half_life) < value(judged, "PerfectEngine", half_life)
-    assert value(judged, "OneStepLate", half_life) < value(judged, "PerfectEngine", half_life)
+    assert value(evaluated, "BallErased", half_life) < value(evaluated, "PerfectEngine", half_life)
+    assert value(evaluated, "OneStepLate", half_life) < value(evaluated, "PerfectEngine", half_life)
 
 
-def test_flying_on_beats_copying_where_nothing_turns(judged, clips):
-    row = judged["CopyLast"]["rollout/ball_hit_2px@1"]
+def test_flying_on_beats_copying_where_nothing_turns(evaluated, clips):
+    row = evaluated["CopyLast"]["rollout/ball_hit_2px@1"]
     assert row.baselines["constant_velocity"].value > 0.5 > row.baselines["copy_last"].value
-    row = judged["CopyLast"]["rollout/ball_seen@5"].baselines["constant_velocity"]
+    row = evaluated["CopyLast"]["rollout/ball_seen@5"].baselines["constant_velocity"]
     assert row.value > 0.2  # a ball that has flown out of the picture is not seen
-    last = judged["CopyLast"]["rollout/ball_seen@20"].baselines["constant_velocity"]
+    last = evaluated["CopyLast"]["rollout/ball_seen@20"].baselines["constant_velocity"]
     assert last.value < 0.1
-    assert value(judged, "CopyLast", "rollout/ball_seen@20") > 0.5
-    assert value(judged, "CopyLast", "rollout/ball_recall@20") < 0.2
+    assert value(evaluated, "CopyLast", "rollout/ball_seen@20") > 0.5
+    assert value(evaluated, "CopyLast", "rollout/ball_recall@20") < 0.2
 
 
-def test_a_blank_dream_has_no_objects(judged):
-    assert value(judged, "Blank", "rollout/ball_seen@5") == 0
-    assert value(judged, "Blank", "rollout/brick_f1@5") == 0
-    assert value(judged, "Blank", "rollout/paddle_error_px@5") == 32
-    assert value(judged, "Blank", "rollout/ball_half_life") == 1
+def test_a_blank_dream_has_no_objects(evaluated):
+    assert value(evaluated, "Blank", "rollout/ball_seen@5") == 0
+    assert value(evaluated, "Blank", "rollout/brick_f1@5") == 0
+    assert value(evaluated, "Blank", "rollout/paddle_error_px@5") == 32
+    assert value(evaluated, "Blank", "rollout/ball_half_life") == 1
 
 
-def test_a_lost_paddle_and_returning_bricks_are_caught(judged):
-    assert value(judged, "PaddleLost", "rollout/paddle_error_px@1") == 32
-    assert value(judged, "BricksReturn", "rollout/bricks_reappeared@20") > 0.5
-    assert value(judged, "PerfectEngine", "rollout/bricks_reappeared@20") == 0
-    assert value(judged, "PaddleLost", "rollout/ball_recall@1") > 0.9
+def test_a_lost_paddle_and_returning_bricks_are_caught(evaluated):
+    assert value(evaluated, "PaddleLost", "rollout/paddle_error_px@1") == 32
+    assert value(evaluated, "BricksReturn", "rollout/bricks_reappeared@20") > 0.5
+    assert value(evaluated, "PerfectEngine", "rollout/bricks_reappeared@20") == 0
+    assert value(evaluated, "PaddleLost", "rollout/ball_recall@1") > 0.9
 
 
 def test_the_baselines_know_no_ball_that_only_memory_holds(game, clips):
@@ -195,7 +195,8 @@ def test_the_baselines_know_no_ball_that_only_memory_holds(game, clips):
     assert not true.num_balls.any() and np.isfinite(true.ball).all()
     own = clips.actions[:, HISTORY - 1 :]
     engine = canaries.PerfectEngine(game[1], canaries.PatchTokenizer())
-    guesses = Reader(hidden, dream(engine, clips.history, clips.past_actions, own)).guesses(1)
+    dreams = dream(engine, clips.history, clips.past_actions, own)
+    guesses = DetectedObjects(hidden, dreams).guesses(1)
     for guess in guesses.values():
         assert np.isnan(guess.ball).all() and not guess.num_balls.any()
 
@@ -224,7 +225,7 @@ def test_a_dream_that_never_serves_has_no_ball_in_play():
     assert np.isnan(_one_ball("breakout", [unseen], [0], starts_in_play=False).value)
 
 
-def test_a_long_dream_is_judged_by_what_it_dreamed(game, clips):
+def test_a_long_dream_is_evaluated_by_what_it_dreamed(game, clips):
     """The last real frame has a ball, the dream never: not one step of it counts as seen."""
     data, states = game
     engine = canaries.Blank(states, canaries.PatchTokenizer())
@@ -264,10 +265,10 @@ def test_the_tokenizer_is_scored_against_memory(game, clips):
     assert scores["tokenizer/spurious_changes"].value == 0
 
 
-def test_rewards_and_endings_are_scored(judged):
+def test_rewards_and_endings_are_scored(evaluated):
     for row in ("f1", "precision", "recall"):
-        assert value(judged, "PerfectEngine", f"reward/{row}") == 1
-    assert value(judged, "AlwaysOver", "reward/recall") == 0
+        assert value(evaluated, "PerfectEngine", f"reward/{row}") == 1
+    assert value(evaluated, "AlwaysOver", "reward/recall") == 0
 
 
 def test_ends_that_are_missed_or_invented_are_counted(game, clips):
@@ -306,15 +307,15 @@ def test_a_game_that_ends_in_the_dream_ends_in_time_or_not(game, ends_at, share)
     assert scores["termination/in_time"].value == share
 
 
-def test_a_lost_life_is_shown_in_time_or_not(judged):
+def test_a_lost_life_is_shown_in_time_or_not(evaluated):
     expected = {"PerfectEngine": 1, "OneStepLate": 1, "CopyLast": 0, "Blank": 0, "WrongDigits": 0}
-    found = {canary: value(judged, canary, "rollout/loss_in_time") for canary in expected}
+    found = {canary: value(evaluated, canary, "rollout/loss_in_time") for canary in expected}
     assert found == expected
 
 
-def test_digits_that_cannot_be_read_are_not_right(judged):
+def test_digits_that_cannot_be_read_are_not_right(evaluated):
     for digits in ("score", "lives"):
-        assert value(judged, "WrongDigits", f"rollout/{digits}_right@10") == 0
+        assert value(evaluated, "WrongDigits", f"rollout/{digits}_right@10") == 0
 
 
 def test_a_tokenizer_that_loses_the_ball_is_found_out(game, clips):
@@ -328,7 +329,7 @@ def test_a_tokenizer_that_loses_the_ball_is_found_out(game, clips):
     assert perfect["tokenizer/psnr"].value == 60 > lossy["tokenizer/psnr"].value + 5
 
 
-def test_frames_that_the_tokenizer_does_not_know_are_strange(game, clips):
+def test_frames_that_the_tokenizer_does_not_know_are_out_of_distribution(game, clips):
     """It keeps the game's frames but for a few grey levels, and no other ones."""
 
     class Narrow(canaries.PatchTokenizer):
@@ -346,8 +347,8 @@ def test_frames_that_the_tokenizer_does_not_know_are_strange(game, clips):
             clips.history[flight], clips.past_actions[flight], clips.episodes[flight], 60,
             [data.frames[:300]], [False], data.frames[::5], num_codes=5000,
         )  # fmt: skip
-        shares[kind.__name__] = scores["long/strange_frames"].value
-        assert scores["long/strange_frames"].baselines["real"].value < 0.1
+        shares[kind.__name__] = scores["long/out_of_distribution"].value
+        assert scores["long/out_of_distribution"].baselines["real"].value < 0.1
         usage = {k: m.value for k, m in scores.items() if k.startswith("long/code_kl")}
         shares[f"{kind.__name__} codes"] = max(usage.values())
     assert shares["PerfectEngine"] < 0.1 and shares["Blank"] == 1
@@ -445,7 +446,7 @@ def test_pongs_ball_flies_straight_where_that_is_the_stratum_and_turns_elsewhere
     assert (misses[strata == "flight"] < 1).all()
     assert (misses[np.isin(strata, ("wall", "paddle"))] > 2).all()
     assert np.isnan(ball[starts[strata == "serve"]]).all()
-    points = detector.reader("pong").losses(detector.read_ram("pong", data.ram))
+    points = detector.of_game("pong").losses(detector.read_ram("pong", data.ram))
     made = points[starts + HORIZON] > points[starts - 3]
     assert (made[strata != "serve"] == (strata[strata != "serve"] == "point")).all()
 

@@ -73,15 +73,15 @@ def test_both_paddles_and_the_score_of_pong_are_read(pong):
 
 def test_what_happens_to_pongs_ball_is_told_from_memory(pong):
     _, true, _ = pong
-    reader, points = detector.reader("pong"), true.score % 100 + true.score // 100
-    found = reader.events(true)
+    rules, points = detector.of_game("pong"), true.score % 100 + true.score // 100
+    found = rules.events(true)
     x = true.ball[:, 0]
     assert ((x[found["paddle"]] < 10) | (x[found["paddle"]] > 54)).all()
     assert found["paddle"].sum() > 20 and found["wall"].sum() > 20
     assert (np.isnan(x) & ~np.isnan(np.roll(x, -1)))[:-1].sum() == found["serve"].sum()
-    assert reader.losses(true)[-1] == (np.diff(points) > 0).sum() > 10
+    assert rules.losses(true)[-1] == (np.diff(points) > 0).sum() > 10
     lost = np.flatnonzero(~np.isnan(x[:-1]) & np.isnan(x[1:]) & (np.diff(points) == 0))
-    assert reader.may_leave(true.ball[lost]).mean() > 0.8  # the others: a new game began
+    assert rules.may_leave(true.ball[lost]).mean() > 0.8  # the others: a new game began
 
 
 def test_memory_written_for_pongs_script_holds_what_was_read(pong):
@@ -128,7 +128,7 @@ def test_an_empty_batch_has_no_objects():
     assert len(detector.read_frames("breakout", np.zeros((0, 84, 64, 3), np.uint8))) == 0
 
 
-def test_a_game_without_a_reader_is_refused_by_name():
+def test_a_game_without_an_object_detector_is_refused_by_name():
     assert not detector.has_truth("seaquest")
     with pytest.raises(ValueError, match="seaquest"):
         detector.read_frames("seaquest", np.zeros((1, 84, 64, 3), np.uint8))

@@ -29,7 +29,7 @@ def downsample_screen(screen: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"screen must be uint8 (H, {SCREEN_WIDTH}, 3), got {screen.dtype} {screen.shape}"
         )
-    shares = _shares(len(screen), FRAME_SHAPE[0])
+    shares = area_shares(len(screen), FRAME_SHAPE[0])
     group = shares.shape[1]
     rows = shares @ screen.reshape(-1, group, SCREEN_WIDTH * 3).astype(np.float32)
     sums = rows.reshape(84 * 32, 5 * 3) @ _COLUMNS  # exact: integers below 2^24
@@ -38,7 +38,7 @@ def downsample_screen(screen: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _shares(native: int, pixels: int) -> np.ndarray:
+def area_shares(native: int, pixels: int) -> np.ndarray:
     """Return how much of each native pixel every pixel covers, in the smallest group that repeats.
 
     Five native pixels become two: [[2, 2, 1, 0, 0], [0, 0, 1, 2, 2]].
@@ -51,7 +51,7 @@ def _shares(native: int, pixels: int) -> np.ndarray:
 
 
 # (5 pixels x 3 colours) -> (2 pixels x 3 colours)
-_COLUMNS = np.kron(_shares(SCREEN_WIDTH, FRAME_SHAPE[1]).T, np.eye(3, dtype=np.float32))
+_COLUMNS = np.kron(area_shares(SCREEN_WIDTH, FRAME_SHAPE[1]).T, np.eye(3, dtype=np.float32))
 
 
 def frames_to_float(frames: torch.Tensor) -> torch.Tensor:

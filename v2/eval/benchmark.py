@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from v2.data.frames import frames_to_float
+from v2.data.frames import FRAME_SHAPE, frames_to_float
 from v2.data.tokens import encode_frames
 from v2.decoding import Sampling
 from v2.dream import DreamEngine
@@ -112,7 +112,7 @@ class Benchmark:
 
     def dream_steps(self, with_compiled: bool) -> None:
         """Predict, decode, to uint8: as it is played, and with each thing left out that it took."""
-        frames = np.random.default_rng(0).integers(0, 256, (4, 84, 64, 3), dtype=np.uint8)
+        frames = np.random.default_rng(0).integers(0, 256, (4, *FRAME_SHAPE), dtype=np.uint8)
         all_seen, none_seen = self._pairs(True), self._pairs(False)
         plain = DreamEngine(self.vqvae, self.world_model, self.device, seen=all_seen)
         models = copy.deepcopy((self.vqvae, self.world_model))
@@ -146,11 +146,11 @@ class Benchmark:
         return SeenPairs(*(torch.full((rows, K, K), are_seen) for rows in (h, h - 1)))
 
     def encoding(self) -> None:
-        frames = np.zeros((128, 84, 64, 3), np.uint8)
+        frames = np.zeros((128, *FRAME_SHAPE), np.uint8)
         for t in range(128):
             frames[t, t % 80 : t % 80 + 2, t % 60 : t % 60 + 2] = 200  # a ball and nothing else
         engine = DreamEngine(self.vqvae, self.world_model, self.device)
-        pixels = torch.rand(16, 3, 84, 64, device=self.device)
+        pixels = self._noise(16)
         with torch.inference_mode():
             flops = count_flops(lambda: self.vqvae.encode(pixels)) / 16
         for name in ("every token", "every token, float32"):
@@ -162,12 +162,12 @@ class Benchmark:
     def train_vqvae(self, with_compiled: bool) -> None:
         """Forward and backward of a batch, without the optimizer; and its data."""
         rng, what = np.random.default_rng(0), "VQ-VAE training image"
-        frames = rng.integers(0, 256, (4096, 84, 64, 3), np.uint8)
+        frames = rng.integers(0, 256, (4096, *FRAME_SHAPE), np.uint8)
         rows = np.sort(rng.integers(1, 4096, 16))
         loading = self.row(f"{what}: its data alone",
                            lambda: (self._pixels(frames[rows]), self._pixels(frames[rows - 1])),
                            len(rows))  # fmt: skip
-        pixels = torch.rand(len(rows), 3, 84, 64, device=self.device)
+        pixels = self._noise(len(rows))
         flops = count_flops(image_work(self.vqvae))
         variants = {
             "float32": torch.contiguous_format, "float32, channels last": torch.channels_last,
@@ -182,6 +182,10 @@ class Benchmark:
                 row = self.row(f"{what}, {name}",
                                functools.partial(learn_images, model, batch), len(rows), flops)
             row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
+
+    def _noise(self, count: int) -> torch.Tensor:
+        height, width, channels = FRAME_SHAPE
+        return torch.rand(count, channels, height, width, device=self.device)
 
     def _pixels(self, frames: np.ndarray) -> torch.Tensor:
         return frames_to_float(moved(torch.from_numpy(frames), self.device))

@@ -2,8 +2,8 @@
 
     python v2/eval/build_gold.py --game breakout --out /tmp/breakout.npz
 
-Games come from reserved seeds through the collector's own recorder. Forks replay a recorded game
-from its start, which proves that it is exact, and continue saved states under every action.
+Games come from reserved seeds through the collector's own recorder. Branches replay a recorded
+game from its start, which proves that it is exact, and continue saved states under every action.
 """
 
 import sys
@@ -22,12 +22,13 @@ import dataclasses
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import GOLD_SEED_START, GameData
+from v2.data.atari_dataset import GOLD_SEED_START, NUM_RAM_BYTES, GameData
 from v2.data.collector import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
 from v2.data.emulator import emulator_version, make_atari_env
+from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
-from v2.eval.branches import FORK_STEPS, Forks
+from v2.eval.branches import BRANCH_STEPS, Branches
 from v2.eval.gold import gold_arrays, gold_path, save_gold
 from v2.eval.starts import HISTORY, stratified_starts
 from v2.runtime.files import check_output
@@ -35,8 +36,8 @@ from v2.runtime.files import check_output
 MIN_CLIP_FRAMES = 250
 ROLLOUT_STEPS = 200
 STARTS_PER_STRATUM = 8
-NUM_FORKS = 208
-FORK_SPACING = 15  # steps between two forks of a game, one second
+NUM_BRANCHED = 208
+BRANCH_SPACING = 15  # steps between two branched states of a game, one second
 GAMES = {  # policy, games, steps a game
     "breakout": (
         (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 10, 6000), (STICKY, 8, 400),
@@ -60,19 +61,19 @@ def main(argv=None) -> int:
     emulator = EmulatorConfig(args.game)
     path = args.out or gold_path(emulator.game)
     check_output(path)
-    arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_FORKS)
+    arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_BRANCHED)
     digest = save_gold(path, arrays, meta)
     counts = {name: len(arrays[name]) for name in ("frames", "start_rows", "fork_seeds")}
     print(f"{counts['frames']} frames, {counts['start_rows']} starts, {counts['fork_seeds']} "
-          f"forks, {path.stat().st_size / 1e6:.1f} MB: {path}")  # fmt: skip
+          f"branched states, {path.stat().st_size / 1e6:.1f} MB: {path}")  # fmt: skip
     print(f"sha256 {digest}")
     return 0
 
 
 def build(
-    emulator: EmulatorConfig, games: tuple, per_stratum: int, num_forks: int
+    emulator: EmulatorConfig, games: tuple, per_stratum: int, num_branched: int
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Play, choose starts and fork; equal arguments give equal arrays."""
+    """Play, choose starts, branch; equal arguments give equal arrays."""
     segments = record_games(emulator, games)
     arrays, episodes = join_segments([s for s in segments if len(s) >= MIN_CLIP_FRAMES], 0)
     meta = {
@@ -84,8 +85,8 @@ def build(
     data = GameData(**arrays, meta=meta)
     rng = np.random.default_rng(GOLD_SEED_START)
     starts, strata = stratified_starts(data, per_stratum, ROLLOUT_STEPS, rng)
-    forks = record_forks(emulator, _replayable(segments), num_forks, rng)
-    return gold_arrays(data, starts, strata, forks), meta
+    branches = record_branches(emulator, _replayable(segments), num_branched, rng)
+    return gold_arrays(data, starts, strata, branches), meta
 
 
 def record_games(emulator: EmulatorConfig, games: tuple) -> list[Segment]:
@@ -107,12 +108,12 @@ def _replayable(segments: list[Segment]) -> list[Segment]:
     firsts: dict[int, Segment] = {}
     for segment in segments:
         firsts.setdefault(segment.seed, segment)
-    return [s for s in firsts.values() if len(s) > HISTORY + 2 * FORK_SPACING]
+    return [s for s in firsts.values() if len(s) > HISTORY + 2 * BRANCH_SPACING]
 
 
-def record_forks(
-    emulator: EmulatorConfig, segments: list[Segment], num_forks: int, rng: np.random.Generator
-) -> Forks:
+def record_branches(
+    emulator: EmulatorConfig, segments: list[Segment], num_branched: int, rng: np.random.Generator
+) -> Branches:
     """Replay games and continue evenly many of their states under every held action.
 
     Raises:
@@ -121,31 +122,31 @@ def record_forks(
     candidates = [
         (index, t)
         for index, segment in enumerate(segments)
-        for t in range(FORK_SPACING, len(segment) - FORK_STEPS - 1, FORK_SPACING)
+        for t in range(BRANCH_SPACING, len(segment) - BRANCH_STEPS - 1, BRANCH_SPACING)
         if segment.ram[t][BALL_BYTES[emulator.game]] > 0
     ]
-    if len(candidates) < num_forks:
-        raise ValueError(f"{len(candidates)} states for {num_forks} forks: play more games")
-    chosen = sorted(candidates[k] for k in rng.choice(len(candidates), num_forks, replace=False))
+    if len(candidates) < num_branched:
+        raise ValueError(f"{len(candidates)} states to branch, not {num_branched}: play more")
+    chosen = sorted(candidates[k] for k in rng.choice(len(candidates), num_branched, replace=False))
     env = make_atari_env(config=emulator)
     parts: dict[str, list] = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
-    for index, segment in enumerate(tqdm(segments, unit="game", disable=None, desc="forks")):
+    for index, segment in enumerate(tqdm(segments, unit="game", disable=None, desc="branches")):
         times = {t for k, t in chosen if k == index}
         if times:
-            _fork_game(env, segment, times, parts)
-    return Forks(
+            _branch_game(env, segment, times, parts)
+    return Branches(
         emulator.game, np.stack(parts["history"]), np.stack(parts["past"]),
         np.stack(parts["frames"]), np.stack(parts["ram"]), np.array(parts["seed"], np.int64),
     )  # fmt: skip
 
 
-def _fork_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -> None:
+def _branch_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -> None:
     env.reset()
     for t in range(max(times) + 1):
         if t in times:
             if not np.array_equal(env.ram, segment.ram[t]):
                 raise ValueError(f"game {segment.seed} does not repeat itself at step {t}")
-            frames, ram = _branches(env)
+            frames, ram = _every_action(env)
             parts["history"].append(segment.frames[t - HISTORY + 1 : t + 1])
             parts["past"].append(segment.actions[t - HISTORY + 1 : t])
             parts["frames"].append(frames)
@@ -154,18 +155,19 @@ def _fork_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -
         env.step(int(segment.actions[t]))
 
 
-def _branches(env) -> tuple[np.ndarray, np.ndarray]:
+def _every_action(env) -> tuple[np.ndarray, np.ndarray]:
     """Return frames (A, 8, 84, 64, 3) and memory (A, 8, 128) of every held action."""
     state = env.unwrapped.clone_state()
     frames, ram = [], []
     for action in range(env.action_space.n):
         env.unwrapped.restore_state(state)
-        for _ in range(FORK_STEPS):
+        for _ in range(BRANCH_STEPS):
             frames.append(env.step(action)[0])
             ram.append(env.ram)
     env.unwrapped.restore_state(state)
-    shape = (env.action_space.n, FORK_STEPS)
-    return np.stack(frames).reshape(*shape, 84, 64, 3), np.stack(ram).reshape(*shape, 128)
+    shape = (env.action_space.n, BRANCH_STEPS)
+    return (np.stack(frames).reshape(*shape, *FRAME_SHAPE),
+            np.stack(ram).reshape(*shape, NUM_RAM_BYTES))  # fmt: skip
 
 
 if __name__ == "__main__":

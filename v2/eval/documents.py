@@ -6,6 +6,7 @@ two documents are compared only if data and evaluator agree. Knows nothing of en
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 from v2.eval.intervals import Metric, paired_difference
@@ -21,7 +22,7 @@ SECTIONS = {
     "tokenizer": "tokenizer round trip, the ceiling of what follows",
     "one_step": "one step after four real frames (teacher-forced)",
     "rollout": "open-loop rollouts under the recorded actions",
-    "forks": "action following: held actions against the real branches",
+    "branches": "action following: counterfactual branches of a state under held actions",
     "actions": "loss of PSNR when actions are shuffled",
     "reward": "sign of the reward (teacher-forced)",
     "termination": "end of the game (teacher-forced)",
@@ -29,14 +30,26 @@ SECTIONS = {
     "speed": "speed of one dream on this device",
 }
 REQUIRED = {"data_sha256": str, "evaluator": int, "settings": dict, "metrics": dict}
+SHOWN = (
+    "model", "device", "tier", "vqvae_sha256", "world_model_sha256", "seconds", "flags", "notes",
+)  # fmt: skip
 PAIR_KEYS = ("episodes", "sums", "counts")
 NO_VALUE = {"value": None}  # as of what was not measured, or never happened
 
 
 def make_document(metrics: dict[str, Metric], **facts) -> dict:
-    """Return the whole result as plain values."""
+    """Return the whole result as plain values, whose texts every file and page can hold."""
     plain = {name: metric.to_dict() for name, metric in metrics.items()}
-    return {"format": FORMAT, **facts, "metrics": plain}
+    return {"format": FORMAT, **_printable(facts), "metrics": plain}
+
+
+def _printable(value):
+    """Show bytes of a path that are not UTF-8 as `\\udc..`: a file of UTF-8 cannot hold them."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _printable(part) for key, part in value.items()}
+    return [_printable(part) for part in value] if isinstance(value, list) else value
 
 
 def one_line(document: dict) -> str:
@@ -53,6 +66,30 @@ def _without_pairs(metric: dict) -> dict:
     return kept
 
 
+def trimmed(document: dict, stems: Collection[str]) -> dict:
+    """Return what a page needs of a document, a tenth of it.
+
+    Args:
+        stems: names of the metrics to keep, at every horizon and in every stratum. Their sums of
+            every episode go, so that comparisons with the rest are no longer paired.
+    """
+    kept = {name: _without_pairs(metric) for name, metric in document["metrics"].items()
+            if stem(name).partition("[")[0] in stems}  # fmt: skip
+    return {k: v for k, v in document.items() if k != "training"} | {"metrics": kept}
+
+
+def stem(name: str) -> str:
+    """Return a metric's name without its horizon."""
+    return name.partition("@")[0]
+
+
+def over_horizons(document: dict, name: str) -> dict[int, dict]:
+    """Return the metrics of a stem by their horizons, in order."""
+    found = {int(key.partition("@")[2]): metric for key, metric in document["metrics"].items()
+             if key.startswith(f"{name}@")}  # fmt: skip
+    return dict(sorted(found.items()))
+
+
 def read_document(path: Path) -> dict:
     """Read a result.
 
@@ -62,10 +99,7 @@ def read_document(path: Path) -> dict:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no result {path}: make it with gold_eval.py --json {path}")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON document ({error})") from error
+    document = _read_json(path)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ValueError(f"{path} is no result of gold_eval.py of format {FORMAT}")
     for key, kind in REQUIRED.items():
@@ -75,6 +109,75 @@ def read_document(path: Path) -> dict:
         if not isinstance(metric, dict) or not {"value", "low", "high"} <= metric.keys():
             raise ValueError(f"{path} is a damaged result: its metric {name!r} has no value")
     return document
+
+
+def provenance(document: dict) -> str:
+    """Return in one line what the numbers are of: weights, device, tier, evaluator, data."""
+    return (
+        f"{document['model']} on {document['device']}, tier {document['tier']}, evaluator "
+        f"{document['evaluator']}, data {document['data_sha256'][:12]}, VQ-VAE "
+        f"{document['vqvae_sha256'][:12]}, world model {document['world_model_sha256'][:12]}, "
+        f"{document['seconds']:.0f} s"
+    )
+
+
+def read_results(folder: Path, games: Collection[str]) -> dict[str, dict]:
+    """Read `<game>.json` of every game in a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: one is missing, of another game or of another evaluator.
+    """
+    found = {}
+    for game in games:
+        path = folder / f"{game}.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"no result {path}: run python v2/eval/gold_eval.py --game {game} --json FILE and "
+                "then python v2/eval/results_page.py --take FILE"
+            )
+        found[game] = read_document(path)
+        if found[game].get("game") != game:
+            raise ValueError(f"{path} is a result of {found[game].get('game')}: --take it anew")
+        if missing := [key for key in SHOWN if key not in found[game]]:
+            raise ValueError(f"{path} does not say its {missing[0]!r}: --take it anew")
+    versions = sorted({document["evaluator"] for document in found.values()})
+    if len(versions) > 1:
+        raise ValueError(
+            f"the results in {folder} are of evaluators {' and '.join(map(str, versions))}: run "
+            "gold_eval.py again for the older one"
+        )
+    return found
+
+
+def read_ablations(path: Path) -> dict | None:
+    """Read a table of ablations, None where there is none.
+
+    It is `{"command": text, "columns": {title: metric}, "rows": [{"name": text, "metrics":
+    {metric: {"value", "low", "high"}}}]}`; its first row is the recipe.
+
+    Raises:
+        ValueError: the file is of another form.
+    """
+    if not path.exists():
+        return None
+    table = _read_json(path)
+    _check_kinds(path, table, {"command": str, "columns": dict, "rows": list})
+    for row in table["rows"]:
+        _check_kinds(path, row, {"name": str, "metrics": dict})
+    return table
+
+
+def _check_kinds(path: Path, part, kinds: dict[str, type]) -> None:
+    for key, kind in kinds.items():
+        if not isinstance(part, dict) or not isinstance(part.get(key), kind):
+            raise ValueError(f"{path} is no table of ablations: its {key!r} is no {kind.__name__}")
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON document ({error})") from error
 
 
 def headline_rows(document: dict) -> list[tuple[str, str, str]]:
@@ -120,11 +223,11 @@ def table_rows(document: dict) -> list[tuple[str, str, str]]:
 
 def _in_order(names) -> list[str]:
     """Sort by section, then by what was measured as it was measured, then by horizon."""
-    stems = list(dict.fromkeys(name.partition("@")[0] for name in names))
+    stems = list(dict.fromkeys(map(stem, names)))
 
     def place(name: str):
-        stem, _, horizon = name.partition("@")
-        return list(SECTIONS).index(stem.split("/")[0]), stems.index(stem), int(horizon or 0)
+        section, horizon = name.split("/")[0], name.partition("@")[2]
+        return list(SECTIONS).index(section), stems.index(stem(name)), int(horizon or 0)
 
     return sorted(names, key=place)
 
@@ -152,7 +255,12 @@ def compare(first: dict, second: dict) -> list[tuple[str, str, str]]:
     Raises:
         ValueError: results of other data or of another evaluator.
     """
-    for key in ("data_sha256", "evaluator", "settings"):
+    if first["evaluator"] != second["evaluator"]:
+        raise ValueError(
+            f"these results are of evaluators {first['evaluator']} and {second['evaluator']} and "
+            "cannot be compared: run gold_eval.py again for the older one"
+        )
+    for key in ("data_sha256", "settings"):
         if first[key] != second[key]:
             raise ValueError(
                 f"these results have different {key} ({first[key]} and {second[key]}) and cannot "

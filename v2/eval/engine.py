@@ -1,17 +1,24 @@
-"""Running an engine over clips: batched open-loop rollouts with one engine for every judge.
+"""Running an engine over clips: batched open-loop rollouts, one engine for every metric.
 
 Contract: an engine is whatever has `reset(frames, actions)`, `restart(rows)`, `step(actions)`,
 `tokens`, `logits`, `last_reward`, `last_terminated`, `encode(frames)` and `decode(tokens)` as
-v2.dream.DreamEngine has them; the judge knows nothing else of it, so that fakes can be judged.
+v2.dream.DreamEngine has them. The evaluation knows nothing else of it, so that fakes fit in.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from v2.eval.intervals import Metric
+from v2.eval.starts import Clips
+
 BATCH = 24  # dreams at once; more gains nothing on 2 cores
+WARM_UP_STEPS = 5  # before steps are timed
+Scores = dict[str, Metric]  # by the metric's name
+Progress = Callable[[int], object] | None  # told how many steps were done since the last time
 
 
 class Engine(Protocol):
@@ -48,14 +55,13 @@ def dream(
     past_actions: np.ndarray,
     actions: np.ndarray,
     horizons: list[int] | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = None,
 ) -> Dreams:
     """Dream B clips in batches, open loop.
 
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3); actions: (B, H).
         horizons: those to keep; default: all.
-        progress: called with the number of steps done.
     """
     horizons = horizons or list(range(1, actions.shape[1] + 1))
     batches = []
@@ -95,6 +101,31 @@ def round_trip(engine: Engine, frames: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def flat(tokens: np.ndarray) -> np.ndarray:
     """Return tokens (B, h, w) as (B, N)."""
     return np.asarray(tokens).reshape(len(tokens), -1)
+
+
+def speed_scores(engine: Engine, clips: Clips, steps_per_second: float, steps: int = 60) -> Scores:
+    """Time single dream steps on this device, after a few to warm up.
+
+    Args:
+        steps_per_second: of the real game.
+    """
+    engine.reset(clips.history[:1], clips.past_actions[:1])
+    seconds = []
+    for k in range(WARM_UP_STEPS + steps):
+        action = clips.actions[:1, k % clips.actions.shape[1]].astype(np.int64)
+        began = time.perf_counter()
+        engine.step(action)
+        seconds.append(time.perf_counter() - began)
+    milliseconds = 1000 * np.array(seconds[WARM_UP_STEPS:])
+    rate = 1000 / milliseconds.mean()
+    figures = {
+        "steps_per_second": rate,
+        "latency_p50_ms": np.percentile(milliseconds, 50),
+        "latency_p95_ms": np.percentile(milliseconds, 95),
+        "real_time_factor": rate / steps_per_second,
+    }
+    return {f"speed/{name}": Metric(float(value), num_samples=steps)
+            for name, value in figures.items()}  # fmt: skip
 
 
 def chunks(count: int, size: int = BATCH) -> Iterator[slice]:

@@ -1,7 +1,8 @@
-"""The frozen set: clips, rollout starts and forks of one game, in one file with a known hash.
+"""What is evaluated on: the frozen set of a game, or the held-out games of a recording.
 
-Contract: `gold/<game>.npz` is loaded only if its sha256 is the one written here, so that two
-results name the same data. `v2/eval/build_gold.py` makes it. Knows nothing of models.
+Contract: `gold/<game>.npz` holds clips, rollout starts and branches, and is loaded only if its
+sha256 is the one written here, so that two results name the same data. `v2/eval/build_gold.py`
+makes it. Knows nothing of models.
 """
 
 from dataclasses import dataclass
@@ -9,11 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import ARRAY_FIELDS, GameData, split_of_game
+from v2.data.atari_dataset import (
+    ARRAY_FIELDS,
+    NUM_RAM_BYTES,
+    GameData,
+    data_sha256,
+    load_game_data,
+    split_of_game,
+)
+from v2.data.frames import FRAME_SHAPE
 from v2.data.npz import read_npz, write_npz
 from v2.data.validation import array_sha256
-from v2.eval.branches import FORK_STEPS, Forks
-from v2.eval.starts import HISTORY, strata_of
+from v2.eval.branches import BRANCH_STEPS, Branches
+from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
 from v2.runtime.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
@@ -22,17 +31,16 @@ GOLD_SHA256 = {
     "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",
 }
 START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
-FRAME = (84, 64, 3)
 
 
 @dataclass
 class EvaluationSet:
-    """What gold_eval judges on; `is_gold` only if it is the frozen set."""
+    """Clips and branches of one game; `is_gold` only if it is the frozen set."""
 
     data: GameData
     starts: np.ndarray  # int64 (S,)
     strata: list[str]
-    forks: Forks | None
+    branches: Branches | None
     is_gold: bool
     sha256: str
     source: str
@@ -42,17 +50,17 @@ def gold_path(game: str) -> Path:
     return GOLD_DIRECTORY / f"{game}.npz"
 
 
-def gold_arrays(data: GameData, starts, strata, forks: Forks) -> dict[str, np.ndarray]:
-    """Return all arrays of a gold file, by name."""
+def gold_arrays(data: GameData, starts, strata, branches: Branches) -> dict[str, np.ndarray]:
+    """Return all arrays of a gold file, by the names that its hash was taken with."""
     known = strata_of(data.meta["game"])
     return data.arrays() | {
         "start_rows": np.asarray(starts, np.int64),
         "start_strata": np.array([known.index(stratum) for stratum in strata], np.uint8),
-        "fork_history": forks.history,
-        "fork_past_actions": forks.past_actions,
-        "fork_frames": forks.frames,
-        "fork_ram": forks.ram,
-        "fork_seeds": forks.episodes.astype(np.int64),
+        "fork_history": branches.history,
+        "fork_past_actions": branches.past_actions,
+        "fork_frames": branches.frames,
+        "fork_ram": branches.ram,
+        "fork_seeds": branches.episodes.astype(np.int64),
     }
 
 
@@ -86,30 +94,61 @@ def load_gold(game: str) -> EvaluationSet:
     return gold
 
 
+def load_recorded(
+    path: Path, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata"
+) -> EvaluationSet:
+    """Take a recording's validation games, or all of it where it has none apart; no branches.
+
+    Args:
+        which: `strata`: as many rollouts begin before each kind of bounce; `any`: at any moment.
+    Raises:
+        ValueError: the recording is of another game, or too short.
+    """
+    data = load_game_data(path)
+    if data.meta["game"] != game:
+        raise ValueError(f"{path} holds {data.meta['game']}, not {game}: give --game or other data")
+    digest = data_sha256(data.meta)
+    rows, split = np.arange(len(data)), "all games"
+    if any(split_of_game(episode["seed"]) == "val" for episode in data.meta["episodes"]):
+        rows, split = data.rows_of("val"), "held-out games"
+    arrays = {name: array[rows] for name, array in data.arrays().items()}
+    data = GameData(**arrays, meta=data.meta)
+    rng = np.random.default_rng(0)
+    try:
+        if which == "any":
+            starts = random_starts(data, num_rollouts, rollout_steps, rng)
+            strata = [ANY] * len(starts)
+        else:
+            each = -(-num_rollouts // len(strata_of(game)))
+            starts, strata = stratified_starts(data, each, rollout_steps, rng)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; collect more frames") from error
+    source = f"NOT the gold set but {split} of {path}"
+    return EvaluationSet(data, starts, strata, None, False, digest, source)
+
+
 def read_gold(path: Path) -> EvaluationSet:
     """Read a gold file whatever its hash."""
     arrays, meta = read_npz(path, ARRAY_FIELDS)
     starts, _ = read_npz(path, START_FIELDS)
     num_actions = len(meta["action_meanings"])
-    forks, _ = read_npz(path, _fork_fields(num_actions))
+    branches, _ = read_npz(path, _branch_fields(num_actions))
     data = GameData(**arrays, meta=meta)
     if any(split_of_game(episode["seed"]) != "gold" for episode in meta["episodes"]):
         raise ValueError(f"{path} holds games of other splits; make it with build_gold.py")
     strata = [strata_of(meta["game"])[k] for k in starts["start_strata"]]
     return EvaluationSet(
         data, starts["start_rows"], strata,
-        Forks(meta["game"], *(forks[name] for name in _fork_fields(num_actions))),
+        Branches(meta["game"], *(branches[name] for name in _branch_fields(num_actions))),
         is_gold=False, sha256=file_sha256(path), source=str(path),
     )  # fmt: skip
 
 
-def _fork_fields(num_actions: int) -> dict[str, tuple]:
+def _branch_fields(num_actions: int) -> dict[str, tuple]:
     return {
-        "fork_history": (np.uint8, (HISTORY, *FRAME)),
+        "fork_history": (np.uint8, (HISTORY, *FRAME_SHAPE)),
         "fork_past_actions": (np.uint8, (HISTORY - 1,)),
-        "fork_frames": (np.uint8, (num_actions, FORK_STEPS, *FRAME)),
-        "fork_ram": (np.uint8, (num_actions, FORK_STEPS, 128)),
+        "fork_frames": (np.uint8, (num_actions, BRANCH_STEPS, *FRAME_SHAPE)),
+        "fork_ram": (np.uint8, (num_actions, BRANCH_STEPS, NUM_RAM_BYTES)),
         "fork_seeds": (np.int64, ()),
     }
-
-

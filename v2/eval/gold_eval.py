@@ -1,8 +1,9 @@
-"""Judge a dream on the frozen set: tokens, pixels, ball, paddle, actions, long dreams, speed.
+"""Evaluate a dream on the frozen set: tokens, pixels, ball, paddle, actions, long dreams, speed.
 
     python v2/eval/gold_eval.py --latest --tier gold --json result.json --report report
 
-Horizons count steps after the last real frame. The last line is one JSON document.
+Horizons count steps after the last real frame. The document is written to --json FILE; without it,
+and where standard output is no terminal, it is the last line there.
 """
 
 import sys
@@ -24,17 +25,12 @@ import shlex
 from v2.data.games import game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
-from v2.eval.gold import load_gold
-from v2.eval.suite import (
-    TIERS,
-    Stopped,
-    Tier,
-    check_fits,
-    evaluate,
-    set_of_data,
-)
+from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
+
+SIZES = ("rollouts", "long_dreams", "long_dream_steps", "branches")  # of a tier, as flags
+PLAYED = ("temperature", "second_look", "retokenize")  # how frames are decoded, as flags
 
 
 def build_parser():
@@ -44,7 +40,7 @@ def build_parser():
     which.add_argument("--run", metavar="NAME", help="a run's folder name")
     which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
-                       help="print B - A with intervals, and judge nothing")  # fmt: skip
+                       help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
@@ -53,7 +49,8 @@ def build_parser():
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
-    parser.add_argument("--json", type=cli.path, help="file for the whole result")
+    parser.add_argument("--json", type=cli.path,
+                        help="file for the whole result, or for what --compare finds")
     parser.add_argument("--report", type=cli.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=cli.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -70,82 +67,72 @@ def build_parser():
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=cli.positive_int,
                         help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
-    parser.add_argument("--forks", type=cli.positive_int,
-                        help=f"states continued under every action (gold: {gold.forks})")
+    parser.add_argument("--branches", type=cli.positive_int,
+                        help=f"states continued under every action (gold: {gold.branches})")
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    if args.json:
+        check_output(args.json)
     if args.compare:
-        return _compare(*args.compare)
-    if args.starts != "strata" and not args.data:
-        raise ValueError(f"--starts {args.starts} needs --data: the gold set has its own starts")
-    for file in filter(None, (args.json, args.model_card)):
-        check_output(file)
+        return _compare(*args.compare, args.json)
+    if args.model_card:
+        check_output(args.model_card)
     if args.report:
         check_writable(args.report)
-    game = game_id(args.game)
-    tier = _tier(args)
-    if args.data is None:
-        chosen = load_gold(game)
-        most = len(chosen.starts)
-        if args.rollouts and args.rollouts > most:
-            raise ValueError(
-                f"--rollouts must be at most {most} on the gold set, got {args.rollouts}: "
-                "--data FILE has more"
-            )
-    else:
-        chosen = set_of_data(args.data, game, tier, args.starts)
-    name = args.checkpoint or args.run or "latest"
-    engine = DreamEngine.load(
-        name, game, args.device, args.temperature, second_look=args.second_look,
-        retokenize=args.retokenize,
-    )  # fmt: skip
+    game, tier = game_id(args.game), dataclasses.replace(TIERS[args.tier], **_sizes(args))
+    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts)
+    played = {name: getattr(args, name) for name in PLAYED}
+    weights = args.checkpoint or args.run or "latest"
+    engine = DreamEngine.load(weights, game, args.device, **played)
     check_fits(engine, chosen.data)
-    print(f"judging {engine.source} on {engine.device}, {chosen.source}")
+    print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
+    flags = _flags(args, engine.source)
     with cli.StopRequest() as stop:
         try:
-            document, pictures = evaluate(engine, chosen, tier, args.tier, stop)
+            document, pictures = evaluate(engine, chosen, tier, args.tier, stop, flags, played)
         except Stopped:
             print("stopped, nothing is written: run the same command again")
             return stop.exit_code
-    document["flags"] = _flags(args, engine.source)
-    names = ("temperature", "second_look", "retokenize")
-    document["engine"] = {name: getattr(args, name) for name in names}
-    if not args.second_look:
-        document["notes"].append("every frame is predicted once (--no-second-look)")
-    if args.retokenize:
-        document["notes"].append("every dreamed picture is tokenized again (--retokenize)")
-    if args.temperature:
-        document["notes"].append(f"tokens are sampled at temperature {args.temperature}")
-    documents.print_table(document)
-    if args.json:
-        write_text(args.json, json.dumps(document))
-    if args.model_card:
-        write_text(args.model_card, model_card.model_card(document))
-    if args.report:
-        print(f"report: {html_report.write_report(args.report, document, pictures)}")
-    print(documents.one_line(document))
+    _write(args, document, pictures)
     return 0
 
 
-def _compare(first: Path, second: Path) -> int:
+def _write(args, document: dict, pictures: dict) -> None:
+    documents.print_table(document)
+    if args.model_card:
+        write_text(args.model_card, model_card.model_card(document))
+        print(f"model card: {args.model_card}")
+    if args.report:
+        print(f"report: {html_report.write_report(args.report, document, pictures)}")
+    _hand_on(document, documents.one_line(document), args.json)
+
+
+def _compare(first: Path, second: Path, file: Path | None) -> int:
     rows = documents.compare(documents.read_document(first), documents.read_document(second))
     print(f"{second} - {first}; * where the 95 % interval leaves out zero")
     for name, difference, mark in rows:
         print(f"  {name:40} {difference} {mark}".rstrip())
-    print(json.dumps({name: difference for name, difference, _ in rows}))
+    found = {name: difference for name, difference, _ in rows}
+    _hand_on(found, json.dumps(found), file)
     return 0
 
 
-def _tier(args) -> Tier:
-    return dataclasses.replace(TIERS[args.tier], **_changes(args))
+def _hand_on(whole: dict, line: str, file: Path | None) -> None:
+    """Give a machine its JSON: in the file, else as the last line where nobody reads it."""
+    if file:
+        write_text(file, json.dumps(whole))
+        print(f"result: {file}")
+    elif sys.stdout.isatty():
+        print("--json FILE keeps this as a document")
+    else:
+        print(line)
 
 
-def _changes(args) -> dict[str, int]:
-    names = ("rollouts", "long_dreams", "long_dream_steps", "forks")
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+def _sizes(args) -> dict[str, int]:
+    return {name: getattr(args, name) for name in SIZES if getattr(args, name) is not None}
 
 
 def _flags(args, source: str) -> str:
@@ -162,7 +149,7 @@ def _flags(args, source: str) -> str:
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
-    flags |= {name.replace("_", "-"): value for name, value in _changes(args).items()}
+    flags |= {name.replace("_", "-"): value for name, value in _sizes(args).items()}
     text = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
     text += "" if args.second_look else " --no-second-look"
     return text + (" --retokenize" if args.retokenize else "")

@@ -7,14 +7,17 @@ opens with no network; all numbers come from the result document. Knows nothing 
 import base64
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from v2.data.games import EmulatorConfig
 from v2.eval import documents, metrics
-from v2.eval.branches import FORK_HORIZONS
+from v2.eval.branches import BRANCH_HORIZONS
 from v2.eval.engine import Dreams
+from v2.eval.pictures import lay_out
 from v2.runtime.files import write_text
 
 REPORT_NAME = "index.html"
@@ -22,14 +25,14 @@ CURVES = (
     ("rollout/token_accuracy", "token accuracy"), ("rollout/psnr", "PSNR, dB"),
     ("rollout/ssim", "SSIM"), ("rollout/ball_hit_2px", "exactly one ball, within 2 px"),
     ("rollout/ball_seen", "a ball is dreamed"), ("rollout/paddle_error_px", "paddle error, px"),
-    ("rollout/brick_f1", "brick map F1"), ("forks/right_branch", "right branch in forks"),
+    ("rollout/brick_f1", "brick map F1"), ("branches/right_branch", "right counterfactual branch"),
 )  # fmt: skip
 COLOURS = {
     "": "#d6336c", "copy_last": "#868e96", "constant_velocity": "#1c7ed6", "ceiling": "#2f9e44",
     "chance": "#868e96",
 }  # fmt: skip
-VIDEO_FPS = 15
-NUM_FORKS_SHOWN = 3
+VIDEO_FPS = EmulatorConfig().steps_per_second
+NUM_STATES_SHOWN = 3
 STRIP_HORIZONS = (1, 2, 3, 5, 8, 10, 15, 20, 50, 100, 200)
 STYLE = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em}
@@ -45,11 +48,11 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
     """Write the page.
 
     Args:
-        pictures: clips and dreams; forks and branches, long dreams where there are any.
+        pictures: clips and dreams; branches and their dreams, long dreams where there are any.
     """
     parts = [
         f"<h1>{html.escape(document['game'])}: {html.escape(document['data'])}</h1>",
-        f"<p><small>{html.escape(_provenance(document))}</small></p>",
+        f"<p><small>{html.escape(documents.provenance(document))}</small></p>",
         *(f"<p class=note>{html.escape(note)}</p>" for note in document["notes"]),
         "<h2>At a glance</h2>", _headline_table(document),
         "<h2>Over the horizon</h2><p>Horizons count steps after the last real frame; bars are 95 % "
@@ -57,10 +60,10 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
         "<h2>Rollouts: real, dream, difference</h2>", *_rollout_strips(pictures),
     ]  # fmt: skip
     if "branches" in pictures:
-        parts.append("<h2>Forks: the same state under each held action</h2>")
-        parts += _fork_pictures(pictures)
+        parts.append("<h2>Counterfactual branches: the same state under each held action</h2>")
+        parts += _branch_pictures(pictures)
     if "long" in pictures:
-        parts += ["<h2>Long dreams</h2>", _picture(_grid(pictures["long"]), 2)]
+        parts += ["<h2>Long dreams</h2>", _picture(pictures["long"], 2)]
     parts += ["<h2>All numbers</h2>", _table(document)]
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><title>gold_eval</title>"
@@ -69,15 +72,6 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
     path = Path(directory) / REPORT_NAME
     write_text(path, page)
     return path
-
-
-def _provenance(document: dict) -> str:
-    return (
-        f"{document['model']} on {document['device']}, tier {document['tier']}, evaluator "
-        f"{document['evaluator']}, data {document['data_sha256'][:12]}, VQ-VAE "
-        f"{document['vqvae_sha256'][:12]}, world model {document['world_model_sha256'][:12]}, "
-        f"{document['seconds']:.0f} s"
-    )
 
 
 def _headline_table(document: dict) -> str:
@@ -100,16 +94,14 @@ def _table(document: dict) -> str:
 
 
 def _curves(document: dict) -> str:
-    drawn = [_curve(document["metrics"], stem, title) for stem, title in CURVES]
+    drawn = [_curve(documents.over_horizons(document, name), title) for name, title in CURVES]
     return f"<div class=curves>{''.join(drawn)}</div>"
 
 
-def _curve(scores: dict, stem: str, title: str) -> str:
+def _curve(points: dict[int, dict], title: str) -> str:
     """Draw one metric over the horizon with its interval and baselines, as SVG."""
-    points = {int(name.partition("@")[2]): metric for name, metric in scores.items()
-              if name.startswith(f"{stem}@")}  # fmt: skip
     lines: dict[str, list] = {}
-    for h, metric in sorted(points.items()):
+    for h, metric in points.items():
         for name, value in {"": metric, **metric.get("baselines", {})}.items():
             if value["value"] is not None:
                 lines.setdefault(name, []).append((h, value))
@@ -156,7 +148,7 @@ def _rollout_strips(pictures: dict) -> list[str]:
             f"<h3>{name}: {clips.strata[k]}, mean PSNR {fit[k]:.1f} dB, h = "
             f"{', '.join(map(str, horizons))}</h3>"
         )
-        parts.append(_picture(_grid(np.stack([real, seen, _difference(real, seen)])), 1.5))
+        parts.append(_picture([real, seen, _difference(real, seen)], 1.5))
         parts.append(_video(clips.frames[k, 4:], dreams, k))
     return parts
 
@@ -165,44 +157,37 @@ def _difference(real: np.ndarray, dream: np.ndarray) -> np.ndarray:
     return np.abs(real.astype(np.int16) - dream).clip(0, 255).astype(np.uint8)
 
 
-def _fork_pictures(pictures: dict) -> list[str]:
-    """Show a few forks: one row a branch, real and dream in turn, columns are horizons."""
-    forks, branches = pictures["forks"], pictures["branches"]
+def _branch_pictures(pictures: dict) -> list[str]:
+    """Show a few states: for each action a row of real frames and one of dreamed ones."""
+    branches, dreamed = pictures["branches"], pictures["branch_dreams"]
     parts = []
-    for f in np.unique(np.linspace(0, len(forks) - 1, NUM_FORKS_SHOWN).astype(int)):
+    for k in np.unique(np.linspace(0, len(branches) - 1, NUM_STATES_SHOWN).astype(int)):
         rows = []
-        for action in range(forks.num_actions):
-            rows.append(forks.frames[f, action, np.array(FORK_HORIZONS) - 1])
-            rows.append(branches[f, action])
-        parts.append(f"<h3>game {forks.episodes[f]}: pairs of rows real, dream for each action; "
-                     f"h = {', '.join(map(str, FORK_HORIZONS))}</h3>")  # fmt: skip
-        parts.append(_picture(_grid(np.stack(rows)), 1.5))
+        for action in range(branches.num_actions):
+            rows.append(branches.frames[k, action, np.array(BRANCH_HORIZONS) - 1])
+            rows.append(dreamed[k, action])
+        parts.append(f"<h3>game {branches.episodes[k]}: pairs of rows real, dream for each action; "
+                     f"h = {', '.join(map(str, BRANCH_HORIZONS))}</h3>")  # fmt: skip
+        parts.append(_picture(rows, 1.5))
     return parts
 
 
-def _grid(rows: np.ndarray, gap: int = 2) -> np.ndarray:
-    """Lay out frames, uint8 (R, n, H, W, 3), as one picture."""
-    padded = np.pad(rows, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=120)
-    R, n, height, width, _ = padded.shape
-    return padded.transpose(0, 2, 1, 3, 4).reshape(R * height, n * width, 3)
-
-
-def _picture(array: np.ndarray, scale: float) -> str:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, format="PNG", optimize=True)
-    width = int(array.shape[1] * scale)
+def _picture(rows: Sequence[np.ndarray], scale: float) -> str:
+    """Return rows of frames, each uint8 (n, H, W, 3), as one picture."""
+    file, picture = io.BytesIO(), Image.fromarray(lay_out(rows))
+    picture.save(file, format="PNG", optimize=True)
+    width = int(picture.width * scale)
     return f"<p><img width={width} src='data:image/png;base64,{_base64(file)}'></p>"
 
 
 def _video(real: np.ndarray, dreams: Dreams, k: int) -> str:
     """Return an animated picture, real beside dream."""
-    gap = np.full((len(real), real.shape[1], 2, 3), 120, np.uint8)
-    both = np.concatenate([real[: len(dreams.horizons)], gap, dreams.frames[k]], axis=2)
-    images = [Image.fromarray(frame) for frame in both]
+    pairs = zip(real, dreams.frames[k], strict=False)
+    images = [Image.fromarray(lay_out([np.stack(pair)])) for pair in pairs]
     file = io.BytesIO()
     images[0].save(file, format="WEBP", save_all=True, append_images=images[1:], lossless=True,
                    duration=round(1000 / VIDEO_FPS), loop=0)  # fmt: skip
-    width = both.shape[2] * 3
+    width = images[0].width * 3
     return f"<p><img width={width} src='data:image/webp;base64,{_base64(file)}'></p>"
 
 

@@ -7,15 +7,13 @@ how often it says so is asked too. The same figures of real clips stand beside. 
 only by v2.eval.engine.Engine.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.decoding import END_PROB
 from v2.eval import metrics
-from v2.eval.engine import Engine, chunks, encode, flat, round_trip
+from v2.eval.engine import Engine, Progress, Scores, chunks, encode, flat, round_trip
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
 
@@ -23,7 +21,6 @@ USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
 FROZEN_STEPS = 100  # the last ones of each recorded game are looked at
-Scores = dict[str, Metric]
 
 
 def long_dream_scores(
@@ -38,7 +35,7 @@ def long_dream_scores(
     real_ends: np.ndarray,
     real_frames: np.ndarray,
     num_codes: int = 32,
-    progress: Callable[[int], object] | None = None,
+    progress: Progress = None,
 ) -> tuple[Scores, np.ndarray]:
     """Return the metrics and a few dreamed frames to look at, uint8 (B, 5, 84, 64, 3).
 
@@ -48,7 +45,7 @@ def long_dream_scores(
         real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
         real_ends: which of them went on until they were over, bool (number of games,).
         real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
-            every second one sets the limit of what is strange.
+            every second one sets the limit of the distribution.
     """
     looks, tokens, ends, sampled, pictures = [], [], [], [], []
     for chunk in chunks(len(history)):
@@ -65,17 +62,11 @@ def long_dream_scores(
     real_row = _rate(real_ends, range(len(real_clips)), [len(clip) - 1 for clip in real_clips])
     scores["long/games_over"].baselines["real"] = real_row
     if detector.has_truth(game):
-        dreamed, origins = _games(looks, ends, episodes)
-        real = [detector.read_frames(game, clip) for clip in real_clips]
-        real = [(objects.num_balls, objects.ball) for objects in real]
-        games = np.arange(len(real))
-        scores["long/one_ball"] = _one_ball(game, dreamed, origins, starts_in_play=True)
-        real_row = _one_ball(game, real, games, starts_in_play=False)
-        scores["long/one_ball"].baselines["real"] = real_row
-        scores["long/ball_seen"] = _ball_seen(dreamed, origins)
-        scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
+        scores |= _ball_rows(game, *_games(looks, ends, episodes), real_clips)
     sampled = np.concatenate(sampled)
-    scores |= _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes)
+    scores |= _distribution_rows(
+        engine, tokens, sampled, episodes, real_clips, real_frames, num_codes
+    )
     return scores, np.concatenate(pictures)
 
 
@@ -96,6 +87,20 @@ def _games(looks, ends: np.ndarray, episodes: np.ndarray) -> tuple[list, np.ndar
     return games, np.array(origins)
 
 
+def _ball_rows(game: str, dreamed: list, origins: np.ndarray, real_clips: list) -> Scores:
+    """Score the balls of dreamed games, beside those of real ones."""
+    seen = [detector.read_frames(game, clip) for clip in real_clips]
+    real, games = [(objects.num_balls, objects.ball) for objects in seen], np.arange(len(seen))
+    scores = {
+        "long/one_ball": _one_ball(game, dreamed, origins, starts_in_play=True),
+        "long/ball_seen": _ball_seen(dreamed, origins),
+    }
+    real_row = _one_ball(game, real, games, starts_in_play=False)
+    scores["long/one_ball"].baselines["real"] = real_row
+    scores["long/ball_seen"].baselines["real"] = _ball_seen(real, games)
+    return scores
+
+
 def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
     """Return the share of steps of a recorded game in whose frames no token changes."""
     part = clip[-FROZEN_STEPS:]
@@ -103,14 +108,17 @@ def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
     return float((tokens[1:] == tokens[:-1]).all(-1).mean())
 
 
-def _strangeness(engine, tokens, sampled, episodes, real_clips, real_frames, num_codes) -> Scores:
+def _distribution_rows(
+    engine, tokens, sampled, episodes, real_clips, real_frames, num_codes
+) -> Scores:
     """Compare round trips and code usage with those of real frames."""
     kept, real_tokens = round_trip(engine, real_frames)
     residual = _residual(kept, real_frames)
     limit = np.percentile(residual[::2], 99)
     off = _off_distribution(engine, sampled, limit)
-    scores = {"long/strange_frames": mean_metric(off.mean(1), episodes)}
-    scores["long/strange_frames"].baselines["real"] = Metric(float((residual[1::2] > limit).mean()))
+    row = mean_metric(off.mean(1), episodes)
+    row.baselines["real"] = Metric(float((residual[1::2] > limit).mean()))
+    scores = {"long/out_of_distribution": row}
     real_usage = metrics.code_histogram(real_tokens, num_codes)
     middles = [clip[len(clip) // 2 :][:USAGE_WINDOW] for clip in real_clips]
     windows = [encode(engine, middle) for middle in middles]
@@ -176,11 +184,11 @@ def _one_ball(
         games: number of balls and place of the strongest at each step, of each game.
         starts_in_play: before the first sight, too, a ball is in play.
     """
-    reader, right, counts = detector.reader(game), [], []
+    rules, right, counts = detector.of_game(game), [], []
     for num_balls, places in games:
         steps = np.arange(len(num_balls))
         sights = np.maximum.accumulate(np.where(num_balls > 0, steps, -1))
-        is_served = ~reader.may_leave(places[sights]) | (steps - sights > reader.SERVE_STEPS)
+        is_served = ~rules.may_leave(places[sights]) | (steps - sights > rules.SERVE_STEPS)
         in_play = np.where(sights < 0, starts_in_play, (num_balls > 0) | is_served)
         right.append((in_play & (num_balls == 1)).sum())
         counts.append(in_play.sum())

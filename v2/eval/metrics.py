@@ -129,8 +129,8 @@ def ball_counts(
 
     Returns:
         visible (a ball can be seen), hits (and is seen within `max_error_px`), found (some ball is
-        seen), ghosts (balls seen elsewhere or beside the first), duplicates (more than one ball
-        is seen), each (N,).
+        seen), balls (how many are seen), false_balls (those seen elsewhere or beside the first),
+        duplicates (more than one ball is seen), each (N,).
     """
     visible = truth.num_balls > 0
     near = ball_errors(truth, seen) <= max_error_px  # also a ball that is half hidden
@@ -139,7 +139,7 @@ def ball_counts(
         "hits": visible & near,
         "found": visible & (seen.num_balls > 0),
         "balls": seen.num_balls,
-        "ghosts": seen.num_balls - near,
+        "false_balls": seen.num_balls - near,
         "duplicates": seen.num_balls > 1,
     }
 
@@ -147,7 +147,7 @@ def ball_counts(
 def ball_scores(
     truth: Objects, seen: Objects, max_error_px: float = MAX_BALL_ERROR_PX
 ) -> dict[str, float]:
-    """Return recall, precision, ghosts and duplicates a frame, and the position error in px.
+    """Return recall, precision, false_balls and duplicates a frame, and the position error in px.
 
     A ball is recalled when the strongest ball seen lies within `max_error_px` of the true one.
     NaN where nothing can be said.
@@ -157,8 +157,8 @@ def ball_scores(
     return {
         "recall": _ratio(counts["hits"].sum(), counts["visible"].sum()),
         "found": _ratio(counts["found"].sum(), counts["visible"].sum()),
-        "precision": 1 - _ratio(counts["ghosts"].sum(), counts["balls"].sum()),
-        "ghosts": float(counts["ghosts"].mean()),
+        "precision": 1 - _ratio(counts["false_balls"].sum(), counts["balls"].sum()),
+        "false_balls": float(counts["false_balls"].mean()),
         "duplicates": float(counts["duplicates"].mean()),
         "error_median_px": float(np.median(errors)) if len(errors) else float("nan"),
         "error_p90_px": float(np.percentile(errors, 90)) if len(errors) else float("nan"),

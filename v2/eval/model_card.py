@@ -4,7 +4,32 @@ Contract: all numbers come from the result document. Knows nothing of engines.
 """
 
 from v2.eval import documents
-from v2.eval.html_report import _provenance
+
+
+def model_card(document: dict) -> str:
+    """Return the model card in Markdown."""
+    lines = [
+        f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
+        f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card FILE` from "
+        f"{documents.provenance(document)}.", "",
+        *(line for note in document["notes"] for line in (f"> {note}", "")),
+        "| | this model | copy-last |", "|---|---|---|",
+        *(f"| {title} | {value} | {copied} |"
+          for title, value, copied in documents.headline_rows(document)), "",
+        *_training_lines(document["training"]),
+        "Parameters: "
+        + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()),
+    ]  # fmt: skip
+    section = ""
+    for name, value, others in documents.table_rows(document):
+        if name.split("/")[0] != section:
+            section = name.split("/")[0]
+            heading = documents.SECTIONS[section]
+            lines += ["", f"## {heading[0].upper()}{heading[1:]}", "",
+                      "| metric | value [95 % interval over episodes] | baselines |",
+                      "|---|---|---|"]  # fmt: skip
+        lines.append(f"| {name} | {value} | {others} |")
+    return "\n".join([*lines, ""])
 
 
 def _training_lines(training: dict[str, list[dict]]) -> list[str]:
@@ -34,29 +59,3 @@ def _training_lines(training: dict[str, list[dict]]) -> list[str]:
                 lines += [f"Then averaged with the weights of model hash {hashes}: "
                           "`python v2/train/ship.py --average`.", ""]  # fmt: skip
     return lines
-
-
-def model_card(document: dict) -> str:
-    """Return the model card in Markdown."""
-    lines = [
-        f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
-        f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card FILE` from "
-        f"{_provenance(document)}.", "",
-        *(line for note in document["notes"] for line in (f"> {note}", "")),
-        "| | this model | copy-last |", "|---|---|---|",
-        *(f"| {title} | {value} | {copied} |"
-          for title, value, copied in documents.headline_rows(document)), "",
-        *_training_lines(document["training"]),
-        "Parameters: "
-        + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()),
-    ]  # fmt: skip
-    section = ""
-    for name, value, others in documents.table_rows(document):
-        if name.split("/")[0] != section:
-            section = name.split("/")[0]
-            heading = documents.SECTIONS[section]
-            lines += ["", f"## {heading[0].upper()}{heading[1:]}", "",
-                      "| metric | value [95 % interval over episodes] | baselines |",
-                      "|---|---|---|"]  # fmt: skip
-        lines.append(f"| {name} | {value} | {others} |")
-    return "\n".join([*lines, ""])

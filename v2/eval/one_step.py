@@ -4,20 +4,16 @@ Contract: takes any engine (v2.eval.engine.Engine) and recorded clips, returns n
 intervals over episodes and with their baselines in the same row. Knows nothing of files or games.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from v2.decoding import END_PROB
 from v2.eval import metrics
-from v2.eval.engine import Engine, chunks, dream, encode, flat
+from v2.eval.engine import Engine, Progress, Scores, chunks, dream, encode, flat
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.starts import HISTORY, Clips
 
-Scores = dict[str, Metric]
-Progress = Callable[[int], object] | None
 LEAD_STEPS = 3  # before the end of a game, from which a dream is to find it
 
 

@@ -1,9 +1,13 @@
-"""Copy the rows of README's results tables from the model cards.
+"""Write docs/results.md, its plots and README's ten results from stored documents.
 
-    python v2/eval/results_page.py
+    python v2/eval/results_page.py --take breakout.json pong.json
+
+Contract: page, plots and rows are functions of `docs/results/<game>.json`, trimmed documents of
+gold_eval.py --json, and of `docs/results/ablations.json` where there is one, whose form
+`documents.read_ablations` says. README is filled between `<!-- results -->` and
+`<!-- /results -->`.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -15,163 +19,279 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-from v2.data.games import game_directory
-from v2.runtime.files import write_text
+import json
+import math
 
-README = Path(__file__).resolve().parents[2] / "README.md"
-CARDS = {  # of each game, by column
-    "breakout": {
-        "Breakout": game_directory("breakout") / "README.md",
-        "`make train`": README.parent / "docs" / "breakout_from_zero.md",
-    },
-    "pong": {"Pong": game_directory("pong") / "README.md"},
-}
-TRACKED, HIT_HORIZONS = "rollout/ball_hit_2px@50", (1, 3, 5, 10, 20, 50)
-BESIDE_TRACKED = {
-    "the same of constant velocity, within 2 px": "constant_velocity",
-    "the same of the tokenizer alone, within 2 px": "ceiling",
-}
-COPY, CHANCE, REAL = "copy_last", "chance", "real"
-RESULTS = [  # label, metric, baseline
-    ("**token accuracy**", "one_step/token_accuracy", COPY),
-    ("**rollout@5**", "rollout/token_accuracy@5", COPY),
-    ("**rollout@10**", "rollout/token_accuracy@10", COPY),
-    ("**ball tracking** (exactly one ball, within 2 px, at 10)", "rollout/ball_hit_2px@10", COPY),
-    *((f"the same within 1 px at {h}", f"rollout/ball_hit_1px@{h}", COPY) for h in (1, 5)),
-    *((f"the same within 2 px at {h}", f"rollout/ball_hit_2px@{h}", COPY)
-      for h in (1, 3, 5, 20, 50)),
-    *((f"some ball is there at {h}", f"rollout/ball_seen@{h}", COPY) for h in (10, 50)),
-    ("two balls at 10", "rollout/ball_duplicates@10", COPY),
-    ("ball half-life, steps", "rollout/ball_half_life", COPY),
-    *((f"paddle error, px, at {h}", f"rollout/paddle_error_px@{h}", COPY) for h in (1, 10, 50)),
-    ("opponent error, px, at 10", "rollout/opponent_error_px@10", COPY),
-    ("accuracy on changed tokens", "one_step/changed_accuracy", COPY),
-    ("false changes", "one_step/false_changes", COPY),
-    *((f"PSNR, dB, at {h}", f"rollout/psnr@{h}", COPY) for h in (1, 10, 50)),
-    ("brick map F1 at 50", "rollout/brick_f1@50", COPY),
-    ("which bricks were removed, F1 at 50", "rollout/brick_removal_f1@50", COPY),
-    ("score right at 50", "rollout/score_right@50", COPY),
-    ("lives right at 50", "rollout/lives_right@50", COPY),
-    ("reward F1", "reward/f1", ""),
-    ("termination F1", "termination/f1", ""),
-    ("end of a game three steps on, said within one step", "termination/in_time", COPY),
-    ("loss of a ball shown within one step", "rollout/loss_in_time", COPY),
-    *((f"right branch in forks at {h}", f"forks/right_branch@{h}", CHANCE) for h in (1, 8)),
-    ("right branch by pixels at 8", "forks/right_branch_pixels@8", CHANCE),
-    ("long dreams: steps with a ball", "long/ball_seen", REAL),
-    ("long dreams: exactly one ball while one is in play", "long/one_ball", REAL),
-    ("long dreams: frozen frames", "long/frozen_frames", REAL),
-    ("long dreams: games over in 1,000 steps", "long/games_over", REAL),
-    ("long dreams: frames unlike the game", "long/strange_frames", REAL),
-]
-TOKENIZER = {
-    "PSNR, dB": "psnr", "SSIM": "ssim", "ball recall (within 2 px)": "ball_recall",
-    "ball precision": "ball_precision", "ball error, median px": "ball_error_px",
-    "ball error, p90 px": "ball_error_p90_px", "paddle error, px": "paddle_error_px",
-    "opponent error, px": "opponent_error_px", "brick map F1": "brick_f1",
-    "spurious changes": "spurious_changes", "codes used": "codes_used", "perplexity": "perplexity",
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from v2.eval import documents
+from v2.runtime.files import atomic_path, check_output, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GAMES = ("breakout", "pong")
+MARKS = "<!-- results -->", "<!-- /results -->"
+BALL, PSNR = "rollout/ball_hit_2px", "rollout/psnr"
+BASELINES = {
+    "copy_last": "copy-last", "constant_velocity": "constant velocity",
+    "ceiling": "tokenizer alone", "chance": "chance", "real": "real game",
 }  # fmt: skip
-STRATUM_HORIZONS = (1, 5, 10, 20)
+COPY, FLOWN, CHANCE, REAL = "copy_last", "constant_velocity", "chance", "real"
+BALL_HORIZONS, STRATUM_HORIZONS = (1, 5, 10, 20, 50), (1, 10)
+BALL_COLUMNS = (COPY, FLOWN, "ceiling")
 STRATA = {
-    "free flight": "flight", "before a wall": "wall", "before a paddle": "paddle",
-    "before a brick": "brick", "a serve": "serve",
+    "flight": "free flight", "wall": "before a wall", "paddle": "before a paddle",
+    "brick": "before a brick", "serve": "before a serve",
 }  # fmt: skip
-PREFIXES = {COPY: "", CHANCE: "chance ", REAL: "real game "}
-Card = dict[str, tuple[str, dict[str, str]]]  # metric -> value with interval, baselines
+ROWS = (  # label, metric, decimals, baseline
+    ("token accuracy, one step", "one_step/token_accuracy", 4, COPY),
+    ("changed tokens right, one step", "one_step/changed_accuracy", 3, COPY),
+    ("false changes, one step", "one_step/false_changes", 4, COPY),
+    ("token accuracy at 10", "rollout/token_accuracy@10", 4, COPY),
+    ("PSNR at 1, dB", f"{PSNR}@1", 1, COPY),
+    ("PSNR at 10, dB", f"{PSNR}@10", 1, COPY),
+    ("PSNR at 50, dB", f"{PSNR}@50", 1, COPY),
+    ("paddle error at 10, px", "rollout/paddle_error_px@10", 2, COPY),
+    ("opponent error at 10, px", "rollout/opponent_error_px@10", 2, COPY),
+    ("brick map F1 at 50", "rollout/brick_f1@50", 3, COPY),
+    ("score right at 50", "rollout/score_right@50", 2, COPY),
+    ("right branch at 1", "branches/right_branch@1", 2, CHANCE),
+    ("right branch at 8", "branches/right_branch@8", 2, CHANCE),
+    ("long dreams: exactly one ball", "long/one_ball", 2, REAL),
+    ("long dreams: frozen frames", "long/frozen_frames", 3, REAL),
+    ("long dreams: out of distribution", "long/out_of_distribution", 3, REAL),
+)
+README_ROWS = (
+    *((f"ball within 2 px at {h}", f"{BALL}@{h}", 2, FLOWN) for h in BALL_HORIZONS),
+    ("changed tokens right, one step", "one_step/changed_accuracy", 2, COPY),
+    ("PSNR at 10, dB", f"{PSNR}@10", 1, COPY),
+    ("PSNR at 50, dB", f"{PSNR}@50", 1, COPY),
+    ("right counterfactual branch at 8", "branches/right_branch@8", 2, CHANCE),
+    ("exactly one ball in long dreams", "long/one_ball", 2, REAL),
+)
+STEMS = {documents.stem(name) for _, name, *_ in (*ROWS, *README_ROWS)}
+INTRODUCTION = f"""\
+# Results
+
+Made by `python v2/eval/results_page.py` from `docs/results/*.json`; edit those, not this page.
+
+The data are the frozen gold sets: games that no training and no tuning saw. Rollouts are open loop
+under the recorded actions. "At 10" means ten steps after the last real frame. Brackets hold 95 %
+intervals over whole games.
+
+- *Ball*: exactly one ball is detected, and it lies within 2 px of the true one.
+- *{BASELINES[COPY]}* repeats the last real frame, *{BASELINES[FLOWN]}* flies its ball on.
+- *{BASELINES["ceiling"]}* is the real frame after a round trip: no world model on it can do better.
+- *Right branch*: of the real outcomes of all held actions, a dream is nearest to that of its own.
+- *Long dreams* are played by a scripted player who sees only the dream.
+- *Out of distribution*: the tokenizer keeps the frame worse than 99 % of the game's frames.
+"""
+COLOURS = {COPY: "#868e96", FLOWN: "#1c7ed6", "ceiling": "#2f9e44"}
+MODEL_COLOUR = "#d6336c"
 
 
 def build_parser():
     parser = cli.parser(__file__)
-    parser.add_argument("--readme", type=cli.path, default=README)
+    parser.add_argument("--take", type=cli.path, nargs="+", default=[], metavar="FILE",
+                        help="whole documents of gold_eval.py, trimmed into --docs first")
+    parser.add_argument("--docs", type=cli.path, default=REPOSITORY / "docs",
+                        help="directory of results.md and results/")  # fmt: skip
+    parser.add_argument("--readme", type=cli.path, default=REPOSITORY / "README.md",
+                        help="file whose ten results are filled in")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    text = with_tables(args.readme.read_text(encoding="utf-8"))
-    write_text(args.readme, text)
-    print(f"{args.readme}: the rows of its results are those of the model cards")
+    folder, page = args.docs / "results", args.docs / "results.md"
+    check_output(page)
+    readme = args.readme.read_text(encoding="utf-8")
+    for path in args.take:
+        print(f"{path} -> {take(path, folder)}")
+    found = documents.read_results(folder, GAMES)
+    ablations = documents.read_ablations(folder / "ablations.json")
+    readme, is_marked = with_results(readme, readme_table(found))
+    for game, document in found.items():
+        draw(document, folder / f"{game}.png")
+    write_text(page, page_of(found, ablations))
+    print(f"page: {page}")
+    if is_marked:
+        write_text(args.readme, readme)
+    print(f"{args.readme}: {'its ten results' if is_marked else f'no {MARKS[0]}, left as it is'}")
     return 0
 
 
-def with_tables(readme: str) -> str:
-    """Return the README with its tables made anew.
+def take(path: Path, folder: Path) -> Path:
+    """Keep what the page needs of a document of the gold set.
 
     Raises:
-        ValueError: it has no such table.
+        FileNotFoundError, ValueError: no such document, or one of other data.
     """
-    cards = [[read_card(path) for path in of_game.values()] for of_game in CARDS.values()]
-    for lines in (results_table(cards), strata_table(cards), tokenizer_table(cards)):
-        first = " | ".join(lines[0].split(" | ")[:2])  # the columns after may be new
-        start = readme.find(first)
-        if start < 0:
-            raise ValueError(f"README has no table that begins with {first!r}")
-        end = readme.find("\n\n", start)
-        readme = readme[:start] + "\n".join(lines) + readme[end:]
-    return readme
+    document = documents.read_document(path)
+    if document.get("game") not in GAMES or not document.get("is_gold"):
+        raise ValueError(
+            f"{path} is of {document.get('data')}: the page shows the gold sets of "
+            f"{' and '.join(GAMES)} only; run gold_eval.py without --data"
+        )
+    kept = folder / f"{document['game']}.json"
+    write_text(kept, json.dumps(documents.trimmed(document, STEMS), indent=1) + "\n")
+    return kept
 
 
-def read_card(path: Path) -> Card:
-    """Read the rows of a model card's sections."""
-    rows = re.findall(r"^\| (\w+/\S+) \| (.*?) \| (.*?) \|$", path.read_text("utf-8"), re.M)
-    return {
-        name: (value, dict(part.rsplit(" ", 1) for part in others.split("  ") if part.strip()))
-        for name, value, others in rows
-    }
+def page_of(found: dict[str, dict], ablations: dict | None) -> str:
+    """Return the page in Markdown."""
+    lines = [INTRODUCTION]
+    for game, document in found.items():
+        lines += _game_section(game, document)
+    if ablations:
+        lines += _ablation_section(ablations)
+    return "\n".join(lines)
 
 
-def results_table(cards: list[list[Card]]) -> list[str]:
-    """Return a column a card, and after those of a game a baseline, which is of the real game."""
-    names = [name for of_game in CARDS.values() for name in (*of_game, "copy-last")]
-    lines = [f"| | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    for label, name, baseline in RESULTS:
-        cells = []
-        for of_game in cards:
-            rows = [card.get(name, ("", {})) for card in of_game]
-            beside = rows[0][1].get(baseline)
-            cells += [value for value, _ in rows]
-            cells.append(PREFIXES[baseline] + beside if beside else "")
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-        if name == TRACKED:
-            lines += [_hits_line(cards, *row) for row in BESIDE_TRACKED.items()]
+def _game_section(game: str, document: dict) -> list[str]:
+    title = game.capitalize()
+    return [
+        f"## {title}", "", f"Of {documents.provenance(document)}.",
+        *(f"Note: {note}." for note in document["notes"]), "",
+        f"    python v2/eval/gold_eval.py{document['flags']} --json FILE", "",
+        f"![{title}: ball and PSNR over the horizon](results/{game}.png)", "",
+        *_ball_table(document), "", *_strata_table(document), "", *_table(document), "",
+    ]  # fmt: skip
+
+
+def _ball_table(document: dict) -> list[str]:
+    names = [BASELINES[name] for name in BALL_COLUMNS]
+    lines = _head("ball within 2 px", "world model", *names)
+    for h in BALL_HORIZONS:
+        metric = document["metrics"].get(f"{BALL}@{h}", documents.NO_VALUE)
+        others = [_baseline(metric, name, 2) for name in BALL_COLUMNS]
+        lines.append(_row(f"at {h}", _value(metric, 2), *others))
     return lines
 
 
-def _hits_line(cards: list[list[Card]], label: str, baseline: str) -> str:
-    """Return the row of a baseline of the tracked ball, at all horizons in one cell."""
-    cells = []
-    for of_game in cards:
-        for card in of_game:
-            rows = [card[f"rollout/ball_hit_2px@{h}"][1] for h in HIT_HORIZONS]
-            cells.append(", ".join(row[baseline] for row in rows))
-        cells.append("")
-    return f"| {label} at {', '.join(map(str, HIT_HORIZONS))} | {' | '.join(cells)} |"
-
-
-def strata_table(cards: list[list[Card]]) -> list[str]:
-    """Return the tracked ball by what its clips begin before, all horizons in one cell."""
-    names = [name for of_game in CARDS.values() for name in (*of_game, "constant velocity")]
-    horizons = ", ".join(map(str, STRATUM_HORIZONS))
-    lines = [f"| ball tracking at {horizons}, from | {' | '.join(names)} |"]
-    lines.append("|---" * (1 + len(names)) + "|")
-    for label, stratum in STRATA.items():
-        cells = []
-        for of_game in cards:
-            keys = [f"rollout/ball_hit_2px[{stratum}]@{h}" for h in STRATUM_HORIZONS]
-            rows = [[card[key] for key in keys if key in card] for card in of_game]
-            cells += [", ".join(value.split(" ")[0] for value, _ in row) for row in rows]
-            cells.append(", ".join(beside["constant_velocity"] for _, beside in rows[0]))
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+def _strata_table(document: dict) -> list[str]:
+    """Return the ball by what happens right after the last real frame."""
+    titles = [(f"at {h}", f"{BASELINES[FLOWN]} at {h}") for h in STRATUM_HORIZONS]
+    lines = _head("ball within 2 px, from", *sum(titles, ()))
+    for stratum, label in STRATA.items():
+        names = [f"{BALL}[{stratum}]@{h}" for h in STRATUM_HORIZONS]
+        if not document["metrics"].keys() >= set(names):
+            continue  # a game without bricks
+        rows = [document["metrics"][name] for name in names]
+        cells = [cell for row in rows for cell in (_value(row, 2), _baseline(row, FLOWN, 2))]
+        lines.append(_row(label, *cells))
     return lines
 
 
-def tokenizer_table(cards: list[list[Card]]) -> list[str]:
-    names, every = [name for of_game in CARDS.values() for name in of_game], sum(cards, [])
-    lines = [f"| tokenizer round trip | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    for label, name in TOKENIZER.items():
-        values = [card.get(f"tokenizer/{name}", ("", {}))[0] for card in every]
-        lines.append(f"| {label} | {' | '.join(values)} |")
+def _table(document: dict) -> list[str]:
+    lines = _head("", "world model", "baseline")
+    for label, name, decimals, baseline in ROWS:
+        if metric := document["metrics"].get(name):  # Breakout has no opponent, Pong no bricks
+            lines.append(_row(label, *_cells(metric, decimals, baseline)))
     return lines
+
+
+def readme_table(found: dict[str, dict]) -> list[str]:
+    """Return the ten results for README, each with its baseline."""
+    lines = _head("", *(name for game in found for name in (game.capitalize(), "baseline")))
+    for label, name, decimals, baseline in README_ROWS:
+        rows = [d["metrics"].get(name, documents.NO_VALUE) for d in found.values()]
+        cells = [cell for metric in rows for cell in _cells(metric, decimals, baseline)]
+        lines.append(_row(label, *cells))
+    return lines
+
+
+def with_results(readme: str, lines: list[str]) -> tuple[str, bool]:
+    """Return README with these lines between its marks, and whether it has marks.
+
+    Raises:
+        ValueError: one of the marks alone, or twice.
+    """
+    counts = [readme.count(mark) for mark in MARKS]
+    if counts == [0, 0]:
+        return readme, False
+    first, last = (readme.find(mark) for mark in MARKS)
+    if counts != [1, 1] or first > last:
+        raise ValueError(f"README must hold {MARKS[0]} once and then {MARKS[1]} once")
+    return f"{readme[: first + len(MARKS[0])]}\n" + "\n".join(lines) + f"\n{readme[last:]}", True
+
+
+def _ablation_section(ablations: dict) -> list[str]:
+    lines = ["## Ablations", "", f"    {ablations['command']}", "",
+             "The first row is the recipe, the baseline of the others.", ""]  # fmt: skip
+    lines += _head("change", *ablations["columns"])
+    for row in ablations["rows"]:
+        names = ablations["columns"].values()
+        cells = [_value(row["metrics"].get(name, documents.NO_VALUE), 3) for name in names]
+        lines.append(_row(row["name"], *cells))
+    return [*lines, ""]
+
+
+def _head(*titles: str) -> list[str]:
+    return [_row(*titles), "|---" * len(titles) + "|"]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cells(metric: dict, decimals: int, baseline: str) -> tuple[str, str]:
+    other = _baseline(metric, baseline, decimals)
+    return _value(metric, decimals), other if other == "-" else f"{BASELINES[baseline]} {other}"
+
+
+def _baseline(metric: dict, name: str, decimals: int) -> str:
+    other = metric.get("baselines", {}).get(name, documents.NO_VALUE)["value"]
+    return "-" if other is None else f"{other:.{decimals}f}"
+
+
+def _value(metric: dict, decimals: int) -> str:
+    """Return `value [low, high]`, "-" for none."""
+    value, low, high = (metric.get(key) for key in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    span = "" if None in (low, high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
+    return f"{value:.{decimals}f}{span}"
+
+
+def draw(document: dict, path: Path) -> None:
+    """Draw ball and PSNR over the horizon beside their baselines; the same bytes every time."""
+    figure = Figure(figsize=(10, 3.8), dpi=100, layout="constrained")
+    ball, psnr = figure.subplots(1, 2)
+    _plot(ball, documents.over_horizons(document, BALL), BALL_COLUMNS)
+    ball.set(title=f"{document['game'].capitalize()}: exactly one ball, within 2 px",
+             ylabel="share of rollouts", ylim=(-0.03, 1.03))  # fmt: skip
+    _plot(psnr, documents.over_horizons(document, PSNR), (COPY, "ceiling"))
+    psnr.set(title=f"{document['game'].capitalize()}: PSNR", ylabel="dB")
+    figure.legend(*ball.get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  frameon=False)  # fmt: skip
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None},
+                       pil_kwargs={"optimize": True})  # fmt: skip
+
+
+def _plot(axes: Axes, points: dict[int, dict], baselines: tuple[str, ...]) -> None:
+    """Draw one metric by horizon with its interval as a band."""
+    horizons = list(points)
+    for name in baselines:
+        rows = [m.get("baselines", {}).get(name, documents.NO_VALUE) for m in points.values()]
+        axes.plot(horizons, _numbers(rows, "value"), marker="o", markersize=3, linewidth=1.5,
+                  color=COLOURS[name], label=BASELINES[name])  # fmt: skip
+    rows = list(points.values())
+    axes.plot(horizons, _numbers(rows, "value"), marker="o", markersize=4, linewidth=2.5,
+              color=MODEL_COLOUR, label="world model, 95 % interval", zorder=3)  # fmt: skip
+    axes.fill_between(horizons, _numbers(rows, "low"), _numbers(rows, "high"), color=MODEL_COLOUR,
+                      alpha=0.18, linewidth=0)  # fmt: skip
+    axes.set(xscale="log", xlabel="steps after the last real frame")
+    axes.set_xticks(horizons, labels=map(str, horizons))
+    axes.minorticks_off()
+    axes.grid(color="#dee2e6", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _numbers(metrics: list[dict], key: str) -> list[float]:
+    """Return one figure of each, NaN where it has none, which draws a gap."""
+    return [math.nan if metric[key] is None else metric[key] for metric in metrics]
 
 
 if __name__ == "__main__":

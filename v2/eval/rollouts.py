@@ -1,6 +1,6 @@
 """Open-loop rollouts against the game: tokens, pixels, ball, paddle, bricks, digits.
 
-Contract: the dream is given, every number is compared at the same horizon with the real frame and
+Contract: every number of a dream is compared at the same horizon with the real frame and
 memory, beside what copying the last real frame (and flying on at constant velocity) would score.
 What a game lacks (bricks, lives, an opponent) has no row. Knows nothing of engines or files.
 """
@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from v2.eval import metrics
-from v2.eval.engine import Dreams
+from v2.eval.engine import Dreams, Scores
 from v2.eval.intervals import Metric, episode_draws, interval, mean_metric, quantile_metric
 from v2.eval.objects import detector
 from v2.eval.objects.base import Objects
@@ -25,7 +25,6 @@ STRATUM_ROWS = (
 HIT_RADII_PX = (1, 2)
 LOST_PADDLE_ERROR_PX = 32.0  # half the field
 PICTURE_PX = (64, 84)  # width and height
-Scores = dict[str, Metric]
 
 
 def rollout_scores(
@@ -42,15 +41,15 @@ def rollout_scores(
     for h in horizons:
         scores |= _picture_rows(clips, dreams, tokens, kept, h)
     if detector.has_truth(clips.game):
-        reader = Reader(clips, dreams)
+        detected = DetectedObjects(clips, dreams)
         for h in horizons:
             ceiling = detector.read_frames(clips.game, kept[h])
-            rows = _ball_rows(reader, h, ceiling=ceiling)
+            rows = _ball_rows(detected, h, ceiling=ceiling)
             scores |= {f"rollout/{row}@{h}": metric for row, metric in rows.items()}
-            scores |= _other_rows(reader, h)
-        scores["rollout/ball_half_life"] = _half_life_row(reader)
-        scores |= _loss_row(reader)
-        scores |= _stratum_rows(reader, horizons)
+            scores |= _other_rows(detected, h)
+        scores["rollout/ball_half_life"] = _half_life_row(detected)
+        scores |= _loss_row(detected)
+        scores |= _stratum_rows(detected, horizons)
     return scores
 
 
@@ -73,8 +72,8 @@ def _picture_rows(clips, dreams, tokens, kept, h) -> Scores:
     return scores
 
 
-class Reader:
-    """The objects of clips and dreams at every horizon, each read once.
+class DetectedObjects:
+    """The objects of clips and dreams at every horizon, each detected once.
 
     `start` is what the last real frame shows: baselines know no ball that only memory holds.
     """
@@ -128,7 +127,7 @@ def ball_rows(true: Objects, seen: Objects, episodes: np.ndarray) -> Scores:
         "ball_seen": mean_metric(counts["found"], episodes, visible),
         "ball_possible": mean_metric(possible, episodes, balls),
         "ball_recall": mean_metric(counts["hits"], episodes, visible),
-        "ball_precision": mean_metric(balls - counts["ghosts"], episodes, balls),
+        "ball_precision": mean_metric(balls - counts["false_balls"], episodes, balls),
         "ball_duplicates": mean_metric(counts["duplicates"], episodes),
         "ball_error_px": quantile_metric(errors, episodes, 0.5),
         "ball_error_p90_px": quantile_metric(errors, episodes, 0.9),
@@ -144,19 +143,22 @@ def _hits(true: Objects, seen: Objects, radius: float) -> np.ndarray:
     return counts["hits"] & ~counts["duplicates"]
 
 
-def _ball_rows(reader: Reader, h: int, chosen=np.s_[:], ceiling: Objects | None = None) -> Scores:
+def _ball_rows(
+    detected: DetectedObjects, h: int, chosen=np.s_[:], ceiling: Objects | None = None
+) -> Scores:
     """Score the ball in the chosen clips, its baselines in the same rows."""
-    true, episodes = reader.true[h][chosen], reader.episodes[chosen]
-    rows = ball_rows(true, reader.seen[h][chosen], episodes)
+    true, episodes = detected.true[h][chosen], detected.episodes[chosen]
+    rows = ball_rows(true, detected.seen[h][chosen], episodes)
     others = {} if ceiling is None else {"ceiling": ceiling}
-    for name, objects in (others | reader.guesses(h)).items():
+    for name, objects in (others | detected.guesses(h)).items():
         for row, metric in ball_rows(true, objects[chosen], episodes).items():
             rows[row].baselines[name] = metric
     return rows
 
 
-def _other_rows(reader: Reader, h: int) -> Scores:
-    true, seen, start, episodes = reader.true[h], reader.seen[h], reader.start, reader.episodes
+def _other_rows(detected: DetectedObjects, h: int) -> Scores:
+    true, seen, start = detected.true[h], detected.seen[h], detected.start
+    episodes = detected.episodes
     scores = {}
     for name, objects in (("", seen), ("copy_last", start)):
         rows = {"paddle_error_px": paddle_error(objects.paddle, true.paddle, episodes)}
@@ -164,7 +166,7 @@ def _other_rows(reader: Reader, h: int) -> Scores:
             error = paddle_error(objects.opponent, true.opponent, episodes)
             rows["opponent_error_px"] = error
         if true.bricks.size:
-            absent = ~start.bricks if name else reader.absent[h]
+            absent = ~start.bricks if name else detected.absent[h]
             rows |= _brick_rows(objects.bricks, true.bricks, start.bricks, absent, episodes)
         for digits in ("score", "lives"):
             known = getattr(true, digits)
@@ -203,18 +205,18 @@ def _digits_right(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
     return mean_metric((seen == true) & (true >= 0), episodes, true >= 0)
 
 
-def _half_life_row(reader: Reader) -> Metric:
+def _half_life_row(detected: DetectedObjects) -> Metric:
     """Return the first horizon at which the hit rate within 2 px is under one half.
 
     The last horizon stands for "not within the clip".
     """
-    steps = sorted(reader.seen)
-    shown = {h: {"": reader.seen[h]} | reader.guesses(h) for h in steps}
-    visible = np.stack([reader.true[h].num_balls > 0 for h in steps], 1)  # (B, H)
+    steps = sorted(detected.seen)
+    shown = {h: {"": detected.seen[h]} | detected.guesses(h) for h in steps}
+    visible = np.stack([detected.true[h].num_balls > 0 for h in steps], 1)  # (B, H)
     rows = {}
     for name in shown[steps[0]]:
-        hits = np.stack([_hits(reader.true[h], shown[h][name], 2) for h in steps], 1)
-        rows[name] = _half_life(hits, visible, reader.episodes, steps)
+        hits = np.stack([_hits(detected.true[h], shown[h][name], 2) for h in steps], 1)
+        rows[name] = _half_life(hits, visible, detected.episodes, steps)
     row = rows.pop("")
     row.baselines = rows
     return row
@@ -236,33 +238,33 @@ def _half_life(hits, visible, episodes, steps) -> Metric:
     return Metric(float(value), low, high, len(episodes))
 
 
-def _stratum_rows(reader: Reader, horizons) -> Scores:
+def _stratum_rows(detected: DetectedObjects, horizons) -> Scores:
     """Score the ball apart for what happens right after the start."""
     scores = {}
-    for stratum in strata_of(reader.clips.game):
-        chosen = reader.clips.strata == stratum
+    for stratum in strata_of(detected.clips.game):
+        chosen = detected.clips.strata == stratum
         for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):
-            rows = _ball_rows(reader, h, chosen)
+            rows = _ball_rows(detected, h, chosen)
             scores |= {f"rollout/{row}[{stratum}]@{h}": rows[row] for row in STRATUM_ROWS}
     return scores
 
 
-def _loss_row(reader: Reader) -> Scores:
+def _loss_row(detected: DetectedObjects) -> Scores:
     """Score whether the digits show a lost ball within one step of when the game shows it.
 
     Of the clips in which one is lost soon; in Breakout the lives tell, in Pong the points.
     """
-    chosen = reader.clips.strata == strata_of(reader.clips.game)[-1]
-    counter = "lives" if (reader.true[0].lives >= 0).any() else "score"
+    chosen = detected.clips.strata == strata_of(detected.clips.game)[-1]
+    counter = "lives" if (detected.true[0].lives >= 0).any() else "score"
     if not chosen.any():
         return {}
-    start, first = getattr(reader.true[0], counter)[chosen], []
-    for shown in (reader.true, reader.seen):
-        digits = np.stack([getattr(shown[h], counter)[chosen] for h in reader.seen], 1)
+    start, first = getattr(detected.true[0], counter)[chosen], []
+    for shown in (detected.true, detected.seen):
+        digits = np.stack([getattr(shown[h], counter)[chosen] for h in detected.seen], 1)
         is_other = (digits != start[:, None]) & (digits >= 0)
         first.append(np.where(is_other.any(1), is_other.argmax(1), np.inf))
     is_known = np.isfinite(first[0]) & (start >= 0)
     in_time = np.abs(first[1][is_known] - first[0][is_known]) <= 1
-    row = mean_metric(in_time, reader.episodes[chosen][is_known])
+    row = mean_metric(in_time, detected.episodes[chosen][is_known])
     row.baselines["copy_last"] = Metric(0.0)
     return {"rollout/loss_in_time": row}

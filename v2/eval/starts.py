@@ -15,8 +15,9 @@ from v2.data.atari_dataset import GameData, window_starts
 from v2.eval.objects import detector
 from v2.eval.objects.base import Objects
 from v2.eval.objects.synthesis import ahead
+from v2.models.temporal_world_model import WorldModelConfig
 
-HISTORY = 4
+HISTORY = WorldModelConfig.history
 ANY = "any"  # the stratum of a game whose memory is not read
 EVENT_STEPS = 3  # a stratum's event follows the start within so many steps
 FLIGHT_STEPS = 8  # free flight: no event in so many steps
@@ -70,7 +71,7 @@ class Clips:
 
 def strata_of(game: str) -> tuple[str, ...]:
     """Return what may happen to the ball in a game: free flight first, its loss last."""
-    return detector.reader(game).STRATA if detector.has_truth(game) else (ANY,)
+    return detector.of_game(game).STRATA if detector.has_truth(game) else (ANY,)
 
 
 def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> Clips:
@@ -148,13 +149,13 @@ def _alternately(parts: dict[tuple[int, int], list[int]]) -> list[list[int]]:
 def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
     """Return the rows that may start a clip of each of the game's strata, in their order."""
     objects = detector.read_ram(data.meta["game"], data.ram)
-    reader = detector.reader(data.meta["game"])
-    events = reader.events(objects)
+    rules = detector.of_game(data.meta["game"])
+    events = rules.events(objects)
     rows = window_starts(data.episode_ids, HISTORY + horizon) + HISTORY - 1
     first = rows + 1 - HISTORY
     in_play = ~np.isnan(objects.ball[:, 0])
-    lost = reader.losses(objects)
-    kept = rows + min(horizon, reader.KEPT_STEPS or horizon)
+    lost = rules.losses(objects)
+    kept = rows + min(horizon, rules.KEPT_STEPS or horizon)
     keeps_ball = lost[kept] == lost[first]
     flies = _count(in_play, first, rows) == HISTORY
     some = np.logical_or.reduce(list(events.values()))
@@ -168,12 +169,12 @@ def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
             ready = ~in_play[rows] & (lost[kept] == lost[rows])
         found[stratum] = rows[ready & soon & is_next]
     is_calm = _count(disturbed, first + 1, rows + FLIGHT_STEPS - 1) == 0
-    found[reader.STRATA[0]] = rows[keeps_ball & flies & is_calm]
+    found[rules.STRATA[0]] = rows[keeps_ball & flies & is_calm]
     early, late = LOSS_STEPS
-    found[reader.STRATA[-1]] = rows[
+    found[rules.STRATA[-1]] = rows[
         flies & (lost[rows + early] == lost[first]) & (lost[rows + late] > lost[first])
     ]
-    return {stratum: found[stratum] for stratum in reader.STRATA}
+    return {stratum: found[stratum] for stratum in rules.STRATA}
 
 
 def _turns(objects: Objects) -> np.ndarray:

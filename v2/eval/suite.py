@@ -6,6 +6,7 @@ compared only if evaluator, data and `Tier` agree. Knows nothing of flags or out
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,88 +14,45 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2.data.atari_dataset import (
-    GameData,
-    data_sha256,
-    load_game_data,
-    split_of_game,
-    window_starts,
-)
+from v2.data.atari_dataset import GameData, window_starts
 from v2.data.policies import SCRIPTED, STICKY
 from v2.dream import DreamEngine
 from v2.eval import documents
-from v2.eval.branches import FORK_STEPS, SHUFFLE_HORIZONS, fork_scores, shuffle_scores
-from v2.eval.engine import (
-    BATCH,
-    Engine,
-    decode,
-    dream,
-    encode,
-)
-from v2.eval.gold import EvaluationSet
-from v2.eval.intervals import Metric
+from v2.eval.branches import BRANCH_STEPS, SHUFFLE_HORIZONS, branch_scores, shuffle_scores
+from v2.eval.engine import BATCH, Dreams, Scores, decode, dream, encode, speed_scores
+from v2.eval.gold import EvaluationSet, load_gold, load_recorded
 from v2.eval.long_dreams import long_dream_scores
 from v2.eval.objects import detector
-from v2.eval.one_step import LEAD_STEPS, Scores, ending_scores, one_step_scores
+from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
 from v2.eval.rollouts import HORIZONS, rollout_scores
-from v2.eval.starts import (
-    ANY,
-    HISTORY,
-    Clips,
-    cut_clips,
-    even_starts,
-    random_starts,
-    strata_of,
-    stratified_starts,
-)
+from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, strata_of
 from v2.eval.tokenizer import tokenizer_scores
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE
 
-VERSION = 9  # raise it when a number may change
-
-
-def speed_scores(engine: Engine, clips: Clips, steps_per_second: float, steps: int = 60) -> Scores:
-    """Time single dream steps on this device, after a few to warm up."""
-    engine.reset(clips.history[:1], clips.past_actions[:1])
-    seconds = []
-    for k in range(steps + 5):
-        action = clips.actions[:1, k % clips.actions.shape[1]].astype(np.int64)
-        began = time.perf_counter()
-        engine.step(action)
-        seconds.append(time.perf_counter() - began)
-    milliseconds = 1000 * np.array(seconds[5:])
-    rate = 1000 / milliseconds.mean()
-    return {
-        "speed/steps_per_second": Metric(float(rate), num_samples=steps),
-        "speed/latency_p50_ms": Metric(float(np.percentile(milliseconds, 50)), num_samples=steps),
-        "speed/latency_p95_ms": Metric(float(np.percentile(milliseconds, 95)), num_samples=steps),
-        "speed/real_time_factor": Metric(float(rate / steps_per_second), num_samples=steps),
-    }
-
-
+VERSION = 10  # raise it when a number may change
 TARGET_MINUTES = 30
-REAL_FRAME_EVERY = 20  # of all games: what is strange is measured against these
+REAL_FRAME_EVERY = 20  # of all games: dreams are measured against these
 
 
 @dataclass(frozen=True)
 class Tier:
-    """How much is judged; two results are compared only if these agree."""
+    """How much is evaluated; two results are compared only if these agree."""
 
     tokenizer_frames: int
     one_step_clips: int
     rollouts: int
     rollout_steps: int
-    forks: int
+    branches: int
     long_dreams: int
     long_dream_steps: int
     timed_steps: int
 
-    def engine_steps(self, num_actions: int) -> int:
+    def engine_steps(self, num_actions: int, has_branches: bool = True) -> int:
         """Return the world-model steps that all this takes."""
         rollouts = self.rollouts * (self.rollout_steps + max(SHUFFLE_HORIZONS))
-        forks = self.forks * num_actions * FORK_STEPS
-        return self.one_step_clips + rollouts + forks + self.long_dreams * self.long_dream_steps
+        branches = self.branches * num_actions * BRANCH_STEPS * has_branches
+        return self.one_step_clips + rollouts + branches + self.long_dreams * self.long_dream_steps
 
 
 TIERS = {
@@ -104,36 +62,36 @@ TIERS = {
 }
 
 
-def set_of_data(path: Path, game: str, tier: Tier, which: str) -> EvaluationSet:
-    """Judge on a recording: its validation games, or all of it where it has none apart.
+def choose_set(
+    game: str, tier: Tier, data: Path | None, which: str = "strata", asked: int | None = None
+) -> EvaluationSet:
+    """Return the gold set of a game, or what there is to evaluate on in a recording.
 
     Args:
-        which: the `--starts` of the rollouts.
+        which: where rollouts on `data` begin, `strata` or `any` (v2.eval.gold.load_recorded).
+        asked: rollouts that were asked for by number; a tier takes what the gold set has.
+    Raises:
+        FileNotFoundError, ValueError: no gold set, data that do not fit, or too few rollouts.
     """
-    data = load_game_data(path)
-    if data.meta["game"] != game:
-        raise ValueError(f"{path} holds {data.meta['game']}, not {game}: give --game or other data")
-    digest = data_sha256(data.meta)
-    rows, split = np.arange(len(data)), "all games"
-    if any(split_of_game(episode["seed"]) == "val" for episode in data.meta["episodes"]):
-        rows, split = data.rows_of("val"), "held-out games"
-    arrays = {name: array[rows] for name, array in data.arrays().items()}
-    data = GameData(**arrays, meta=data.meta)
-    rng = np.random.default_rng(0)
-    try:
-        if which == "any":
-            starts = random_starts(data, tier.rollouts, tier.rollout_steps, rng)
-            strata = [ANY] * len(starts)
-        else:
-            each = -(-tier.rollouts // len(strata_of(game)))
-            starts, strata = stratified_starts(data, each, tier.rollout_steps, rng)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; collect more frames") from error
-    return EvaluationSet(data, starts, strata, None, False, digest,
-                         f"NOT the gold set but {split} of {path}")  # fmt: skip
+    if data is not None:
+        return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which)
+    if which != "strata":
+        raise ValueError(f"--starts {which} needs --data: the gold set has its own starts")
+    chosen = load_gold(game)
+    if asked and asked > len(chosen.starts):
+        raise ValueError(
+            f"--rollouts must be at most {len(chosen.starts)} on the gold set, got {asked}: "
+            "--data FILE has more"
+        )
+    return chosen
 
 
 def check_fits(engine: DreamEngine, data: GameData) -> None:
+    """Make sure that weights and data are of one game and one emulator.
+
+    Raises:
+        ValueError: they are not.
+    """
     if engine.num_actions != data.num_actions:
         raise ValueError(
             f"{engine.source} knows {engine.num_actions} actions and the data {data.num_actions}: "
@@ -152,25 +110,27 @@ class Stopped(Exception):
 
 
 def evaluate(
-    engine, chosen: EvaluationSet, tier: Tier, name: str, stop=False
-) -> tuple[dict, dict]:
-    """Run every part of the protocol; return the document and what the report shows.
+    engine, chosen: EvaluationSet, tier: Tier, name: str, stop=False, flags: str = "",
+    played: dict | None = None,
+) -> tuple[dict, dict]:  # fmt: skip
+    """Run every part of the suite; return the document and the pictures that the report shows.
 
+    Args:
+        name: the tier's; flags: those that make the document again.
+        stop: asked after every batch of steps.
+        played: how frames are decoded, by the names of `DreamEngine.load`.
     Raises:
         Stopped: `stop` became true.
     """
-    began, data, game = time.perf_counter(), chosen.data, chosen.data.meta["game"]
+    began = time.perf_counter()
     starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
-    clips = cut_clips(data, chosen.starts[starts], tier.rollout_steps,
-                      [chosen.strata[k] for k in starts])  # fmt: skip
-    ends = _endings(data, tier.one_step_clips, 1)
-    led = _endings(data, tier.one_step_clips, LEAD_STEPS)
-    num_steps = tier.engine_steps(data.num_actions) + len(ends) + len(led) * (LEAD_STEPS + 1)
-    if chosen.forks is None:
-        num_steps -= tier.forks * data.num_actions * FORK_STEPS
+    strata = [chosen.strata[k] for k in starts]
+    clips = cut_clips(chosen.data, chosen.starts[starts], tier.rollout_steps, strata)
+    ends = _endings(chosen.data, tier.one_step_clips, 1)
+    led = _endings(chosen.data, tier.one_step_clips, LEAD_STEPS)
+    num_steps = len(ends) + len(led) * (LEAD_STEPS + 1)
+    num_steps += tier.engine_steps(chosen.data.num_actions, chosen.branches is not None)
     _announce(engine, clips, num_steps)
-    num_codes = engine.vqvae.config.num_codes
-    pictures = {"clips": clips}
     with tqdm(total=num_steps, unit="step", disable=None, smoothing=0.05) as bar:
 
         def advance(steps: int) -> None:
@@ -178,40 +138,61 @@ def evaluate(
             if stop:
                 raise Stopped
 
-        scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
-        some = _even(data, tier.one_step_clips)
-        scores |= one_step_scores(engine, some, ends, advance)
-        scores |= ending_scores(engine, led, advance)
-        own = clips.actions[:, HISTORY - 1 :]
-        dreams = dream(engine, clips.history, clips.past_actions, own, None, advance)
-        scores |= _rollouts(engine, clips, dreams)
-        scores |= shuffle_scores(engine, clips, dreams, advance)
-        pictures["dreams"] = dreams
-        if chosen.forks is not None:
-            forks = chosen.forks.first(tier.forks)
-            branch_scores, branches = fork_scores(engine, forks, advance)
-            scores |= branch_scores
-            pictures |= {"forks": forks, "branches": branches}
-        if tier.long_dreams:
-            long_scores, pictures["long"] = _long(engine, data, clips, tier, num_codes, advance)
-            scores |= long_scores
-    scores |= speed_scores(engine, clips, data.emulator.steps_per_second, tier.timed_steps)
+        scores, pictures = _all_scores(engine, chosen, tier, clips, ends, led, advance)
+    steps_per_second = chosen.data.emulator.steps_per_second
+    scores |= speed_scores(engine, clips, steps_per_second, tier.timed_steps)
     document = documents.make_document(
-        scores, evaluator=VERSION, tier=name, game=game, is_gold=chosen.is_gold,
-        data_sha256=chosen.sha256, data=chosen.source, model=engine.source,
-        vqvae_sha256=engine.info["sha256"]["vqvae"],
-        world_model_sha256=engine.info["sha256"]["world_model"],
-        num_parameters=engine.num_parameters, device=str(engine.device), torch=torch.__version__,
-        threads=torch.get_num_threads(), seconds=round(time.perf_counter() - began, 1),
+        scores, **_origin(engine, chosen), tier=name, flags=flags, engine=played or {},
         settings=dataclasses.asdict(tier) | {"strata": sorted(set(clips.strata))},
-        notes=_notes(chosen, game),
-        training={"train_vqvae_hires": _training(engine.info.get("vqvae", {})),
-                  "train_wm_hires": _training(engine.info)},
+        notes=_notes(chosen, played or {}), seconds=round(time.perf_counter() - began, 1),
     )  # fmt: skip
     return document, pictures
 
 
-def _training(info: dict) -> list[dict]:
+def _all_scores(
+    engine, chosen: EvaluationSet, tier: Tier, clips: Clips, ends: Clips, led: Clips,
+    advance: Callable[[int], object],
+) -> tuple[Scores, dict]:  # fmt: skip
+    """Run all that dreams.
+
+    Args:
+        clips: of the rollouts; ends, led: of the last step of games, and of the steps before.
+    """
+    data, num_codes = chosen.data, engine.vqvae.config.num_codes
+    scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
+    scores |= one_step_scores(engine, _even(data, tier.one_step_clips), ends, advance)
+    scores |= ending_scores(engine, led, advance)
+    own = clips.actions[:, HISTORY - 1 :]
+    dreams = dream(engine, clips.history, clips.past_actions, own, None, advance)
+    scores |= _rollouts(engine, clips, dreams)
+    scores |= shuffle_scores(engine, clips, dreams, advance)
+    pictures = {"clips": clips, "dreams": dreams}
+    if chosen.branches is not None:
+        branches = chosen.branches.first(tier.branches)
+        rows, pictures["branch_dreams"] = branch_scores(engine, branches, advance)
+        scores |= rows
+        pictures["branches"] = branches
+    if tier.long_dreams:
+        rows, pictures["long"] = _long(engine, data, clips, tier, num_codes, advance)
+        scores |= rows
+    return scores, pictures
+
+
+def _origin(engine, chosen: EvaluationSet) -> dict:
+    """Return what was evaluated on what: weights, data, machine."""
+    hashes = engine.info["sha256"]
+    return {
+        "evaluator": VERSION, "game": chosen.data.meta["game"], "is_gold": chosen.is_gold,
+        "data_sha256": chosen.sha256, "data": chosen.source, "model": engine.source,
+        "vqvae_sha256": hashes["vqvae"], "world_model_sha256": hashes["world_model"],
+        "num_parameters": engine.num_parameters, "device": str(engine.device),
+        "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "training": {"train_vqvae_hires": training_runs(engine.info.get("vqvae", {})),
+                     "train_wm_hires": training_runs(engine.info)},
+    }  # fmt: skip
+
+
+def training_runs(info: dict) -> list[dict]:
     """Return how weights were trained, run by run: steps, minutes, the flags that repeat it.
 
     Flags that a later run has and this one does not are `unknown`: they did not exist then.
@@ -259,7 +240,7 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
 
-def _rollouts(engine, clips: Clips, dreams) -> dict:
+def _rollouts(engine, clips: Clips, dreams: Dreams) -> Scores:
     horizons = [h for h in HORIZONS if h <= clips.horizon]
     tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *horizons)}
     kept = {h: decode(engine, tokens[h], engine.grid) for h in horizons}
@@ -292,11 +273,18 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     )  # fmt: skip
 
 
-def _notes(chosen: EvaluationSet, game: str) -> list[str]:
-    notes = []
+def _notes(chosen: EvaluationSet, played: dict) -> list[str]:
+    """Return what sets these numbers apart from those of the shipped way to dream on gold."""
+    game, notes = chosen.data.meta["game"], []
     if not chosen.is_gold:
-        notes.append("this is not the gold set; forks need one")
+        notes.append("this is not the gold set; counterfactual branches need one")
     if not detector.has_truth(game):
         notes.append(f"the objects of {game} cannot be read: rows of ball, paddle, bricks and "
                      "digits are left out")  # fmt: skip
+    if not played.get("second_look", True):
+        notes.append("every frame is predicted once (--no-second-look)")
+    if played.get("retokenize"):
+        notes.append("every dreamed picture is tokenized again (--retokenize)")
+    if played.get("temperature"):
+        notes.append(f"tokens are sampled at temperature {played['temperature']}")
     return notes

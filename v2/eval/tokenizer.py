@@ -7,10 +7,9 @@ intervals over episodes. The ceiling of all that follows.
 import numpy as np
 
 from v2.eval import metrics
-from v2.eval.engine import Engine, encode, round_trip
+from v2.eval.engine import Engine, Scores, encode, round_trip
 from v2.eval.intervals import Metric, episode_draws, interval, mean_metric
 from v2.eval.objects import detector
-from v2.eval.one_step import Scores
 from v2.eval.rollouts import ball_rows, paddle_error
 from v2.eval.starts import Clips
 

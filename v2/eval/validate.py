@@ -14,9 +14,8 @@ from v2.data.npz import read_rows
 from v2.data.tokens import TokenData
 from v2.dream import DreamEngine
 from v2.eval import metrics
-from v2.eval.engine import Dreams, Engine, dream, encode
+from v2.eval.engine import Dreams, Engine, Progress, dream, encode
 from v2.eval.objects import detector
-from v2.eval.one_step import Progress
 from v2.eval.pictures import save_grid
 from v2.eval.rollouts import paddle_error
 from v2.eval.starts import HISTORY, Clips
@@ -76,7 +75,6 @@ def _read(name: str, data: Path, rows: np.ndarray) -> np.ndarray:
 
 
 QUICK_HORIZONS = (1, 5, 10)
-ONE_TOKEN = 1 / 336  # copying may be all but right where nothing moves
 
 
 def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dict[str, float]:
@@ -99,6 +97,7 @@ def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dic
 def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, float]:
     last = encode(engine, clips.frames_at(0))
     scores, shares = {}, []
+    one_token = 1 / last.shape[1]  # copying may be all but right where nothing moves
     for h in (h for h in QUICK_HORIZONS if h <= clips.horizon):
         real = encode(engine, clips.frames_at(h))
         frames, tokens = dreams.at(h)
@@ -106,7 +105,7 @@ def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, flo
         copied = float(metrics.token_accuracy(last, real).mean())
         scores[f"token_accuracy@{h}"], scores[f"copy_last@{h}"] = accuracy, copied
         scores[f"psnr@{h}"] = float(metrics.psnr(frames, clips.frames_at(h)).mean())
-        shares.append((accuracy - copied) / max(1 - copied, ONE_TOKEN))
+        shares.append((accuracy - copied) / max(1 - copied, one_token))
         if h == 1:
             counts = metrics.change_counts(tokens, real, last)
             scores["changed_accuracy@1"] = _share(counts["changed_right"], counts["changed"])
@@ -117,7 +116,7 @@ def _quick_tokens(engine: Engine, clips: Clips, dreams: Dreams) -> dict[str, flo
 
 def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
     """Return the ball's hit rate over all horizons and at the last, and the paddle's error."""
-    hits, visible, found, ghosts, paddle = [], [], [], [], []
+    hits, visible, found, doubled, paddle = [], [], [], [], []
     for h in dreams.horizons:
         true = detector.read_ram(clips.game, clips.ram[:, HISTORY - 1 + h])
         seen = detector.read_frames(clips.game, dreams.at(h)[0])
@@ -125,11 +124,11 @@ def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
         hits.append((counts["hits"] & ~counts["duplicates"]).sum())
         visible.append(counts["visible"].sum())
         found.append(counts["found"].sum())
-        ghosts.append((counts["balls"] > 1).mean())
+        doubled.append((counts["balls"] > 1).mean())
         paddle.append(paddle_error(seen.paddle, true.paddle, clips.episodes).value)
     hits, visible = np.array(hits), np.array(visible)
     scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
-    scores["ball_doubled"] = float(np.mean(ghosts))
+    scores["ball_doubled"] = float(np.mean(doubled))
     for h in QUICK_HORIZONS:
         if h in dreams.horizons:
             k = dreams.horizons.index(h)

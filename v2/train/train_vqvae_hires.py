@@ -55,7 +55,7 @@ from v2.train.vqvae_loss import ReconstructionLoss
 NUM_MEDIAN_FRAMES = 1001
 NUM_HELD_OUT_FRAMES = 512
 NUM_PICTURES = 8
-BALL_FIGURES = ("recall", "precision", "ghosts", "error_median_px")
+BALL_FIGURES = ("recall", "precision", "false_balls", "error_median_px")
 
 
 def build_parser():

@@ -1,6 +1,6 @@
 """Breakout's objects, from pixels by synthesis and from memory by known addresses; its events.
 
-Contract: reading pixels infers walls, bricks, paddle and digits, subtracts what they explain, and
+Contract: in pixels it infers walls, bricks, paddle and digits, subtracts what they explain, and
 calls a ball what is left, has a ball's colour at that height and about a ball's mass. The ball
 takes the colour of the row it crosses: grey above the bricks, the bricks' own colour among them,
 red below. Vectorised over frames; knows nothing of models.

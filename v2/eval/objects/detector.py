@@ -2,29 +2,30 @@
 
 Contract: `read_frames` sees pixels only, so that it treats a dream as it treats the game;
 `read_ram` is the truth it is validated against. Positions are centres in 84x64 pixels, with pixel
-centres at + 0.5 (native / 2.5). For a game without a reader all of it raises. Knows nothing of
-models.
+centres at + 0.5 (native / 2.5). For a game without an object detector all of it raises.
+Knows nothing of models.
 
-A reader is a module with `read_ram`, `read_frames`, `write_ram`, and with what may happen to the
-ball: `STRATA` (free flight first, its loss last), `KEPT_STEPS` (steps of a clip in which it may not
-be lost; None: all), `SERVE_STEPS` (by when a player has the next one), `events`, `losses` and
-`may_leave`.
+An object detector is a module with `read_ram`, `read_frames`, `write_ram`, and with what may happen
+to the ball: `STRATA` (free flight first, its loss last), `KEPT_STEPS` (steps of a clip in which it
+may not be lost; None: all), `SERVE_STEPS` (by when a player has the next one), `events`, `losses`
+and `may_leave`.
 """
 
 from types import ModuleType
 
 import numpy as np
 
+from v2.data.frames import FRAME_SHAPE
 from v2.eval.objects import breakout, pong
 from v2.eval.objects.base import FIELDS, Objects
 
-READERS: dict[str, ModuleType] = {"breakout": breakout, "pong": pong}
+DETECTORS: dict[str, ModuleType] = {"breakout": breakout, "pong": pong}
 CHUNK = 64  # frames read at once: what the processor's cache holds
 
 
 def has_truth(game: str) -> bool:
     """Tell whether this game's objects can be read."""
-    return game in READERS
+    return game in DETECTORS
 
 
 def read_ram(game: str, ram: np.ndarray) -> Objects:
@@ -33,9 +34,9 @@ def read_ram(game: str, ram: np.ndarray) -> Objects:
     Args:
         ram: uint8 (N, 128).
     Raises:
-        ValueError: a game without a reader.
+        ValueError: a game without a detector.
     """
-    return reader(game).read_ram(ram)
+    return of_game(game).read_ram(ram)
 
 
 def read_frames(game: str, frames: np.ndarray) -> Objects:
@@ -44,12 +45,12 @@ def read_frames(game: str, frames: np.ndarray) -> Objects:
     Args:
         frames: uint8 (N, 84, 64, 3).
     Raises:
-        ValueError: a game without a reader, or other arrays.
+        ValueError: a game without a detector, or other arrays.
     """
-    read = reader(game).read_frames
-    if frames.ndim != 4 or frames.shape[1:] != (84, 64, 3) or frames.dtype != np.uint8:
+    read = of_game(game).read_frames
+    if frames.shape[1:] != FRAME_SHAPE or frames.dtype != np.uint8:
         raise ValueError(
-            f"frames must be uint8 (N, 84, 64, 3), got {frames.dtype} {frames.shape}"
+            f"frames must be uint8 (N, {str(FRAME_SHAPE)[1:]}, got {frames.dtype} {frames.shape}"
         )
     if len(frames) == 0:
         return read_ram(game, np.zeros((0, 128), np.uint8))
@@ -59,15 +60,15 @@ def read_frames(game: str, frames: np.ndarray) -> Objects:
 
 def write_ram(game: str, objects: Objects) -> np.ndarray:
     """Return memory in which a scripted player finds these objects, uint8 (N, 128)."""
-    return reader(game).write_ram(objects)
+    return of_game(game).write_ram(objects)
 
 
-def reader(game: str) -> ModuleType:
-    """Return the reader of a game.
+def of_game(game: str) -> ModuleType:
+    """Return the object detector of a game.
 
     Raises:
         ValueError: a game without one.
     """
-    if game not in READERS:
-        raise ValueError(f"no reader of objects for {game}: there is one for {', '.join(READERS)}")
-    return READERS[game]
+    if game not in DETECTORS:
+        raise ValueError(f"no object detector for {game}: there is one for {', '.join(DETECTORS)}")
+    return DETECTORS[game]

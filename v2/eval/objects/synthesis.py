@@ -1,4 +1,4 @@
-"""Reading by synthesis: what the readers of all games share.
+"""Detection by synthesis: what the object detectors of all games share.
 
 Contract: what the emulator draws is laid on a frame by the exact 2.5x area average (`ROWS`,
 `COLUMNS`); digits and paddles are the template that explains most; balls are compact spots in a map
@@ -7,8 +7,10 @@ of how much of each pixel a ball covers. Knows neither colours nor places of any
 
 import numpy as np
 
+from v2.data.frames import FRAME_SHAPE, SCREEN_WIDTH, area_shares
 from v2.eval.objects.base import NATIVE_PIXELS
 
+SCREEN_HEIGHT = 210  # of the games that have a detector
 BALL_WIDTH, BALL_HEIGHT = 2, 4  # native pixels
 BALL_MASS = BALL_WIDTH * BALL_HEIGHT / NATIVE_PIXELS**2  # 1.28 pixels of full coverage
 MAX_BALLS = 4
@@ -26,14 +28,13 @@ DIGITS = np.array([list(glyph) for glyph in _GLYPHS], np.float32).reshape(10, 5,
 
 
 def _averaging(native: int, pixels: int) -> np.ndarray:
-    """Return the matrix (pixels, native) of the exact 2.5x area average along one axis."""
-    edges = np.arange(pixels + 1) * NATIVE_PIXELS
-    left = np.maximum(edges[:-1, None], np.arange(native))
-    right = np.minimum(edges[1:, None], np.arange(native) + 1)
-    return ((right - left).clip(0) / NATIVE_PIXELS).astype(np.float32)
+    """Return the matrix (pixels, native) of the area average of frames along one axis."""
+    shares = area_shares(native, pixels)  # of the smallest group of pixels that repeats
+    return np.kron(np.eye(pixels // len(shares), dtype=np.float32), shares / shares[0].sum())
 
 
-ROWS, COLUMNS = _averaging(210, 84), _averaging(160, 64)
+ROWS = _averaging(SCREEN_HEIGHT, FRAME_SHAPE[0])  # (84, 210)
+COLUMNS = _averaging(SCREEN_WIDTH, FRAME_SHAPE[1])  # (64, 160)
 
 
 def shrink(screen: np.ndarray) -> np.ndarray:
