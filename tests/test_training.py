@@ -39,11 +39,11 @@ from v2.train.wm_loss import WorldModelLoss
 
 def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, tmp_path):
     """The world model learns which way each action moves the block, and a shift would show."""
-    vqvae_run = train_vqvae(tmp_path / "v", data_path, "--set", "steps=120", "eval_steps=120")
+    vqvae_run = train_vqvae(tmp_path / "v", data_path, "--set", "steps=80", "eval_steps=80")
     tokens_path = data_path.with_name("tokens.npz")
     assert tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae_run), "--out",
                                 str(tokens_path)]) == 0  # fmt: skip
-    flags = ["--set", "steps=400", "eval_steps=400", "--rollout-steps", "2", "--lr", "1e-2",
+    flags = ["--set", "steps=350", "eval_steps=350", "--rollout-steps", "2", "--lr", "1e-2",
              "--batch-size", "16"]  # fmt: skip
     run = train_world_model(tmp_path / "w", data_path, vqvae_run, *flags)
     vqvae, _ = load_vqvae(run / "vqvae.pt")
