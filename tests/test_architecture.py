@@ -197,6 +197,14 @@ def test_no_script_has_more_flags_than_can_be_read(path):
     assert len(flags) - 1 <= MAX_FLAGS, sorted(flag.dest for flag in flags)
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "docs/reliability.md"])
+def test_every_test_that_a_page_names_is_there(page):
+    named = re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", (ROOT / page).read_text())
+    assert named
+    for file, claim in named:
+        assert f"def {claim}(" in (ROOT / "tests" / file).read_text() or not claim, claim
+
+
 OF_OTHERS = {"--nproc_per_node", "--force-reinstall"}  # torchrun's and pip's
 OF_OLD_CARDS = {"--average", "--init-from"}  # in commands that trained older weights
 
