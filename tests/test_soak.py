@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from tests.test_training import _train_vqvae, _wm_flags, data_path  # noqa: F401
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL, train_vqvae, wm_flags
 from v2.data.emulator import make_atari_env
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -102,7 +101,7 @@ def test_playing(engine, tmp_path):
     soak.check()
 
 
-def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
+def test_training(data_path, tmp_path, monkeypatch):
     """1,000 steps of the world model with rollouts, evaluations and checkpoints."""
     vqvae_config, config = VQVAEConfig, WorldModelConfig
     monkeypatch.setattr(
@@ -111,7 +110,7 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         train_wm_hires, "WorldModelConfig", functools.partial(config, **SIZES[1])
     )
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
+    run = train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     soak, real = Soak("train", 1000), train_wm_hires.Trainer.train_step
 
     def counted(trainer):
@@ -123,5 +122,5 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", counted)
     flags = ["--set", f"steps={soak.num_steps}", "--rollout-steps", "3", "--set", "rollout_start=0",
              "--set", "save_minutes=0.1", f"eval_steps={soak.per_block}"]  # fmt: skip
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, *flags)) == 0
+    assert train_wm_hires.main(wm_flags(tmp_path / "w", data_path, run, *flags)) == 0
     soak.check()

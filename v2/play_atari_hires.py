@@ -42,7 +42,7 @@ CLIPS = Path("recordings")  # where the V key saves
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     _add_model_flags(parser.add_argument_group("the model"))
     _add_play_flags(parser.add_argument_group("the game, and who plays"))
     group = parser.add_argument_group("without a display")

@@ -48,7 +48,7 @@ BALL_BYTES = {"breakout": 101, "pong": 54}  # of the memory: zero while there is
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
     parser.add_argument("--out", type=cli.path,
                         help="file (default: the set in the repository)")  # fmt: skip
