@@ -1,9 +1,11 @@
-# make play | test | test-slow | test-cuda | test-lowest | train [PRESET=smoke] | eval | ship
-.PHONY: play test test-slow test-cuda test-lowest train eval ship
+# make play | test | test-slow | test-cuda | test-lowest | lint
+# make train [PRESET=smoke] | eval | ship
+.PHONY: play test test-slow test-cuda test-lowest lint train eval ship
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
 GAME ?= breakout
 PRESET ?= default
 FRAMES ?=
@@ -14,6 +16,10 @@ $(READY): requirements.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
+$(READY_DEV): $(READY) requirements-dev.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
 play: $(READY)
 	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
 	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest; \
@@ -21,6 +27,9 @@ play: $(READY)
 	  echo "no display here: playing 300 steps without one and recording a video"; \
 	  $(PYTHON) v2/play_atari_hires.py --game $(GAME) --latest --headless --steps 300 --record recordings/play.mp4; \
 	fi
+
+lint: $(READY_DEV)
+	$(PYTHON) -m ruff check .
 
 test: $(READY)
 	$(PYTHON) -m pytest -q

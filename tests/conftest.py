@@ -1,8 +1,15 @@
-"""Shared fixtures: small models and a synthetic game whose truth is known."""
+"""Shared fixtures: small models, a synthetic game whose truth is known, and what learnt from it.
 
+The game's file and the trained runs are made once a session; a test gets copies in its own folder.
+"""
+
+import copy
+import functools
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     # What a background shell or nohup ignores, child processes would ignore as well.
@@ -18,10 +25,13 @@ import numpy as np
 import pytest
 import torch
 
-from v2.data.atari_dataset import GameData
+from v2.data.atari_dataset import GameData, save_game_data
 from v2.data.games import EmulatorConfig, emulator_dict
+from v2.eval import validate
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.runtime.run_dir import all_runs
+from v2.train import train_vqvae_hires, train_wm_hires
 
 SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_dim=8,
                    cell_blocks=1, decoder_blocks=1)  # fmt: skip
@@ -68,6 +78,11 @@ def synthetic_step(position: int, action: int) -> int:
 @pytest.fixture
 def game_data() -> GameData:
     """Twenty episodes of 30 frames of the synthetic game."""
+    return copy.deepcopy(_synthetic_game())
+
+
+@functools.cache
+def _synthetic_game() -> GameData:
     rng = np.random.default_rng(0)
     columns = {name: [] for name in ("frames", "actions", "rewards", "episode_ids", "ram")}
     has_action, terminated, episodes = [], [], []
@@ -105,3 +120,85 @@ def game_data() -> GameData:
         ram=np.stack(columns["ram"]),
         meta=meta,
     )
+
+
+def make_models_small(patch) -> None:
+    """Let the training scripts build small models and validate them on a few clips."""
+    vqvae_config = functools.partial(VQVAEConfig, **SMALL_VQVAE)
+    world_model_config = functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL)
+    patch.setattr(train_vqvae_hires, "VQVAEConfig", vqvae_config)
+    patch.setattr(train_wm_hires, "WorldModelConfig", world_model_config)
+    patch.setattr(validate, "NUM_CLIPS", 3)
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    make_models_small(monkeypatch)
+
+
+def train_vqvae(folder: Path, data: Path, *flags) -> Path:
+    assert train_vqvae_hires.main(["--data", str(data), "--out", str(folder), *flags]) == 0
+    return all_runs(folder)[-1]
+
+
+def wm_flags(folder: Path, data: Path, vqvae: Path, *flags) -> list[str]:
+    tokens = data.with_name("tokens.npz")
+    return ["--data", str(data), "--tokens", str(tokens), "--vqvae", str(vqvae), "--out",
+            str(folder), *flags]  # fmt: skip
+
+
+def train_world_model(folder: Path, data: Path, vqvae: Path, *flags) -> Path:
+    assert train_wm_hires.main(wm_flags(folder, data, vqvae, *flags)) == 0
+    return all_runs(folder)[-1]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Path:
+    """A folder with the game's file; `trained_once` puts more there."""
+    folder = tmp_path_factory.mktemp("made_once")
+    save_game_data(folder / "atari_game_data.npz", _synthetic_game())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_once(made_once) -> Path:
+    """The same folder, with a run of each small model, and the tokens between them."""
+    data = made_once / "atari_game_data.npz"
+    with pytest.MonkeyPatch.context() as patch:
+        make_models_small(patch)
+        vqvae = train_vqvae(made_once / "v", data, "--set", "steps=4")
+        train_world_model(made_once / "w", data, vqvae, "--set", "steps=2")
+    return made_once
+
+
+def _copied_run(made: Path, name: str, folder: Path) -> Path:
+    """Copy a trained run; its config names the files beside the copy."""
+    (source,) = (made / name / "runs").iterdir()
+    run = shutil.copytree(source, folder / name / "runs" / source.name)
+    config = run / "config.json"
+    config.write_text(config.read_text().replace(str(made), str(folder)))
+    return run
+
+
+@pytest.fixture
+def data_path(made_once, tmp_path) -> Path:
+    """The game's file."""
+    return Path(shutil.copy(made_once / "atari_game_data.npz", tmp_path))
+
+
+@pytest.fixture
+def vqvae_run(trained_once, small_models, data_path, tmp_path) -> Path:
+    """A finished VQ-VAE run of four steps."""
+    return _copied_run(trained_once, "v", tmp_path)
+
+
+@pytest.fixture
+def tokens_path(trained_once, data_path) -> Path:
+    """The tokens of `vqvae_run`, where `wm_flags` looks for them."""
+    return Path(shutil.copy(trained_once / "tokens.npz", data_path.parent))
+
+
+@pytest.fixture
+def world_run(trained_once, vqvae_run, tokens_path, tmp_path) -> Path:
+    """A finished world-model run of two steps."""
+    return _copied_run(trained_once, "w", tmp_path)

@@ -1,5 +1,6 @@
 """What users get wrong ends in one line on stderr, the right exit code, and nothing lost."""
 
+import functools
 import gc
 import json
 import multiprocessing
@@ -21,8 +22,8 @@ import pygame
 import pytest
 import torch
 
+from tests.conftest import train_vqvae, train_world_model, wm_flags
 from tests.fake_engine import FakeEngine
-from tests.test_training import _train_vqvae, _wm_flags, data_path, small_models  # noqa: F401
 from v2 import dream, play_atari_hires
 from v2.data import atari_dataset, collect_atari, collector, npz, tokenize_atari
 from v2.data.atari_dataset import (
@@ -38,7 +39,6 @@ from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
 from v2.eval import gold_eval
-from v2.models import temporal_world_model
 from v2.models.weights import build_model, load_vqvae, load_world_model
 from v2.runtime import checkpoint, cli, errors, files
 from v2.runtime.device import choose_device, compiled
@@ -163,7 +163,7 @@ def test_a_missing_rom_is_named(monkeypatch, tmp_path):
 WITHOUT = """
 import runpy, sys
 sys.modules[{package!r}] = None
-sys.argv = [{script!r}, "--help"]
+sys.argv = [{script!r}, *{flags!r}]
 runpy.run_path({script!r}, run_name="__main__")
 """
 
@@ -180,8 +180,9 @@ runpy.run_path({script!r}, run_name="__main__")
     ("pygame", "v2/train/train_wm_hires.py", False),
     ("torch", "v2/doctor.py", False),
 ])  # fmt: skip
-def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed):
-    code = WITHOUT.format(package=package, script=str(ROOT / script))
+def test_a_missing_package_is_named_with_the_pip_line(package, script, is_needed, tmp_path):
+    flags = ["--frames", "100", "--out", str(tmp_path)] if package == "ale_py" else ["--help"]
+    code = WITHOUT.format(package=package, script=str(ROOT / script), flags=flags)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     if not is_needed:
         assert done.returncode == 0, done.stderr
@@ -292,7 +293,7 @@ def test_where_folders_cannot_be_opened_a_save_does_without(monkeypatch, tmp_pat
     files.sync_directory(tmp_path)
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):  # noqa: F811
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):
     (tmp_path / "file").write_text("x")
     out = tmp_path / "file" / "below"
     before = _content(tmp_path)
@@ -305,7 +306,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_
             files.check_writable(tmp_path / "shut" / "new")
 
 
-def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):  # noqa: F811
+def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):
     before = _content(tmp_path)
     ends(collect_atari.main, ["--out", tmp_path], 2, "is there already", "--overwrite")
     for flag in ("--out", "--data"):
@@ -314,12 +315,9 @@ def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):  #
     assert _content(tmp_path) == before
 
 
-def test_game_data_given_as_tokens_is_refused_and_untouched(
-    ends, small_models, data_path, tmp_path  # noqa: F811
-):  # fmt: skip
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
+def test_game_data_given_as_tokens_is_refused_and_untouched(ends, vqvae_run, data_path, tmp_path):
     before = data_path.read_bytes()
-    flags = ["--data", data_path, "--tokens", data_path, "--vqvae", run, "--out", tmp_path / "w"]
+    flags = wm_flags(tmp_path / "w", data_path, vqvae_run, "--tokens", data_path)
     ends(train_wm_hires.main, flags, 2, "holds no tokens")
     assert data_path.read_bytes() == before
 
@@ -464,7 +462,7 @@ def test_data_whose_meta_lacks_a_hash_is_refused_by_name(game_data, vqvae, ends,
     text = f"{path}: its meta has no sha256 of 'frames'; make the file again"
     for digest in (None, 3):
         write_npz(path, arrays, meta | {"sha256": meta["sha256"] | {"frames": digest}})
-        ends(train_wm_hires.main, _wm_flags(tmp_path / "out", path, weights), 2, text)
+        ends(train_wm_hires.main, wm_flags(tmp_path / "out", path, weights), 2, text)
 
 
 RESULT = {"format": 1, "data_sha256": "a", "evaluator": 5, "settings": {}, "metrics": {}}
@@ -551,7 +549,7 @@ def _saved(game_data, vqvae, folder: Path) -> tuple[Path, Path]:
 
 def _scripts_with(path: Path, weights: Path, out: Path):
     yield tokenize_atari.main, ["--data", path, "--vqvae", weights, "--out", out / "t.npz"]
-    yield train_wm_hires.main, _wm_flags(out, path, weights)
+    yield train_wm_hires.main, wm_flags(out, path, weights)
     for more in ([], ["--set", "decoder_only=true"]):
         start = ["--set", f"init_from={weights}"]
         yield train_vqvae_hires.main, ["--data", path, "--out", out, *start, *more]
@@ -568,7 +566,7 @@ def test_data_of_another_game_is_refused_with_the_flag(game_data, vqvae, ends, t
 
 
 def test_weights_of_other_emulator_settings_are_refused(
-    small_models, game_data, vqvae, ends, tmp_path  # noqa: F811
+    small_models, game_data, vqvae, ends, tmp_path
 ):  # fmt: skip
     game_data.meta["emulator"]["frameskip"] = 2
     path, weights = _saved(game_data, vqvae, tmp_path)
@@ -580,13 +578,13 @@ def test_weights_of_other_emulator_settings_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_world_model_of_other_emulator_settings_is_refused(world_run, data_path, ends):  # noqa: F811
+def test_a_world_model_of_other_emulator_settings_is_refused(world_run, data_path, ends):
     model, info = load_world_model(world_run / "last.pt")
     emulator = info["emulator"] | {"repeat_action_probability": 0.25}
     weights = world_run / "other.pt"
     checkpoint.save_checkpoint(weights, "world_model", model, emulator=emulator,
                                vqvae_sha256=info["vqvae_sha256"])  # fmt: skip
-    flags = _wm_flags(world_run.parent.parent, data_path, world_run / "vqvae.pt")
+    flags = wm_flags(world_run, data_path, world_run / "vqvae.pt")
     text = "was trained with repeat_action_probability 0.25, not 0.0"
     ends(train_wm_hires.main, [*flags, "--set", "steps=1", f"init_from={weights}"], 2, text)
 
@@ -605,7 +603,7 @@ def test_shards_that_are_not_of_one_recording_are_refused(seeds, text, vqvae, ga
 
 
 def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
-    small_models, game_data, ends, tmp_path, capsys  # noqa: F811
+    small_models, game_data, ends, tmp_path, capsys
 ):  # fmt: skip
     path = tmp_path / "atari_game_data.npz"
     shards = [tmp_path / f"atari_game_data-{k:05d}.npz" for k in range(3)]
@@ -621,10 +619,10 @@ def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
     shards[1].write_bytes(content)
     flags = ["--data", path, "--out", tmp_path / "v", "--set", "steps=1"]
     ends(train_vqvae_hires.main, flags, 2, shards[1].name, "make the file again")
-    run = _train_vqvae(tmp_path / "v", path, "--set", "steps=1", "--skip-bad")
+    run = train_vqvae(tmp_path / "v", path, "--set", "steps=1", "--skip-bad")
     out = capsys.readouterr().out
     assert "1 of 3 shards are damaged and left out" in out and f"{shards[1].name}.bad: " in out
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", path, run, "--set", "steps=1")) == 0
+    train_world_model(tmp_path / "w", path, run, "--set", "steps=1")
     assert len(load_game_data(path)) == 360
     shards[0].write_bytes(b"")
     shards[2].write_bytes(b"")
@@ -633,75 +631,61 @@ def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
     assert shards[0].exists()
 
 
-def test_episodes_shorter_than_a_window_are_refused(ends, small_models, data_path, tmp_path):  # noqa: F811
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
-    flags = _wm_flags(tmp_path / "w", data_path, run, "--set", "steps=1", "--rollout-steps", "27")
+def test_episodes_shorter_than_a_window_are_refused(
+    ends, vqvae_run, tokens_path, data_path, tmp_path
+):
+    flags = wm_flags(tmp_path / "w", data_path, vqvae_run, "--rollout-steps", "27")
     ends(train_wm_hires.main, flags, 2, "shorter than the 31 frames")
 
 
 def test_short_episodes_are_left_out_with_their_number(
-    small_models, game_data, vqvae, tmp_path, capsys  # noqa: F811
+    small_models, game_data, vqvae, tmp_path, capsys
 ):  # fmt: skip
     kept = np.delete(np.arange(len(game_data)), slice(110, 120))  # of episode 3, to train on
     short = GameData(**{n: a[kept] for n, a in game_data.arrays().items()}, meta=game_data.meta)
     save_game_data(tmp_path / "data.npz", short)
     checkpoint.save_checkpoint(tmp_path / "v.pt", "vqvae", vqvae)
-    flags = _wm_flags(tmp_path / "w", tmp_path / "data.npz", tmp_path / "v.pt", "--set", "steps=1")
+    flags = wm_flags(tmp_path / "w", tmp_path / "data.npz", tmp_path / "v.pt", "--set", "steps=1")
     assert train_wm_hires.main([*flags, "--rollout-steps", "20"]) == 0
     text = "1 of 18 episodes are shorter than a window of 24 frames: left out of the longest"
     assert text in capsys.readouterr().out
 
 
-def test_tokens_out_of_range_are_refused(small_models, data_path, tmp_path):  # noqa: F811
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
-    path = tmp_path / "tokens.npz"
-    tokenize_atari.main(["--data", str(data_path), "--vqvae", str(run), "--out", str(path)])
-    vqvae, _ = load_vqvae(run / "last.pt")
+def test_tokens_out_of_range_are_refused(vqvae_run, tokens_path, data_path, tmp_path):
+    vqvae, _ = load_vqvae(vqvae_run / "last.pt")
     for field, text in (("tokens", "token 40 of a codebook of 32"), ("actions", "action 40 of")):
-        tokens = load_tokens(path, vqvae, data_path)
+        tokens = load_tokens(tokens_path, vqvae, data_path)
         getattr(tokens, field)[7] = 40
         tokens.save(tmp_path / "bad.npz")
         with pytest.raises(ValueError, match=text):
             load_tokens(tmp_path / "bad.npz", vqvae, data_path)
 
 
-@pytest.fixture
-def world_run(small_models, data_path, tmp_path):  # noqa: F811
-    """A finished world-model run of two steps."""
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=2")) == 0
-    return next((tmp_path / "w" / "runs").iterdir())
-
-
 def test_resume_refuses_other_data_tokenizer_and_architecture(
-    world_run, game_data, data_path, ends, tmp_path, monkeypatch  # noqa: F811
+    world_run, tokens_path, vqvae, game_data, data_path, ends, tmp_path, monkeypatch
 ):  # fmt: skip
-    tokens = data_path.with_name("tokens.npz")
-    before = tokens.read_bytes(), _content(world_run)
+    before = tokens_path.read_bytes(), _content(world_run)
     resume = ["--resume", world_run]
-    other = _train_vqvae(tmp_path / "other", data_path, "--set", "steps=1", "--seed", "1")
     own = (world_run / "vqvae.pt").read_bytes(), (world_run / "vqvae.pt.sha256").read_bytes()
-    for name in ("vqvae.pt", "vqvae.pt.sha256"):
-        (world_run / name).write_bytes((other / name.replace("vqvae", "last")).read_bytes())
+    checkpoint.save_checkpoint(world_run / "vqvae.pt", "vqvae", vqvae)
     ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of VQ-VAE")
     ends(train_wm_hires.main, [*resume, "--tokens", tmp_path / "new.npz"], 2, "another VQ-VAE")
     for name, content in zip(("vqvae.pt", "vqvae.pt.sha256"), own, strict=True):
         (world_run / name).write_bytes(content)
 
-    script = temporal_world_model.WorldModelConfig
-    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", lambda **k: script(**k | {"layers": 3}))
-    ends(train_wm_hires.main, resume, 2, "another architecture: layers 2, now 3")
-    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", script)
+    with monkeypatch.context() as patch:
+        small = train_wm_hires.WorldModelConfig
+        patch.setattr(train_wm_hires, "WorldModelConfig", functools.partial(small, layers=3))
+        ends(train_wm_hires.main, resume, 2, "another architecture: layers 2, now 3")
 
     game_data.frames[0, 0, 0, 0] += 1
     save_game_data(data_path, game_data)
     ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of data")
-    assert (tokens.read_bytes(), _content(world_run)) == before
+    assert (tokens_path.read_bytes(), _content(world_run)) == before
 
 
-def test_resume_refuses_weights_that_no_run_saved(world_run, data_path, ends, tmp_path):  # noqa: F811
+def test_resume_refuses_weights_that_no_run_saved(world_run, vqvae_run, ends):
     """As those that are shipped, copied into a run's folder."""
-    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     for script, run, kind in (
         (train_wm_hires, world_run, "world_model"), (train_vqvae_hires, vqvae_run, "vqvae"),
     ):  # fmt: skip
@@ -714,7 +698,7 @@ def test_resume_refuses_weights_that_no_run_saved(world_run, data_path, ends, tm
 
 
 def test_resume_refuses_other_rewards_under_the_same_tokens(
-    world_run, game_data, data_path, ends, tmp_path  # noqa: F811
+    world_run, game_data, data_path, ends, tmp_path
 ):  # fmt: skip
     game_data.rewards[:] = 0
     save_game_data(data_path, game_data)
@@ -748,13 +732,18 @@ def test_resume_goes_by_the_epochs_that_are_given_instead_of_steps(world_run):
     assert read_config(world_run)["recipe"]["steps"] == 0
 
 
-def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(world_run, ends):
-    before = _content(world_run)
-    for script in (train_wm_hires, train_vqvae_hires):
+def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(
+    world_run, vqvae_run, ends
+):
+    before = _content(world_run), _content(vqvae_run)
+    for script, run, other in (
+        (train_wm_hires, world_run, vqvae_run), (train_vqvae_hires, vqvae_run, world_run)
+    ):  # fmt: skip
         for setting in ("is_smoke=true", "init_from=a.pt"):
-            ends(script.main, ["--resume", world_run, "--set", setting], 2, setting[:8], "leave it")
-        ends(script.main, ["--resume", world_run, "--preset", "smoke"], 2, "leave it out")
-    assert _content(world_run) == before
+            ends(script.main, ["--resume", run, "--set", setting], 2, setting[:8], "leave it")
+        ends(script.main, ["--resume", run, "--preset", "smoke"], 2, "leave it out")
+        ends(script.main, ["--resume", other], 2, "run: resume it with the script that began it")
+    assert (_content(world_run), _content(vqvae_run)) == before
     config = read_config(world_run)
     config["recipe"]["compile"] = True
     files.write_text(world_run / "config.json", json.dumps(config))
@@ -770,20 +759,19 @@ def test_a_run_without_a_recipe_is_not_resumed(world_run, ends):
 
 
 def test_the_tokenizer_does_not_move_while_the_world_model_trains(
-    small_models, data_path, tmp_path, monkeypatch  # noqa: F811
+    vqvae_run, tokens_path, data_path, tmp_path, monkeypatch
 ):  # fmt: skip
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
-    loaded, real = [], load_vqvae
-    keep = lambda path: loaded.append(real(path)) or loaded[-1]  # noqa: E731
-    monkeypatch.setattr(checkpoint, "load_vqvae", keep)
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--set", "steps=3")) == 0
-    ((vqvae, _),) = loaded
-    assert not vqvae.training
-    assert checkpoint.model_sha256(vqvae) == checkpoint.model_sha256(real(run / "last.pt")[0])
+    loaded = []
+    keep = lambda path: loaded.append(load_vqvae(path)) or loaded[-1]  # noqa: E731
+    monkeypatch.setattr(train_wm_hires, "load_vqvae", keep)
+    train_world_model(tmp_path / "w", data_path, vqvae_run, "--set", "steps=3")
+    ((used, _),) = loaded
+    kept, _ = load_vqvae(vqvae_run / "last.pt")
+    assert not used.training and checkpoint.model_sha256(used) == checkpoint.model_sha256(kept)
 
 
 def test_divergence_dumps_the_batch_and_keeps_the_last_good_state(
-    ends, small_models, data_path, tmp_path, monkeypatch  # noqa: F811
+    ends, small_models, data_path, tmp_path, monkeypatch
 ):  # fmt: skip
     original = train_vqvae_hires.Trainer.train_step
 
@@ -839,7 +827,7 @@ def test_out_of_memory_advises_half_the_batch(error, ends, world_run, monkeypatc
 
 
 def test_paths_with_spaces_and_unicode_and_home_and_links(
-    small_models, data_path, tmp_path, monkeypatch  # noqa: F811
+    small_models, data_path, tmp_path, monkeypatch
 ):  # fmt: skip
     home = tmp_path / "a b ü 游戏"
     home.mkdir()
@@ -885,7 +873,7 @@ import os, sys
 from v2.runtime import cli
 cli.explain_errors()
 def main():
-    cli.parser("nothing", "none").parse_args()
+    cli.parser(cli.__file__).parse_args()
     print("out")
     print("error", file=sys.stderr)
     with open(os.devnull) as file:
@@ -917,8 +905,8 @@ def test_the_locale_c_and_a_reader_that_leaves_lose_nothing(tmp_path):
     assert len(load_game_data(out / "atari_game_data.npz")) >= 298
 
 
-def test_without_a_terminal_no_control_codes_are_written(data_path, capfd, small_models, tmp_path):  # noqa: F811
-    _train_vqvae(tmp_path / "v", data_path, "--set", "steps=2")
+def test_without_a_terminal_no_control_codes_are_written(data_path, capfd, small_models, tmp_path):
+    train_vqvae(tmp_path / "v", data_path, "--set", "steps=2")
     out, err = capfd.readouterr()
     assert "\r" not in out + err and "\x1b" not in out + err
 

@@ -1,3 +1,5 @@
+"""Checkpoints: what was saved loads, whatever cut the saving; what is not one is refused."""
+
 import dataclasses
 import errno
 import itertools
@@ -7,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,9 +72,9 @@ def test_loading_draws_no_random_numbers(vqvae, world_model, tmp_path):
 
 QUICK = """
 import sys
-from v2.runtime import checkpoint
-checkpoint.load_vqvae(sys.argv[1])
-checkpoint.load_world_model(sys.argv[2])
+from v2.models.weights import load_vqvae, load_world_model
+load_vqvae(sys.argv[1])
+load_world_model(sys.argv[2])
 assert "torch._dynamo" not in sys.modules
 """
 
@@ -272,66 +276,99 @@ def test_a_folder_that_takes_no_more_keeps_what_it_has(number, vqvae, tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "last.pt.sha256"]
 
 
-def _before_line(number: int, act) -> None:
-    """Do `act` before the `number`-th line of checkpoint.py and files.py that runs from now on."""
-    lines = iter(range(1, number))
+@pytest.fixture
+def saved_twice(tmp_path, monkeypatch):
+    """A small model and a folder with two checkpoints of it; in memory, where there is such."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses nothing that was written
+    model = VQVAE(VQVAEConfig(**SMALL_VQVAE | {"latent_dim": 4}))
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        first = Path(folder) / "first"
+        for step in (0, 1):
+            checkpoint.save_rotating(first / "last.pt", "vqvae", model, step=step)
+        yield model, first
+
+
+def _content(folder: Path) -> tuple[tuple[str, bytes], ...]:
+    return tuple((path.name, path.read_bytes()) for path in sorted(folder.iterdir()))
+
+
+def _saved_steps(folder: Path, known: dict) -> tuple[int, ...]:
+    """Load both checkpoints, or look up what equal files held before."""
+    content = tuple(file for file in _content(folder) if file[0].startswith("last"))
+    if content not in known:
+        states = [checkpoint.load_checkpoint(folder / name, "vqvae") for name in SAVED]
+        known[content] = tuple(state["step"] for state in states)
+    return known[content]
+
+
+def _goes_on(folder: Path, model, known: dict) -> tuple[int, ...]:
+    """Return what both checkpoints hold; then the next save goes on as if nothing had been."""
+    found = _saved_steps(folder, known)
+    checkpoint.save_rotating(folder / "last.pt", "vqvae", model, step=3)
+    assert _saved_steps(folder, known) == (3, found[0]) and len(list(folder.iterdir())) == 4
+    return found
+
+
+def _save_traced(folder: Path, model, before_line) -> None:
+    """Save, and call `before_line` before each line of checkpoint.py and files.py."""
 
     def trace(frame, event, _):
         if not frame.f_code.co_filename.endswith(("checkpoint.py", "files.py")):
             return None
-        if event == "line" and next(lines, None) is None:
-            sys.settrace(None)
-            act()
+        if event == "line":
+            before_line()
         return trace
 
     sys.settrace(trace)
-
-
-def _interrupt():
-    raise KeyboardInterrupt
-
-
-def _save_killed(number: int, *args) -> bool:
-    """Save in a child that dies before its `number`-th line; tell whether it did."""
-    if (child := os.fork()) == 0:
-        _before_line(number, lambda: os._exit(9))
-        checkpoint.save_rotating(*args, step=2)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-def _save_interrupted(number: int, *args) -> bool:
     try:
-        _before_line(number, _interrupt)
-        checkpoint.save_rotating(*args, step=2)
-    except KeyboardInterrupt:
-        assert not list(args[0].parent.glob(".*"))
-        return True
+        checkpoint.save_rotating(folder / "last.pt", "vqvae", model, step=2)
     finally:
         sys.settrace(None)
-    return False
 
 
-@pytest.mark.parametrize("save", [_save_killed, _save_interrupted])
-def test_a_save_that_ends_at_any_line_leaves_two_good_checkpoints(save, tmp_path, monkeypatch):
-    """Last and the one before load, and the next save goes on as if nothing had been."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a kill loses nothing that was written
-    model = VQVAE(VQVAEConfig(**SMALL_VQVAE | {"latent_dim": 4}))
-    first = tmp_path / "first"
-    for step in (0, 1):
-        checkpoint.save_rotating(first / "last.pt", "vqvae", model, step=step)
+def test_a_save_that_is_killed_at_any_line_leaves_two_good_checkpoints(saved_twice):
+    """A kill before a line leaves what is on the disk then, with files of a dead process."""
+    model, folder = saved_twice
+    states, num_lines, known = {}, [], {}
+
+    def note():
+        num_lines.append(1)
+        states.setdefault(_content(folder))
+
+    _save_traced(folder, model, note)
+    note()
     ends = []
-    for number in itertools.count(1):
-        folder = tmp_path / str(number)
-        shutil.copytree(first, folder)
-        was_cut = save(number, folder / "last.pt", "vqvae", model)
-        found = [checkpoint.load_checkpoint(folder / name, "vqvae")["step"] for name in SAVED]
-        ends.append(tuple(found))
-        checkpoint.save_rotating(folder / "last.pt", "vqvae", model, step=3)
-        after = [checkpoint.load_checkpoint(folder / name, "vqvae")["step"] for name in SAVED]
-        assert after == [3, found[0]] and len(list(folder.iterdir())) == 4
+    for number, files in enumerate(states):
+        cut = folder.with_name(str(number))
+        cut.mkdir()
+        for name, content in files:
+            (cut / name.replace(f".{os.getpid()}.tmp", ".999999999.tmp")).write_bytes(content)
+        ends.append(_goes_on(cut, model, known))
+    assert len(num_lines) > 60 and len(states) > 8
+    assert list(dict.fromkeys(ends)) == [(1, 0), (1, 1), (2, 1)]
+
+
+def test_a_save_that_is_interrupted_at_any_line_leaves_two_good_checkpoints(saved_twice):
+    model, first = saved_twice
+    ends, known, is_cut = [], {}, True
+
+    def interrupt():
+        if next(lines, None) is None:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    for number in itertools.count():
+        folder = Path(shutil.copytree(first, first.with_name(str(number))))
+        lines = iter(range(number))
+        try:
+            _save_traced(folder, model, interrupt)
+            is_cut = False
+        except KeyboardInterrupt:
+            assert not list(folder.glob(".*"))
+        ends.append(_goes_on(folder, model, known))
         shutil.rmtree(folder)
-        if not was_cut:
+        if not is_cut:
             break
     assert len(ends) > 60 and list(dict.fromkeys(ends)) == [(1, 0), (1, 1), (2, 1)]
 

@@ -13,16 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL_VQVAE
-from tests.test_training import (  # noqa: F401
-    DRIVER,
-    ROOT,
-    _metrics,
-    _train_vqvae,
-    _wm_flags,
-    data_path,
-    small_models,
-)
+from tests.conftest import SMALL_VQVAE, train_vqvae, wm_flags
+from tests.test_training import DRIVER, ROOT, _metrics
 from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
 from v2.models.vqvae_hires import VQVAEConfig
@@ -83,10 +75,10 @@ def test_a_compiled_dream_is_that_of_the_model(name, vqvae, world_model, frames,
 
 @needs_cuda
 @pytest.mark.parametrize("flags", [[], ["--set", "compile=true"]], ids=["eager", "compiled"])
-def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path):  # noqa: F811
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=20", "--device", "cuda")
+def test_both_trainings_run_and_resume(flags, small_models, data_path, tmp_path):
+    vqvae = train_vqvae(tmp_path / "v", data_path, "--set", "steps=20", "--device", "cuda")
     more = ["--set", "steps=20", "--device", "cuda", "--set", "rollout_start=0.3", *flags]
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *more)) == 0
+    assert train_wm_hires.main(wm_flags(tmp_path / "w", data_path, vqvae, *more)) == 0
     run = next((tmp_path / "w" / "runs").iterdir())
     assert train_wm_hires.main(["--resume", str(run), "--set", "steps=40"]) == 0
     assert [line["step"] for line in _metrics(run) if "lr" in line] == list(range(5, 41, 5))
@@ -99,12 +91,12 @@ def test_a_compiled_training_has_the_gradients_of_the_model(
     name,
     data_path,
     tmp_path,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     """Of its full size: on an H100 those of torch 2.11 were a hundred thousand times too large."""
     small = functools.partial(VQVAEConfig, **SMALL_VQVAE)
     monkeypatch.setattr(train_vqvae_hires, "VQVAEConfig", small)
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=10", "--device", name)
+    vqvae = train_vqvae(tmp_path / "v", data_path, "--set", "steps=10", "--device", name)
     norms = []
     for flags in ([], ["--set", "compile=true"]):
         more = [
@@ -119,7 +111,7 @@ def test_a_compiled_training_has_the_gradients_of_the_model(
             *flags,
         ]
         folder = tmp_path / ("compiled" if flags else "plain")
-        assert train_wm_hires.main(_wm_flags(folder, data_path, vqvae, *more)) == 0
+        assert train_wm_hires.main(wm_flags(folder, data_path, vqvae, *more)) == 0
         run = next((folder / "runs").iterdir())
         norms.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
     assert norms[1] == pytest.approx(norms[0], rel=0.3)
@@ -151,7 +143,7 @@ def test_a_batch_is_pinned_on_its_way(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
-def test_two_devices_train_under_torchrun(data_path, tmp_path):  # noqa: F811
+def test_two_devices_train_under_torchrun(data_path, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER.replace("has_fast_bfloat16 =", "unchanged ="))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",

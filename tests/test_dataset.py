@@ -1,3 +1,5 @@
+"""Recorded games: collecting, the file and its shards, splits, windows and events."""
+
 import resource
 import shutil
 import tracemalloc
@@ -143,8 +145,8 @@ def test_equal_arguments_give_equal_arrays_whatever_the_workers():
 
 def test_no_episode_stands_twice_and_splits_share_no_seed():
     mix = policy_mix("mix", "breakout")
-    segments = list(record(EmulatorConfig(), mix, 3000, 0, workers=1))
-    segments += list(record(EmulatorConfig(), mix, 1500, GOLD_SEED_START, workers=1))
+    segments = list(record(EmulatorConfig(), mix, 1500, 0, workers=1))
+    segments += list(record(EmulatorConfig(), mix, 800, GOLD_SEED_START, workers=1))
     hashes = _hashes(segments)
     assert len(set(hashes)) == len(hashes)
     assert {split_of_game(segment.seed) for segment in segments} == {"train", "val", "gold"}
@@ -193,20 +195,23 @@ def test_a_data_file_comes_back_unchanged(game_data, tmp_path):
         assert np.array_equal(array, loaded.arrays()[name]), name
 
 
-def test_shards_load_as_one(game_data, tmp_path):
+@pytest.mark.parametrize("name", ["atari_game_data", "breakout[v2]", "a?[!*]"])
+def test_shards_load_as_one(name, game_data, tmp_path):
+    """Whatever signs of a pattern are in their name, and nobody else's are taken for them."""
     half = 300
+    (tmp_path / "breakoutv-00002.npz").touch()
     for index, rows in enumerate((slice(0, half), slice(half, None))):
         arrays = {name: array[rows] for name, array in game_data.arrays().items()}
         ids = set(arrays["episode_ids"].tolist())
         episodes = [e for e in game_data.meta["episodes"] if e["id"] in ids]
         part = type(game_data)(**arrays, meta=game_data.meta | {"episodes": episodes})
-        save_game_data(tmp_path / f"atari_game_data-{index:05d}.npz", part)
-    loaded = load_game_data(tmp_path / "atari_game_data.npz")
+        save_game_data(tmp_path / f"{name}-{index:05d}.npz", part)
+    loaded = load_game_data(tmp_path / f"{name}.npz")
     assert np.array_equal(loaded.frames, game_data.frames)
     assert len(loaded.meta["episodes"]) == 20 and len(loaded.rows_of("val")) == 60
     rows = np.array([0, 7, 299, 300, 599])
     parts, first = [], 0
-    for path in data_paths(tmp_path / "atari_game_data.npz"):
+    for path in data_paths(tmp_path / f"{name}.npz"):
         part, length = read_rows(path, "frames", *ARRAY_FIELDS["frames"], rows, first)
         parts, first = [*parts, part], first + length
     assert np.array_equal(np.concatenate(parts), game_data.frames[rows])

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import AddRenderObservation, RecordVideo
 
 from tests.fake_engine import FakeEngine
 from v2.data import collect_atari
 from v2.data.atari_dataset import load_game_data
 from v2.data.emulator import known_games, make_atari_env
 from v2.data.frames import downsample_screen
-from v2.data.games import game_id
-from v2.play.controllers import Players
+from v2.data.games import EmulatorConfig, game_id
+from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
 
@@ -19,6 +21,16 @@ from v2.play.session import PlaySession
 ])  # fmt: skip
 def test_a_name_with_a_lone_letter_or_digit_is_understood(name, game):
     assert game_id(name) == game
+
+
+@pytest.mark.parametrize("name, game", [
+    ("BreakoutNoFrameskip-v4", "breakout"), ("ALE/Breakout-ram-v5", "breakout"),
+    ("MsPacman-ramDeterministic-v0", "ms_pacman"), ("Up_N_DownNoFrameskip", "up_n_down"),
+])  # fmt: skip
+def test_an_id_of_the_field_is_refused_with_the_games_name_and_its_settings(name, game):
+    told = f"{name}.*did you mean {game}.*frameskip 4, repeat_action_probability 0"
+    with pytest.raises(ValueError, match=told):
+        game_id(name)
 
 
 def test_no_two_games_are_spelt_alike():
@@ -42,8 +54,8 @@ def test_a_game_of_another_kind_is_collected_and_played(name, height, idle, tmp_
     screen = env.unwrapped.ale.getScreenRGB()
     assert len(screen) == height and np.array_equal(downsample_screen(screen), data.frames[5])
     session = PlaySession(env, FakeEngine(num_actions=data.num_actions))
-    players = Players(data.emulator.game, ActionMap(env.action_meanings), "human", seed=0)
-    moment = session.step(players.act(session, inputs=[]))
+    controllers = Controllers(data.emulator.game, ActionMap(env.action_meanings), "human", seed=0)
+    moment = session.step(controllers.act(session, inputs=[]))
     assert env.action_meanings[moment.action] == idle and moment.real_frame.shape == (84, 64, 3)
 
 
@@ -52,6 +64,133 @@ def test_a_game_without_noop_takes_its_first_action_where_nothing_is_pressed():
     assert checkers.action([]) == checkers.action(["UP"]) == 0
     assert checkers.action(["UP", "LEFT"]) == 2
     assert list(checkers.script("UPLEFT*2,NOOP,FIRE")) == [2, 2, 0, 0]
+
+
+# The emulator as an environment
+
+
+@pytest.fixture
+def breakout():
+    env = make_atari_env("breakout")
+    env.reset()
+    yield env
+    env.close()
+
+
+@pytest.mark.parametrize(
+    "action", [-1, 4, 1.0, True, np.float32(1), np.array([1]), np.True_, "1", None], ids=repr
+)
+def test_an_action_that_is_no_integer_in_range_is_refused_with_its_value(breakout, action):
+    ram = breakout.ram
+    with pytest.raises(ValueError, match="integer from 0 to 3 .*RIGHT.*got ") as refused:
+        breakout.step(action)
+    assert str(refused.value).endswith(repr(action))
+    assert np.array_equal(breakout.ram, ram)
+
+
+@pytest.mark.parametrize("action", [2, np.int64(2), np.uint8(2), np.array(2)], ids=repr)
+def test_an_integer_of_any_kind_is_taken(breakout, action):
+    other = make_atari_env("breakout")
+    other.reset()
+    assert np.array_equal(breakout.step(action)[0], other.step(2)[0])
+    assert not np.array_equal(breakout.step(action)[0], other.step(3)[0])
+
+
+@pytest.mark.parametrize("config", [
+    EmulatorConfig(), EmulatorConfig("pong", repeat_action_probability=0.25, max_pool=True),
+])  # fmt: skip
+@pytest.mark.parametrize("render_mode", [None, "rgb_array"])
+def test_gymnasiums_own_check_finds_nothing_to_warn_of(config, render_mode, recwarn):
+    check_env(make_atari_env(config=config, render_mode=render_mode))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_gymnasium_makes_the_same_environment_again_from_its_spec():
+    config = EmulatorConfig("pong", frameskip=2)
+    made = make_atari_env(config=config).spec.make(render_mode="rgb_array").unwrapped
+    assert made.config == config and made.render_mode == "rgb_array"
+
+
+def test_rendering_shows_the_screen_that_the_frame_is_made_of():
+    env = AddRenderObservation(make_atari_env("breakout", render_mode="rgb_array"), False, "frame")
+    seen, _ = env.reset()
+    assert seen["frame"].shape == (210, 160, 3)
+    seen, *_ = env.step(1)
+    assert np.array_equal(downsample_screen(seen["frame"]), seen["state"])
+    assert make_atari_env("breakout").render() is None
+    with pytest.raises(ValueError, match="rgb_array, got 'human'"):
+        make_atari_env("breakout", render_mode="human")
+
+
+def test_gymnasium_records_a_video_in_real_time(tmp_path):
+    pytest.importorskip("moviepy")
+    env = RecordVideo(make_atari_env("breakout", render_mode="rgb_array"), str(tmp_path / "new"))
+    assert env.frames_per_sec == 15
+    env.reset()
+    env.step(1)
+    env.close()
+    assert len(list(tmp_path.glob("new/*.mp4"))) == 1
+
+
+def branches_by_hand(env, num_steps):
+    """Return frames (A, K, 84, 64, 3) and memory (A, K, 128) of each action held from here on."""
+    state, frames, ram = env.clone_state(), [], []
+    for action in range(env.action_space.n):
+        env.restore_state(state)
+        steps = [(env.step(action)[0], env.ram) for _ in range(num_steps)]
+        frames.append([frame for frame, _ in steps])
+        ram.append([memory for _, memory in steps])
+    env.restore_state(state)
+    return np.array(frames), np.array(ram)
+
+
+def test_branches_are_what_each_held_action_leads_to(breakout):
+    for action in [1, 2, 2, 2, 0, 0]:
+        breakout.step(action)
+    frames, ram = branches_by_hand(breakout, 6)
+    steps = list(breakout.branch(range(4), 6))
+    assert np.array_equal(np.stack([step.frames for step in steps], 1), frames)
+    assert np.array_equal(np.stack([step.ram for step in steps], 1), ram)
+    assert len({memory.tobytes() for memory in ram[:, -1]}) >= 3  # in flight FIRE is as NOOP
+
+
+def test_branches_begin_where_they_were_asked_for_and_leave_the_game_alone(breakout):
+    breakout.step(1)
+    asked = breakout.branch([3], 2)
+    expected, _ = branches_by_hand(breakout, 2)
+    breakout.step(2)
+    ram = breakout.ram
+    assert np.array_equal([step.frames[0] for step in asked], expected[3])
+    assert np.array_equal(breakout.ram, ram)
+
+
+def test_a_branch_whose_game_is_over_repeats_its_last_frame(breakout, monkeypatch):
+    is_over = False
+    while not is_over:
+        state = breakout.clone_state()
+        frame, _, is_over, *_ = breakout.step(1)
+    breakout.restore_state(state)
+    taken, step = [], breakout.step
+    monkeypatch.setattr(breakout, "step", lambda action: taken.append(action) or step(action))
+    steps = list(breakout.branch([1], 4))
+    assert all(np.array_equal(step.frames[0], frame) for step in steps)
+    assert taken == [1]
+
+
+def test_a_state_without_its_generator_goes_on_with_other_luck():
+    env = make_atari_env(config=EmulatorConfig(repeat_action_probability=0.5))
+    env.reset(seed=0)
+
+    def futures(include_rng):
+        state, found = env.clone_state(include_rng), []
+        for _ in range(5):
+            env.restore_state(state)
+            for step in range(12):
+                env.step(2 + step % 2)
+            found.append(env.ram.tobytes())
+        return len(set(found[1:]))  # before the first another action came, which may repeat
+
+    assert futures(include_rng=True) == 1 < futures(include_rng=False)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import importlib
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+from tests.conftest import train_vqvae
 from v2 import play_atari_hires
 from v2.data import collect_atari, tokenize_atari
 from v2.data.atari_dataset import load_game_data, save_game_data
@@ -24,42 +23,25 @@ from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig, find_weights
 from v2.data.tokens import recording_sha256, tokenize
 from v2.dream import DreamEngine
-from v2.models.temporal_world_model import WorldModelConfig
-from v2.models.vqvae_hires import VQVAEConfig
 from v2.models.weights import load_vqvae, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.train import ablations, pipeline, train_vqvae_hires, train_wm_hires
+from v2.runtime.run_dir import all_runs
+from v2.train import ablations, pipeline, train_wm_hires
 from v2.train import flags as flags_of
 from v2.train.pipeline import Pipeline
 from v2.train.recipe import WORLD_MODEL_PRESETS, VQVAERecipe, WorldModelRecipe
 
 
-def test_the_whole_pipeline_runs_on_the_real_game(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        train_vqvae_hires, "VQVAEConfig", functools.partial(VQVAEConfig, **SMALL_VQVAE)
-    )
-    small = functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL)
-    monkeypatch.setattr(train_wm_hires, "WorldModelConfig", small)
+def test_the_whole_pipeline_runs_on_the_real_game(small_models, tmp_path, capsys):
     out, data = str(tmp_path), str(tmp_path / "atari_game_data.npz")
     tokens = str(tmp_path / "atari_tokens_hires.npz")
     assert collect_atari.main(["--frames", "1200", "--workers", "1", "--out", out]) == 0
-    assert train_vqvae_hires.main(["--data", data, "--out", out, "--set", "steps=30"]) == 0
-    vqvae = str(sorted((tmp_path / "runs").iterdir())[-1])
+    vqvae = str(train_vqvae(tmp_path, Path(data), "--set", "steps=30"))
     assert tokenize_atari.main(["--data", data, "--vqvae", vqvae, "--out", tokens]) == 0
-    flags = [
-        "--data",
-        data,
-        "--tokens",
-        tokens,
-        "--vqvae",
-        vqvae,
-        "--out",
-        out,
-        "--set",
-        "steps=10",
-    ]
+    flags = ["--data", data, "--tokens", tokens, "--vqvae", vqvae, "--out", out]
+    flags += ["--set", "steps=10"]
     assert train_wm_hires.main([*flags, "--batch-size", "2", "--rollout-steps", "3"]) == 0
-    run = sorted((tmp_path / "runs").iterdir())[-1]
+    run = all_runs(tmp_path)[-1]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"token_accuracy@1", "copy_last@10", "changed_accuracy@1"} <= lines[-1].keys()
     assert {"token_accuracy@5", "copy_last@5", "token_accuracy@10"} <= lines[-1].keys()
@@ -270,6 +252,20 @@ def test_only_runs_of_todays_recording_and_tokens_are_gone_on_with(
     assert trained() == both and trained() == []
 
 
+def test_the_run_that_was_begun_last_is_gone_on_with_whatever_its_name(stages, tmp_path):
+    assert pipeline.main(["--out", str(tmp_path)]) == 0
+    run = max((tmp_path / "runs").iterdir())
+    shutil.copytree(run, tmp_path / "runs" / "0_renamed")
+    status = {"is_finished": False, "step": 5, "minutes": 1.0, "number": 7}
+    (tmp_path / "runs" / "0_renamed" / "status.json").write_text(json.dumps(status))
+    found = pipeline.Pipeline(tmp_path, "breakout", "default")._newest_run("world_model", {})
+    assert found == run  # the model is small: of another architecture
+    status |= {"is_finished": True}
+    (tmp_path / "runs" / "0_renamed" / "status.json").write_text(json.dumps(status))
+    found = pipeline.Pipeline(tmp_path, "breakout", "default")._newest_run("world_model", {})
+    assert found == tmp_path / "runs" / "0_renamed"
+
+
 def test_what_is_made_and_judged_is_not_made_again(stages, tmp_path):
     assert pipeline.main(["--out", str(tmp_path)]) == 0
     vqvae_run, run = sorted((tmp_path / "runs").iterdir())
@@ -338,7 +334,8 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
             args = flags_of.parse(train_wm_hires.build_parser(), WORLD_MODEL_PRESETS, flags).args
             run_dir = args.out / "runs" / "20260101_000000"
             run_dir.mkdir(parents=True)
-            (run_dir / "last.pt").touch()
+            for name in ("last.pt", "config.json"):
+                (run_dir / name).touch()
 
     monkeypatch.setattr(ablations.cli, "run_script", run)
     monkeypatch.setattr(ablations, "is_finished", lambda run: True)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -28,17 +29,26 @@ from v2.decoding import Sampling
 from v2.dream import DreamEngine
 from v2.eval.objects import detector
 from v2.play import video
-from v2.play.branches import Forks
+from v2.play.branches import Branches
 from v2.play.clip_saver import BackgroundClips
-from v2.play.controllers import Players, player_names
-from v2.play.game import PlayGame, PlaySettings, _thinned
-from v2.play.keys import ALIASES, ActionMap, HeldInputs
-from v2.play.loop import Worker, run_window
+from v2.play.controllers import Controllers, controller_names
+from v2.play.game import PlayGame, PlaySettings
+from v2.play.keys import (
+    ALIASES,
+    PLAY_KEYS,
+    REPLAY_KEYS,
+    ActionMap,
+    HeldInputs,
+    hint_line,
+    markdown_table,
+)
+from v2.play.loop import ModelThread, Speed, run_window
 from v2.play.picture import CURVE_STEPS
+from v2.play.play_view import HINT, divergence_curves, thinned
 from v2.play.replay import Replay
-from v2.play.session import HISTORY_FRAMES, PlaySession
+from v2.play.session import HISTORY_FRAMES, LOST_BALL_STEPS, Divergence, PlaySession
 from v2.play.tape import HUMAN_SEED_START, EpisodeTape
-from v2.play.video import MAX_WAITING, BackgroundRecording, GifRecording, open_recording
+from v2.play.video import MAX_WAITING, BackgroundVideo, GifVideo, open_video
 from v2.play.window import Window
 from v2.train import train_vqvae_hires
 
@@ -58,7 +68,31 @@ def play(session, actions):
     return [session.step(action).real_frame for action in actions]
 
 
+def human_game(session) -> PlayGame:
+    controllers = Controllers("breakout", ActionMap(BREAKOUT), "human", 0)
+    return PlayGame(session, controllers, SETTINGS)
+
+
 # Keys to actions
+
+
+def test_every_key_of_play_stands_in_readme():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    first = next(k for k, line in enumerate(lines) if line.startswith("| key |"))
+    table = lines[first : lines.index("", first)]
+    assert words_of(markdown_table(PLAY_KEYS)) == words_of(table)
+
+
+def words_of(table: list[str]) -> set[str]:
+    """Return the keys of a table in Markdown, without its two lines of head."""
+    cells = [line.split("|")[1] for line in table[2:]]
+    return {word for cell in cells for word in re.findall(r"[^\s,`]+", cell)}
+
+
+def test_the_hint_of_replay_names_keys_that_do_what_it_says():
+    assert hint_line(REPLAY_KEYS) == (
+        "H keys  ·  SPACE play  ·  LEFT RIGHT step  ·  DOWN UP 30 steps  ·  R open loop from here"
+    )
 
 
 def test_actions_are_found_by_meaning_not_by_index():
@@ -200,7 +234,9 @@ def test_the_last_step_of_a_game_is_shown_and_measured(session):
     assert np.array_equal(last.real_frame, session.frames[-1])
     assert last.dream_end_prob == 0.7
     assert len(session.divergence) == len(session.agreements)
-    assert all(Forks(session)._is_over)
+    branches = Branches(session, num_steps=2)
+    branches.advance()
+    assert np.array_equal(branches.real[1], [last.real_frame] * 4)
     following = session.step(NOOP)
     assert "game over" in following.notice and following.lives == 5 and not session.is_over
 
@@ -288,11 +324,11 @@ def test_a_rewind_into_another_mode_syncs(session):
     assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
 
 
-def test_forks_from_a_game_without_its_dream_begin_at_this_moment(session):
+def test_branches_from_a_game_without_its_dream_begin_at_this_moment(session):
     session.set_mode("real")
     play(session, [FIRE] + [RIGHT] * 8)
-    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
-    game.command("fork")
+    game = human_game(session)
+    game.command("branches")
     job, *args = game.urgent_job()
     job(*args)
     assert np.array_equal(session.engine.resets[-1][0], np.stack(session.frames))
@@ -300,7 +336,7 @@ def test_forks_from_a_game_without_its_dream_begin_at_this_moment(session):
 
 def test_commands_that_wait_for_a_step_are_all_done_in_their_order(session):
     play(session, [FIRE, *[RIGHT] * 8])
-    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
+    game = human_game(session)
     num_resets = len(session.engine.resets)
     for name in ("sync", "mode", "mode"):
         game.command(name)
@@ -313,20 +349,72 @@ def test_commands_that_wait_for_a_step_are_all_done_in_their_order(session):
     assert len(session.engine.resets) == num_resets + 1
 
 
-def test_a_long_curve_is_thinned_and_keeps_its_last_value(session):
+def test_a_long_curve_is_thinned_and_keeps_its_last_value():
     for length in (0, 1, 299, 300, 301, 4000):
-        shown = _thinned(list(range(length)))
+        shown = thinned(list(range(length)))
         assert len(shown) <= CURVE_STEPS and shown[-1:] == list(range(length))[-1:]
         assert len(shown) >= min(length, CURVE_STEPS // 2)
 
 
-def forked(session, mode):
-    """Return a game that shows forks of one step."""
+def test_curves_of_ball_and_paddle_are_shown_where_they_can_be_seen():
+    now = Divergence()
+    for values in vars(now).values():
+        values += [0.5] * 4000
+    assert [curve.label for curve in divergence_curves(now, False)] == ["tokens"]
+    curves = divergence_curves(now, True)
+    assert [curve.label for curve in curves] == ["tokens", "ball", "paddle"]
+    assert all(len(curve.values) <= CURVE_STEPS for curve in curves)
+
+
+def test_a_dream_without_the_ball_for_a_second_says_so_until_the_next_sync(session):
+    scripted = Controllers("breakout", ActionMap(BREAKOUT), "scripted", seed=1)
+    while np.isnan(detector.read_ram("breakout", session.ram[None]).ball[0, 0]):
+        play(session, [FIRE])
+    session.sync("")
+    session.engine.step = lambda action: np.zeros((84, 64, 3), np.uint8)
+    for _ in range(LOST_BALL_STEPS):
+        assert human_game(session).view().notice == ""
+        play(session, [scripted.act(session, [])])
+    assert human_game(session).view().notice == "the dream has lost the ball: R syncs"
+    session.sync("")
+    assert human_game(session).view().notice == ""
+    play(session, [NOOP])
+    assert human_game(session).view().notice == ""  # lost again, but not yet for a second
+
+
+def test_a_pause_is_shown_and_what_stands_still_has_no_figures(session):
+    game = human_game(session)
+    assert game.view().badges == (("human", "real"),)
+    game.command("pause")
+    assert game.view().badges == (("paused", "ball"), ("human", "real"))
+    figures = {}
+    for mode in ("both", "dream", "real"):
+        session.set_mode(mode)
+        play(session, [NOOP])
+        game._look()
+        figures[mode] = {name for name, value in game.view().stats if value == "–"}
+    dreamed = {"dreamed reward", "dreamed end"}
+    assert figures == {"both": set(), "dream": {"reward"}, "real": dreamed}
+
+
+def test_a_pause_does_not_count_as_slowness():
+    speed = Speed()
+    for began in (0.0, 0.5, 1.0):
+        speed.stepped(began, began + 0.4)
+    speed.interrupted()
+    for began in (100.0, 100.5):
+        speed.stepped(began, began + 0.4)
+    assert speed.steps_per_second == speed.mean_steps_per_second == pytest.approx(2.0)
+    assert speed.step_ms(0.5) == pytest.approx(400)
+
+
+def branched(session, mode):
+    """Return a game that shows branches of one step."""
     play(session, [FIRE, RIGHT])
     session.set_mode(mode)
     play(session, [LEFT] * 3)
-    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "human", 0), SETTINGS)
-    game.command("fork")
+    game = human_game(session)
+    game.command("branches")
     for _ in range(2):
         job, *args = game.urgent_job()
         job(*args)
@@ -335,20 +423,20 @@ def forked(session, mode):
 
 
 @pytest.mark.parametrize("mode, sides", [("dream", ["dream"]), ("both", ["real", "dream"])])
-def test_a_fork_shows_the_real_game_only_where_it_stands_at_the_same_moment(session, mode, sides):
-    panes = forked(session, mode).view().panes
+def test_branches_show_the_real_game_only_where_it_stands_at_the_same_moment(session, mode, sides):
+    panes = branched(session, mode).view().panes
     assert [pane.color for pane in panes] == [side for side in sides for _ in BREAKOUT]
 
 
-def test_forks_that_end_while_a_picture_is_made_break_nothing(session):
-    game = forked(session, "both")
-    seen = [game.forks]  # then None, as when the worker has ended them
+def test_branches_that_end_while_a_picture_is_made_break_nothing(session):
+    game = branched(session, "both")
+    seen = [game.branches]  # then None, as when the thread has ended them
 
     class Ending(PlayGame):
-        forks = property(lambda self: seen.pop() if seen else None)
+        branches = property(lambda self: seen.pop() if seen else None)
 
     game.__class__ = Ending
-    assert game.view().title.endswith("fork")
+    assert game.view().title.endswith("branches")
     assert game.view().title == "Breakout"
 
 
@@ -366,30 +454,30 @@ class FakeWindow:
 
 def test_the_last_step_in_a_window_is_recorded_too(tmp_path):
     session = PlaySession(make_atari_env("breakout"), FakeEngine(seconds=0.02))
-    players = Players("breakout", ActionMap(BREAKOUT), "random", 0)
-    with open_recording(tmp_path / "a.gif", 60) as gif, Worker() as worker:
-        game = PlayGame(session, players, SETTINGS, recording=gif)
-        run_window(game, FakeWindow(), worker, False, max_steps=5)
-    assert gif.num_frames == session.num_steps == 5
+    controllers = Controllers("breakout", ActionMap(BREAKOUT), "random", 0)
+    with open_video(tmp_path / "a.mp4", 60) as video, ModelThread() as thread:
+        game = PlayGame(session, controllers, SETTINGS, video=video)
+        run_window(game, FakeWindow(), thread, False, max_steps=5)
+    assert count_frames(tmp_path / "a.mp4") == session.num_steps == 5
 
 
 def test_what_is_recorded_has_no_badge_of_recording_and_no_help_line(session, monkeypatch):
     drawn = []
     monkeypatch.setattr("v2.play.game.render", lambda view, scale: drawn.append(view))
-    players = Players("breakout", ActionMap(BREAKOUT), "human", 0)
+    controllers = Controllers("breakout", ActionMap(BREAKOUT), "human", 0)
     video = SimpleNamespace(write=lambda picture: None)
-    game = PlayGame(session, players, SETTINGS, recording=video)
+    game = PlayGame(session, controllers, SETTINGS, video=video)
     job, *args = game.step_job([])
     job(*args)
     game.job_done(0, 0)
     (recorded,) = drawn
     assert ("REC", "alarm") not in recorded.badges and recorded.hint == ""
-    assert ("REC", "alarm") in game.view().badges and game.view().hint == game.HINT
+    assert ("REC", "alarm") in game.view().badges and game.view().hint == HINT
 
 
 def test_a_clip_that_cannot_be_saved_is_said_and_play_goes_on(tmp_path):
     session = PlaySession(make_atari_env("breakout"), FakeEngine())
-    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "random", 0), SETTINGS)
+    game = PlayGame(session, Controllers("breakout", ActionMap(BREAKOUT), "random", 0), SETTINGS)
     game.command("clip")
     view, clips = game.view(), BackgroundClips()
     (tmp_path / "file").write_text("x")
@@ -411,7 +499,7 @@ def test_a_clip_that_failed_unseen_is_told_at_the_end(tmp_path):
     session = PlaySession(make_atari_env("breakout"), FakeEngine())
     (tmp_path / "file").write_text("x")
     settings = PlaySettings(60.0, clips=tmp_path / "file", scale=1)
-    game = PlayGame(session, Players("breakout", ActionMap(BREAKOUT), "random", 0), settings)
+    game = PlayGame(session, Controllers("breakout", ActionMap(BREAKOUT), "random", 0), settings)
     job, *args = game.step_job([])
     job(*args)
     game.job_done(0, 0)
@@ -424,30 +512,30 @@ def test_a_rewind_with_nothing_to_rewind_says_so(session):
     assert "nothing" in session.rewind().notice
 
 
-def test_forks_show_what_each_action_leads_to_and_leave_no_trace(session):
+def test_branches_show_what_each_action_leads_to_and_leave_no_trace(session):
     play(session, [FIRE, RIGHT])
     ram, state, moment = session.env.ram.copy(), session.engine.history, session.moment
-    forks = Forks(session, num_steps=3)
-    while not forks.is_done:
-        forks.advance()
+    branches = Branches(session, num_steps=3)
+    while not branches.is_done:
+        branches.advance()
     assert np.array_equal(session.env.ram, ram)
     assert session.engine.history is state and session.moment is moment
-    assert len(forks.real) == len(forks.dream) == 4
-    assert not np.array_equal(forks.real[3][RIGHT], forks.real[3][LEFT])
-    assert not np.array_equal(forks.dream[3][RIGHT], forks.dream[3][LEFT])
-    assert np.array_equal(play(session, [LEFT] * 3)[-1], forks.real[3][LEFT])
+    assert len(branches.real) == len(branches.dream) == 4
+    assert not np.array_equal(branches.real[3][RIGHT], branches.real[3][LEFT])
+    assert not np.array_equal(branches.dream[3][RIGHT], branches.dream[3][LEFT])
+    assert np.array_equal(play(session, [LEFT] * 3)[-1], branches.real[3][LEFT])
 
 
-def test_forks_leave_the_noise_of_a_sampled_dream_where_it_was(vqvae, world_model):
+def test_branches_leave_the_noise_of_a_sampled_dream_where_it_was(vqvae, world_model):
     engine = DreamEngine(vqvae, world_model, sampling=Sampling(temperature=1.0))
     session = PlaySession(make_atari_env("breakout"), engine)
     play(session, [FIRE, RIGHT])
     future = [session.step(LEFT).dream_frame for _ in range(3)]
     session.rewind(3)
-    forks = Forks(session, num_steps=3)
-    while not forks.is_done:
-        forks.advance()
-    assert np.array_equal([frames[LEFT] for frames in forks.dream[1:]], future)  # the same noise
+    branches = Branches(session, num_steps=3)
+    while not branches.is_done:
+        branches.advance()
+    assert np.array_equal([frames[LEFT] for frames in branches.dream[1:]], future)  # the same noise
     assert np.array_equal([session.step(LEFT).dream_frame for _ in range(3)], future)
 
 
@@ -467,45 +555,60 @@ def test_the_distances_are_zero_while_the_dream_is_the_game(session):
     assert max(session.divergence.paddle_px) < 0.5
 
 
-# Players
+# Controllers
 
 
 def test_the_script_sees_in_a_frame_what_it_reads_in_ram(session):
     play(session, [FIRE, *[NOOP] * 12])
-    objects = detector.read_frames("breakout", session.moment.real_frame[None])
-    seen = detector.write_ram("breakout", objects)[0].astype(int)
-    ram = session.ram.astype(int)
+    _, memory = detector.seen_memory("breakout", session.moment.real_frame[None])
+    seen, ram = memory[0].astype(int), session.ram.astype(int)
     assert abs(seen[[99, 101, 72]] - ram[[99, 101, 72]]).max() <= 2
 
 
 def test_the_script_plays_from_frames_alone_better_than_chance(session):
-    players = Players("breakout", ActionMap(BREAKOUT), "scripted", seed=0)
+    controllers = Controllers("breakout", ActionMap(BREAKOUT), "scripted", seed=0)
     session.mode = "dream"  # the player sees frames only; here they are the real ones
     env, score = session.env, 0.0
     for _ in range(300):
-        frame, reward, *_ = env.step(players.act(session, []))
+        frame, reward, *_ = env.step(controllers.act(session, []))
         session.moment = type(session.moment)(0, 0, frame, frame)
         score += reward
     assert score >= 6  # random keys: about 2
 
 
 def test_every_game_has_a_person_and_random_keys():
-    assert player_names("breakout") == ("human", "random", "scripted")
-    assert player_names("seaquest") == ("human", "random")
-    assert player_names("pong") == ("human", "random", "scripted")
-    with pytest.raises(ValueError, match="seaquest has no scripted player"):
-        Players("seaquest", ActionMap(["NOOP", "FIRE"]), "scripted", 0)
+    assert controller_names("breakout") == ("human", "random", "scripted")
+    assert controller_names("seaquest") == ("human", "random")
+    assert controller_names("pong") == ("human", "random", "scripted")
+    with pytest.raises(ValueError, match="seaquest has no scripted controller"):
+        Controllers("seaquest", ActionMap(["NOOP", "FIRE"]), "scripted", 0)
 
 
 def test_the_script_of_pong_plays_a_dream_and_distances_are_measured():
     session = PlaySession(make_atari_env("pong"), FakeEngine(num_actions=6))
-    players = Players("pong", ActionMap(session.env.action_meanings), "scripted", 0)
+    controllers = Controllers("pong", ActionMap(session.env.action_meanings), "scripted", 0)
     for _ in range(40):
-        session.step(players.act(session, []))
+        session.step(controllers.act(session, []))
     assert np.isfinite(session.divergence.paddle_px[-1]) and session.has_truth
+
+
+@pytest.mark.parametrize("game, num_actions", [("breakout", 4), ("pong", 6)])
+def test_the_script_sees_the_dreamed_frame_alone_in_a_dream(game, num_actions):
+    session = PlaySession(make_atari_env(game), FakeEngine(num_actions=num_actions))
+    controllers = Controllers(game, ActionMap(session.env.action_meanings), "scripted", 0)
+    seen = []
+    controllers._policies["scripted"] = SimpleNamespace(act=lambda ram: seen.append(ram) or 0)
+    for _ in range(30):
+        session.step(controllers.act(session, []))
+    assert len(seen) == 30
     session.set_mode("dream")
-    session.step(players.act(session, []))
-    assert players.name == "scripted"
+    session.env.step(1), session.step(0)  # the dream's moment is no longer the game's
+    controllers.act(session, [])
+    _, memory = detector.seen_memory(game, session.moment.dream_frame[None])
+    assert np.array_equal(seen[-1], memory[0]) and not np.array_equal(seen[-1], session.ram)
+    session.set_mode("both")
+    controllers.act(session, [])
+    assert seen[-1] is session.ram
 
 
 def test_every_script_can_read_the_frames_of_its_game():
@@ -527,7 +630,7 @@ def test_a_game_of_18_actions_has_its_combinations_and_no_distances():
 def test_a_recording_holds_every_frame_that_was_written(tmp_path, suffix):
     path = tmp_path / f"a b{suffix}"
     rng = np.random.default_rng(0)
-    with open_recording(path, 15) as video:
+    with open_video(path, 15) as video:
         for _ in range(20):
             video.write(rng.integers(0, 255, (71, 65, 3), np.uint8))
             assert not path.exists()
@@ -539,27 +642,52 @@ def test_a_gif_keeps_its_first_pictures_and_says_once_that_it_is_full(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(video, "MAX_GIF_PICTURES", 3)
-    with open_recording(tmp_path / "a.gif", 15) as gif:
+    with open_video(tmp_path / "a.gif", 15) as gif:
         for level in range(5):
             gif.write(np.full((8, 8, 3), 40 * level, np.uint8))
     assert count_frames(tmp_path / "a.gif") == gif.num_frames == 3
     assert capsys.readouterr().out.count("a GIF holds two minutes") == 1
 
 
+@pytest.mark.parametrize("fps", [15, 30, 50, 60])
+def test_a_gif_lasts_as_long_as_play_did_with_delays_that_browsers_keep(tmp_path, fps):
+    """They show a picture of 10 ms for 100."""
+    path, num_pictures = tmp_path / "a.gif", 2 * fps
+    with open_video(path, fps) as gif:
+        for index in range(num_pictures):
+            gif.write(np.full((8, 8, 3), 2 * index, np.uint8))
+    with Image.open(path) as image:
+        delays, levels = [], []
+        for index in range(image.n_frames):
+            image.seek(index)
+            delays.append(image.info["duration"])
+            levels.append(int(np.array(image.convert("RGB"))[0, 0, 0]))
+    assert min(delays) >= 20 and sum(delays) == 2000
+    assert len(delays) == gif.num_frames == min(num_pictures, 100)
+    starts = np.cumsum([0, *delays[:-1]]) / 1000 * fps
+    assert np.abs(np.array(levels) / 2 - starts).max() <= 1  # each at its time
+
+
+def test_a_gif_of_one_picture_too_short_for_it_can_be_seen(tmp_path):
+    with open_video(tmp_path / "a.gif", 1000) as gif:
+        gif.write(np.zeros((8, 8, 3), np.uint8))
+    assert gif.num_frames == count_frames(tmp_path / "a.gif") == 1
+
+
 def test_an_unknown_kind_of_recording_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\.mp4 or \.gif"):
-        open_recording(tmp_path / "a.avi", 15)
+        open_video(tmp_path / "a.avi", 15)
 
 
 def test_a_png_holds_the_last_picture(tmp_path):
     path = tmp_path / "new" / "last.png"
-    with open_recording(path, 15) as video:
+    with open_video(path, 15) as video:
         for level in (10, 20):
             video.write(np.full((6, 5, 3), level, np.uint8))
     assert (np.array(Image.open(path)) == 20).all()
 
 
-class SlowRecording(list):
+class SlowVideo(list):
     """Note what is written, once `may_go` is set."""
 
     def __init__(self):
@@ -583,8 +711,8 @@ class SlowRecording(list):
 
 
 def test_a_slow_encoder_holds_up_the_game_only_when_many_pictures_wait():
-    slow = SlowRecording()
-    video = BackgroundRecording(slow)
+    slow = SlowVideo()
+    video = BackgroundVideo(slow)
     for picture in range(MAX_WAITING):
         video.write(picture)
     assert slow == []
@@ -596,8 +724,8 @@ def test_a_slow_encoder_holds_up_the_game_only_when_many_pictures_wait():
 
 
 def test_what_the_encoder_raises_comes_out_at_the_end_and_nothing_follows_it():
-    slow = SlowRecording()
-    video = BackgroundRecording(slow)
+    slow = SlowVideo()
+    video = BackgroundVideo(slow)
     for picture in (0, None, 2, 3):
         video.write(picture)
     slow.may_go.set()
@@ -680,13 +808,13 @@ def test_headless_play_records_and_ends_with_figures(fake_weights, tmp_path, cap
 
 
 def test_play_encodes_on_a_thread_of_its_own(fake_weights, tmp_path, capsys, monkeypatch):
-    threads, write = [], GifRecording.write
+    threads, write = [], GifVideo.write
 
     def noted(*args):
         threads.append(threading.current_thread())
         write(*args)
 
-    monkeypatch.setattr(GifRecording, "write", noted)
+    monkeypatch.setattr(GifVideo, "write", noted)
     run_main(capsys, "--headless", "--steps", 3, "--record", tmp_path / "play.gif")
     assert len(threads) == 3 and threading.main_thread() not in threads
 
@@ -706,7 +834,7 @@ def test_play_knows_what_up_and_down_mean_in_pong(monkeypatch, capsys):
     engine, made = FakeEngine(num_actions=6), []
     monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
     monkeypatch.setattr(
-        play_atari_hires, "Players", lambda *args: made.append(args[1]) or Players(*args)
+        play_atari_hires, "Controllers", lambda *args: made.append(args[1]) or Controllers(*args)
     )
     run_main(capsys, "--game", "pong", "--headless", "--steps", 1)
     assert made[0].meanings[made[0].action(["UP"])] == "RIGHT"
@@ -763,7 +891,7 @@ def test_the_window_is_closed_before_anything_is_saved(
         return lambda *args: (was_open.append(pygame.display.get_init()), end(*args))[1]
 
     monkeypatch.setattr(EpisodeTape, "save", noted(EpisodeTape.save))
-    monkeypatch.setattr(BackgroundRecording, "close", noted(BackgroundRecording.close))
+    monkeypatch.setattr(BackgroundVideo, "close", noted(BackgroundVideo.close))
     threading.Thread(target=press_q, args=[fake_weights]).start()
     _, lines = run_main(capsys, "--record", tmp_path / "a.mp4", "--save-data", tmp_path / "a.npz")
     assert was_open == [False, False] and "saving ..." in lines
@@ -812,7 +940,8 @@ STOPPED = """
 import sys
 sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
-from v2.runtime import cli, play_atari_hires
+from v2 import play_atari_hires
+from v2.runtime import cli
 play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine(seconds=0.02)
 sys.argv = ["play", "--headless", "--steps", "100000", "--record", {path!r}]
 cli.run(play_atari_hires.main)
@@ -845,11 +974,11 @@ def test_after_a_sync_the_dreamed_ball_goes_on_in_its_direction():
         pytest.skip(f"no shipped weights: {error}")
     session = PlaySession(make_atari_env("breakout"), engine)
     session.set_mode("real")
-    players = Players("breakout", ActionMap(BREAKOUT), "scripted", seed=1)
+    controllers = Controllers("breakout", ActionMap(BREAKOUT), "scripted", seed=1)
     agreeing = []
     for _ in range(100):
         for _ in range(9):
-            session.step(players.act(session, []))
+            session.step(controllers.act(session, []))
         balls = detector.read_frames("breakout", np.stack(session.frames)).ball
         velocity = balls[-1] - balls[-2]
         if len(agreeing) == 10 or np.isnan(balls).any() or not 40 < balls[-1, 1] < 60:
@@ -906,6 +1035,25 @@ def test_replay_runs_the_open_loop_along_the_recorded_actions(episodes):
     data = load_game_data(episodes)
     assert replay.time == 23 and replay.last == 23
     assert engine.actions[1:] == data.actions[3:23].tolist()  # [0] is the teacher-forced one
+
+
+def test_replay_opens_the_episode_that_is_named(episodes, fake_weights, dummy_window, monkeypatch):
+    opened = []
+    monkeypatch.setattr(play_atari_hires, "run_window", lambda browser, *_: opened.append(browser))
+    play_atari_hires.main(["--replay", str(episodes), "1"])
+    play_atari_hires.main(["--replay", str(episodes)])
+    assert [replay.view().title[-1] for replay in opened] == ["1", "0"]
+
+
+@pytest.mark.parametrize("words", [["a.npz", "x"], ["a.npz", "-1"], ["a.npz", "1", "2"], [" "]])
+def test_replay_takes_a_file_and_at_most_one_episode(words):
+    with pytest.raises(ValueError, match="a file and at most one episode, got"):
+        play_atari_hires.main(["--replay", *words])
+
+
+def test_play_has_at_most_18_flags():
+    flags = [action.dest for action in play_atari_hires.build_parser()._actions]
+    assert len(flags) - 1 <= 18, flags  # less --help
 
 
 def test_replay_seeks_restarts_and_changes_the_episode(episodes):

@@ -24,7 +24,8 @@ PROGRAM = """
 import pathlib, sys, time
 sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
-from v2.runtime import cli, play_atari_hires
+from v2 import play_atari_hires
+from v2.runtime import cli
 def load(*args, **kwargs):
     while not pathlib.Path("weights").exists():
         time.sleep(0.05)

@@ -10,16 +10,38 @@ import pytest
 from tests.fake_engine import FakeEngine
 from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig
-from v2.play.controllers import Players
-from v2.play.game import HINT, PlayGame, PlaySettings
-from v2.play.keys import PLAY_KEYS, REPLAY_KEYS, ActionMap
-from v2.play.loop import FOCUS_HINT, Clock, Worker, run_window
-from v2.play.picture import Curve, Pane, View, draw, largest_scale, picture_size, render
+from v2.play.controllers import Controllers
+from v2.play.draw import COLORS, Draw
+from v2.play.game import PlayGame, PlaySettings
+from v2.play.keys import (
+    PLAY_KEYS,
+    REPLAY_KEYS,
+    ActionMap,
+    commands_of,
+    help_rows,
+    hint_line,
+    inputs_of,
+)
+from v2.play.loop import FOCUS_HINT, Clock, ModelThread, run_window
+from v2.play.picture import (
+    Curve,
+    Pane,
+    View,
+    _draw_curve,
+    draw_view,
+    largest_scale,
+    picture_size,
+    render,
+)
+from v2.play.play_view import HINT
+from v2.play.replay import HINT as REPLAY_HINT
 from v2.play.replay import Replay
 from v2.play.session import PlaySession
 from v2.play.tape import EpisodeTape
-from v2.play.window import INPUT_KEYS, PLAY_COMMANDS, REPLAY_COMMANDS, Window
+from v2.play.window import Window, codes
 
+PLAY_COMMANDS, INPUT_KEYS = codes(commands_of(PLAY_KEYS)), codes(inputs_of(PLAY_KEYS))
+REPLAY_COMMANDS = codes(commands_of(REPLAY_KEYS))
 NOOP, FIRE, RIGHT, LEFT = range(4)
 
 
@@ -38,6 +60,18 @@ def find_block(picture: np.ndarray, block: np.ndarray) -> bool:
     height, width = block.shape[:2]
     hits = np.argwhere((picture == block[0, 0]).all(-1))
     return any(np.array_equal(picture[y : y + height, x : x + width], block) for y, x in hits)
+
+
+@pytest.fixture
+def replay(tmp_path):
+    env = make_atari_env("breakout")
+    tape = EpisodeTape(env.config, env.action_meanings, seed=0)
+    session = PlaySession(env, FakeEngine(), tape.first_game_seed(0), tape)
+    for action in [FIRE, RIGHT, LEFT, NOOP] * 20:
+        session.step(action)
+    tape.save(tmp_path / "data.npz")
+    data, clips = tmp_path / "data.npz", tmp_path / "clips"
+    return Replay(data, FakeEngine(), EmulatorConfig(), None, 100, clips)
 
 
 # The picture
@@ -61,36 +95,124 @@ def test_a_picture_that_fits_is_the_largest_that_does():
 
 def test_a_resized_window_keeps_the_aspect(frame):
     surface = pygame.Surface((1500, 700))
-    draw(surface, view_of(frame, frame))
+    draw_view(surface, view_of(frame, frame))
     picture = pygame.surfarray.array3d(surface).swapaxes(0, 1)
     scale = largest_scale(2, 1, (1500, 700))
     assert find_block(picture, frame.repeat(scale, 0).repeat(scale, 1))
 
 
-def test_the_forks_of_six_actions_are_doubled_on_a_small_laptop(frame):
+def test_the_branches_of_six_actions_are_doubled_on_a_small_laptop(frame):
     """1366x768 less the desktop's bars."""
     panes = tuple(Pane("RIGHTFIRE", frame) for _ in range(12))
     surface = pygame.Surface((838, 667))
-    draw(surface, View("Pong: fork", panes, columns=6, has_footer=False))
+    draw_view(surface, View("Pong: branches", panes, columns=6, has_footer=False))
     picture = pygame.surfarray.array3d(surface).swapaxes(0, 1)
     assert find_block(picture, frame.repeat(2, 0).repeat(2, 1))
 
 
-def test_a_window_that_is_too_small_still_shows_something(frame):
-    draw(pygame.Surface((120, 90)), view_of(frame, frame))
+def test_a_window_that_is_too_small_shows_the_middle_of_the_picture():
+    surface, grey = pygame.Surface((120, 90)), (1, 2, 3)
+    draw_view(surface, view_of(*[np.full((84, 64, 3), grey, np.uint8)] * 2))
+    picture = pygame.surfarray.array3d(surface)
+    assert (picture == grey).all(-1).mean() > 0.3
 
 
-def test_a_curve_with_gaps_and_an_empty_one_are_drawn(frame):
-    values = [1.0, np.nan, 3.0, 4.0, np.nan, np.nan]
-    curves = (Curve("ball", values, "ball", "px"), Curve("tokens", [], "tokens", "%"))
-    render(view_of(frame, chart_title="divergence", curves=curves), 3)
+def pixels_of(surface: pygame.Surface, color: str) -> np.ndarray:
+    """Return which pixels of a surface have a colour of the palette, bool (W, H)."""
+    return (pygame.surfarray.array3d(surface) == COLORS[color]).all(-1)
 
 
-def test_help_names_every_command():
-    assert len(PLAY_KEYS) == 2 + len(set(PLAY_COMMANDS.values()))  # arrows and SPACE have none
-    commands = set(REPLAY_COMMANDS.values())
-    pairs = 4  # back/on, far back/far on, first/last and next/previous stand in one line each
-    assert len(REPLAY_KEYS) == len(commands) - pairs
+def test_a_curve_is_interrupted_where_a_value_is_unknown():
+    surface = pygame.Surface((600, 100))
+    plot, values = surface.get_rect(), [1.0, 2.0, np.nan, 3.0, np.nan, np.nan, 4.0, 4.0, np.nan]
+    _draw_curve(Draw(surface, 1), plot, values, 5.0, COLORS["ball"])
+    columns = pixels_of(surface, "ball").any(1).astype(int)
+    assert (np.diff(columns, prepend=0) == 1).sum() == 3  # a line, a dot, a line
+    assert np.flatnonzero(columns)[-1] < 600 * 9 / 60  # at least 60 steps wide
+
+
+def test_a_curve_goes_up_as_its_values_do():
+    surface = pygame.Surface((600, 100))
+    _draw_curve(Draw(surface, 1), surface.get_rect(), [0.0, 10.0] * 30, 10.0, COLORS["ball"])
+    rows = np.flatnonzero(pixels_of(surface, "ball").any(0))
+    assert rows[0] <= 2 and rows[-1] >= 97
+
+
+def test_a_curve_without_values_is_named_and_draws_nothing():
+    surface = pygame.Surface((600, 100))
+    _draw_curve(Draw(surface, 1), surface.get_rect(), [], 10.0, COLORS["ball"])
+    assert not pixels_of(surface, "ball").any()
+
+
+CURVES = (Curve("ball", [1.0, 2.0, 3.0], "ball", "px"),)
+
+
+@pytest.mark.parametrize("fields", [
+    {"subtitle": "6 M parameters"}, {"badges": (("paused", "ball"),)}, {"inputs": {"UP"}},
+    {"inputs": {"FIRE"}}, {"action": "RIGHT"}, {"stats": (("step", "12"),)}, {"notice": "synced"},
+    {"chart_title": "divergence"}, {"chart_title": "divergence", "curves": CURVES},
+    {"hint": "H keys"}, {"help": (("P", "pause"),)}, {"has_footer": False},
+], ids=str)  # fmt: skip
+def test_every_part_of_a_view_is_seen(frame, fields):
+    without = {"chart_title": "divergence"} if "curves" in fields else {}
+    one, other = render(view_of(frame, **fields), 3), render(view_of(frame, **without), 3)
+    assert not np.array_equal(one, other)
+    assert find_block(one, frame.repeat(3, 0).repeat(3, 1)) or "help" in fields
+
+
+def written(view, scale, monkeypatch) -> set[str]:
+    """Return the lines of text that a picture holds."""
+    found, text = set(), Draw.text
+    with monkeypatch.context() as patch:
+        patch.setattr(Draw, "text", lambda self, line, *a, **k: (found.add(line),
+                                                                 text(self, line, *a, **k))[1])
+        render(view, scale)
+    return found
+
+
+@pytest.mark.parametrize("scale", [2, 5])
+@pytest.mark.parametrize("rows, hint", [(PLAY_KEYS, HINT), (REPLAY_KEYS, REPLAY_HINT)])
+def test_help_and_hint_are_written_in_full(frame, rows, hint, scale, monkeypatch):
+    view = view_of(frame, frame, hint=hint, help=help_rows(rows))
+    lines = written(view, scale, monkeypatch)
+    assert {word for row in help_rows(rows) for word in row} | {hint} <= lines
+
+
+def test_a_long_notice_shortens_the_hint(frame, monkeypatch):
+    view = view_of(frame, frame, hint=HINT, notice="both, synced" * 6)
+    lines = written(view, 3, monkeypatch)
+    assert view.notice in lines and HINT not in lines
+    assert any(line.startswith("H keys") and line.endswith("…") for line in lines)
+
+
+def test_every_command_has_a_key_and_every_key_a_command(tmp_path, replay):
+    assert set(commands_of(PLAY_KEYS).values()) == set(make_game(tmp_path).commands)
+    assert set(commands_of(REPLAY_KEYS).values()) == set(replay.commands)
+
+
+def test_the_hint_of_play_leaves_pause_and_rewind_to_the_help():
+    assert HINT == hint_line(PLAY_KEYS) == (
+        "H keys  ·  R sync  ·  TAB view  ·  M who plays  ·  F branches  ·  V clip  ·  Q quit"
+    )
+
+
+def test_keys_mean_what_they_always_did():
+    assert INPUT_KEYS == {
+        pygame.K_UP: "UP", pygame.K_w: "UP", pygame.K_DOWN: "DOWN", pygame.K_s: "DOWN",
+        pygame.K_LEFT: "LEFT", pygame.K_a: "LEFT", pygame.K_RIGHT: "RIGHT", pygame.K_d: "RIGHT",
+        pygame.K_SPACE: "FIRE",
+    }  # fmt: skip
+    assert PLAY_COMMANDS == {
+        pygame.K_p: "pause", pygame.K_PERIOD: "one step", pygame.K_r: "sync", pygame.K_TAB: "mode",
+        pygame.K_m: "controller", pygame.K_f: "branches", pygame.K_BACKSPACE: "rewind",
+        pygame.K_v: "clip", pygame.K_h: "help", pygame.K_q: "quit", pygame.K_ESCAPE: "quit",
+    }  # fmt: skip
+    assert REPLAY_COMMANDS == {
+        pygame.K_SPACE: "pause", pygame.K_p: "pause", pygame.K_LEFT: "back", pygame.K_RIGHT: "on",
+        pygame.K_DOWN: "far back", pygame.K_UP: "far on", pygame.K_HOME: "first",
+        pygame.K_END: "last", pygame.K_r: "sync", pygame.K_n: "next", pygame.K_b: "previous",
+        pygame.K_v: "clip", pygame.K_h: "help", pygame.K_q: "quit", pygame.K_ESCAPE: "quit",
+    }  # fmt: skip
 
 
 # The window
@@ -99,7 +221,7 @@ def test_help_names_every_command():
 @pytest.fixture
 def window(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    with Window("test", PLAY_COMMANDS, INPUT_KEYS, scale=2, must_be_seen=False) as window:
+    with Window("test", PLAY_KEYS, scale=2, must_be_seen=False) as window:
         pygame.event.clear()
         yield window
 
@@ -112,7 +234,7 @@ def press(key, *kinds, mod=pygame.KMOD_NONE):
 def test_a_window_that_nobody_sees_is_refused(monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     with pytest.raises(ValueError, match="--headless --record"):
-        Window("test", PLAY_COMMANDS)
+        Window("test", PLAY_KEYS)
 
 
 @pytest.mark.parametrize(("key", "name"), INPUT_KEYS.items())
@@ -170,19 +292,23 @@ class Typist:
     """Post events when the game has reached a step, or after a while."""
 
     def __init__(self, game, plan):
-        self.game, self.plan = game, list(plan)
+        self.game, self.plan, self.missed = game, list(plan), []
         self.thread = threading.Thread(target=self._type, daemon=True)
 
     def __enter__(self):
         self.thread.start()
+        return self
 
     def __exit__(self, *exception):
         self.thread.join(10)
 
     def _type(self):
-        for wait, action in self.plan:
+        for step, (wait, action) in enumerate(self.plan):
             deadline = time.time() + 8
-            while not wait(self.game) and time.time() < deadline:
+            while not wait(self.game):
+                if time.time() > deadline:
+                    self.missed.append(step)
+                    break
                 time.sleep(0.002)
             action()
 
@@ -190,8 +316,8 @@ class Typist:
 def make_game(tmp_path, engine=None, steps_per_second=200.0) -> PlayGame:
     env = make_atari_env("breakout")
     session = PlaySession(env, engine or FakeEngine())
-    players = Players("breakout", ActionMap(env.action_meanings), "human", 0)
-    return PlayGame(session, players, PlaySettings(steps_per_second, tmp_path / "clips", 2))
+    controllers = Controllers("breakout", ActionMap(env.action_meanings), "human", 0)
+    return PlayGame(session, controllers, PlaySettings(steps_per_second, tmp_path / "clips", 2))
 
 
 def after(steps):
@@ -203,9 +329,11 @@ def keys(*pressed):
 
 
 def run(game, window, *plan, max_steps=0):
-    with Typist(game, [*plan, (lambda game: True, keys(pygame.K_q))]), Worker() as worker:
-        run_window(game, window, worker, stop=False, max_steps=max_steps)
+    end = (lambda game: True, keys(pygame.K_q))
+    with Typist(game, [*plan, end]) as typist, ModelThread() as thread:
+        run_window(game, window, thread, stop=False, max_steps=max_steps)
     game.close()
+    assert typist.missed == []  # all that was waited for came
 
 
 @pytest.mark.parametrize("release", [
@@ -269,8 +397,8 @@ def test_sync_mode_player_rewind_and_help_keys_reach_the_session(window, tmp_pat
         (lambda game: game.moment.mode == "dream", keys(pygame.K_TAB)),
         (lambda game: game.moment.mode == "real", keys(pygame.K_TAB)),
         (lambda game: game.moment.mode == "both", keys(pygame.K_m)),
-        (lambda game: game.players.name == "random", keys(pygame.K_m)),
-        (lambda game: game.players.name == "scripted", keys(pygame.K_h)),
+        (lambda game: game.controllers.name == "random", keys(pygame.K_m)),
+        (lambda game: game.controllers.name == "scripted", keys(pygame.K_h)),
         (lambda game: game.shows_help, keys()),
         (lambda game: game.moment.step >= 40, keys(pygame.K_p)),
         (lambda game: game.is_paused, note("step", lambda: game.moment.step)),
@@ -278,10 +406,10 @@ def test_sync_mode_player_rewind_and_help_keys_reach_the_session(window, tmp_pat
         (lambda game: game.moment.step < seen["step"], note("back", lambda: game.moment.step)),
     )  # fmt: skip
     assert 29 <= seen["step"] - seen["back"] <= 30
-    assert game.players.name == "scripted" and game.shows_help
+    assert game.controllers.name == "scripted" and game.shows_help
 
 
-def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
+def test_branches_show_all_actions_on_both_sides_and_goes_back(window, tmp_path):
     game = make_game(tmp_path)
     seen = {}
 
@@ -293,23 +421,23 @@ def test_a_fork_shows_all_actions_on_both_sides_and_goes_back(window, tmp_path):
     run(
         game, window,
         (after(4), keys(pygame.K_f)),
-        (lambda game: game.forks is not None and game.forks.is_done, note),
-        (lambda game: game.forks is None and game.num_steps > seen["step"] + 2, keys()),
+        (lambda game: game.branches is not None and game.branches.is_done, note),
+        (lambda game: game.branches is None and game.num_steps > seen["step"] + 2, keys()),
     )  # fmt: skip
     names = ["NOOP", "FIRE", "RIGHT", "LEFT"]
     assert seen["titles"] == ["real: NOOP", *names[1:], "dream: NOOP", *names[1:]]
 
 
-def test_keys_of_the_game_that_are_pressed_during_a_fork_do_nothing(window, tmp_path):
+def test_keys_of_the_game_that_are_pressed_during_branches_do_nothing(window, tmp_path):
     game = make_game(tmp_path, FakeEngine(seconds=0.02))
     seen = []
     run(
         game, window,
         (after(4), keys(pygame.K_f)),
-        (lambda game: game.forks is not None, keys(pygame.K_SPACE, pygame.K_p, pygame.K_PERIOD)),
-        (lambda game: len(game.forks.dream) > 3, lambda: seen.append(game.forks.is_done)),
+        (lambda game: game.branches is not None, keys(pygame.K_SPACE, pygame.K_p, pygame.K_PERIOD)),
+        (lambda game: len(game.branches.dream) > 3, lambda: seen.append(game.branches.is_done)),
         (lambda game: True, keys(pygame.K_f)),
-        (lambda game: game.forks is None, lambda: seen.append(game.num_steps)),
+        (lambda game: game.branches is None, lambda: seen.append(game.num_steps)),
         (lambda game: game.num_steps > seen[-1] + 2, keys()),
     )  # fmt: skip
     assert seen[0] is False and not game.is_paused
@@ -361,8 +489,8 @@ def test_the_window_answers_while_the_model_thinks(window, tmp_path):
 def test_an_error_of_the_model_reaches_the_person(window, tmp_path):
     game = make_game(tmp_path)
     game.session.engine.step = lambda action: (_ for _ in ()).throw(ValueError("broken weights"))
-    with pytest.raises(ValueError, match="broken weights"), Worker() as worker:
-        run_window(game, window, worker, stop=False)
+    with pytest.raises(ValueError, match="broken weights"), ModelThread() as thread:
+        run_window(game, window, thread, stop=False)
 
 
 def test_missed_steps_are_not_made_up_for():
@@ -375,21 +503,13 @@ def test_missed_steps_are_not_made_up_for():
 
 def test_a_fast_machine_keeps_the_games_time(window, tmp_path):
     game = make_game(tmp_path, steps_per_second=15.0)
-    with Worker() as worker:
-        run_window(game, window, worker, stop=False, max_steps=20)
+    with ModelThread() as thread:
+        run_window(game, window, thread, stop=False, max_steps=20)
     assert game.speed.mean_steps_per_second == pytest.approx(15, rel=0.1)
 
 
-def test_replay_plays_and_seeks_in_the_window(window, tmp_path):
-    env = make_atari_env("breakout")
-    tape = EpisodeTape(env.config, env.action_meanings, seed=0)
-    session = PlaySession(env, FakeEngine(), tape.first_game_seed(0), tape)
-    for action in [FIRE, RIGHT, LEFT, NOOP] * 20:
-        session.step(action)
-    tape.save(tmp_path / "data.npz")
+def test_replay_plays_and_seeks_in_the_window(window, tmp_path, replay):
     window.commands, window.inputs = REPLAY_COMMANDS, {}
-    data, clips = tmp_path / "data.npz", tmp_path / "clips"
-    replay = Replay(data, FakeEngine(), EmulatorConfig(), None, 100, clips)
     seen = []
     run(
         replay, window,

@@ -1,3 +1,5 @@
+"""Run folders: which is the latest, who may write, and a log without a step twice."""
+
 import errno
 import fcntl
 import json
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from v2.data.games import find_weights
-from v2.runtime.run_dir import RunDir, find_checkpoint, finished_runs
+from v2.runtime.run_dir import RunDir, all_runs, find_checkpoint, finished_runs, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def _finished(root, kind="world_model", is_smoke=False):
     run = RunDir.create(root, kind, {"is_smoke": is_smoke, "args": {}})
     (run.path / "best.pt").write_bytes(b"x")
-    run.set_status(is_finished=True)
+    run.set_status(is_finished=True, step=1)
     run.release()
     return run
 
@@ -53,13 +55,46 @@ def test_an_unknown_run_is_refused_with_those_there_are(tmp_path):
         find_checkpoint("20990101_000000", "world_model", tmp_path / "atari", "")
 
 
-def test_a_clock_that_goes_back_hides_no_newer_run(tmp_path, monkeypatch):
+def test_the_latest_is_what_finished_last_whatever_the_clock_and_the_names_say(
+    tmp_path, monkeypatch
+):
     root, made = tmp_path / "atari", []
-    for now in ("20260101_000001", "20260101_000000", "20260101_000001", "20260101_000002"):
+    names = ("20260101_000001", "20260101_000000", "20260101_000001", "20260101_000002")
+    for now in names:
         monkeypatch.setattr(time, "strftime", lambda _, now=now: now)
         made.append(_finished(root).path)
-    assert finished_runs(root, "world_model") == made
-    assert made[-1].name == "20260101_000002"
+    assert [path.name for path in made] == [*names[:2], f"{names[0]}_2", names[3]]
+    made[0] = made[0].rename(root / "runs" / "zzz_my_favourite")
+    made[1] = made[1].rename(root / "runs" / "9_of_monday")
+    made.append(_finished(root).path)
+    assert made[-1].name == "20260101_000002_2"
+    assert finished_runs(root, "world_model") == all_runs(root) == made
+    assert find_checkpoint("latest", "world_model", root, "") == made[-1] / "best.pt"
+
+
+def test_a_run_that_began_first_and_ended_last_is_the_latest(tmp_path):
+    first, second = (RunDir.create(tmp_path, "vqvae", {"args": {}}) for _ in range(2))
+    assert all_runs(tmp_path) == [first.path, second.path] and not finished_runs(tmp_path, "vqvae")
+    for run in (second, first):
+        run.set_status(is_finished=True, step=3)
+    assert finished_runs(tmp_path, "vqvae") == [second.path, first.path]
+    second.set_status(is_finished=True, step=3)  # resumed, but nothing was left to do
+    assert finished_runs(tmp_path, "vqvae") == [second.path, first.path]
+    second.set_status(is_finished=False, step=3)
+    second.set_status(is_finished=True, step=9)
+    assert finished_runs(tmp_path, "vqvae") == [first.path, second.path]
+    assert read_status(second.path)["time"][:4].isdigit()
+
+
+@pytest.mark.parametrize("status", ['{"is_finished": true}', '{"is_finished": true, "number": {}}'])
+def test_runs_of_older_versions_come_by_name_and_before_all_others(status, tmp_path):
+    made = [_finished(tmp_path).path for _ in range(3)]
+    names = ("z", "y")
+    for run, name in zip(made, names, strict=False):
+        (run / "status.json").write_text(status)
+        run.rename(run.with_name(name))
+    expected = [made[0].with_name("y"), made[0].with_name("z"), made[2]]
+    assert finished_runs(tmp_path, "world_model") == expected
 
 
 HOLDING = """

@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
-from tests.test_training import _train_vqvae, _wm_flags, data_path  # noqa: F401
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL, train_vqvae, wm_flags
 from v2.data.emulator import make_atari_env
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.play.controllers import Players
+from v2.play.controllers import Controllers
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ActionMap
-from v2.play.loop import Worker, run_headless
+from v2.play.loop import ModelThread, run_headless
 from v2.play.session import PlaySession
 from v2.train import train_vqvae_hires, train_wm_hires
 
@@ -91,18 +90,18 @@ def test_dreaming(engine):
 def test_playing(engine, tmp_path):
     """5,000 headless steps of the real game beside the dream."""
     soak, env = Soak("play", 5000), make_atari_env("breakout")
-    players = Players("breakout", ActionMap(env.action_meanings), "scripted", 0)
-    game = PlayGame(PlaySession(env, engine, 0, None), players, PlaySettings(15, tmp_path, 2))
-    with Worker() as worker:
+    controllers = Controllers("breakout", ActionMap(env.action_meanings), "scripted", 0)
+    game = PlayGame(PlaySession(env, engine, 0, None), controllers, PlaySettings(15, tmp_path, 2))
+    with ModelThread() as thread:
         for block in range(BLOCKS):
-            run_headless(game, worker, False, (block + 1) * soak.per_block)
+            run_headless(game, thread, False, (block + 1) * soak.per_block)
             soak.block_done()
     game.close()
     assert game.num_steps == soak.num_steps
     soak.check()
 
 
-def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
+def test_training(data_path, tmp_path, monkeypatch):
     """1,000 steps of the world model with rollouts, evaluations and checkpoints."""
     vqvae_config, config = VQVAEConfig, WorldModelConfig
     monkeypatch.setattr(
@@ -111,7 +110,7 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
         train_wm_hires, "WorldModelConfig", functools.partial(config, **SIZES[1])
     )
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
+    run = train_vqvae(tmp_path / "v", data_path, "--set", "steps=1")
     soak, real = Soak("train", 1000), train_wm_hires.Trainer.train_step
 
     def counted(trainer):
@@ -123,5 +122,5 @@ def test_training(data_path, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(train_wm_hires.Trainer, "train_step", counted)
     flags = ["--set", f"steps={soak.num_steps}", "--rollout-steps", "3", "--set", "rollout_start=0",
              "--set", "save_minutes=0.1", f"eval_steps={soak.per_block}"]  # fmt: skip
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, *flags)) == 0
+    assert train_wm_hires.main(wm_flags(tmp_path / "w", data_path, run, *flags)) == 0
     soak.check()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL, train_vqvae, train_world_model, wm_flags
 from v2.data import tokenize_atari
 from v2.data.atari_dataset import save_game_data, window_starts
 from v2.data.tokens import load_tokens
@@ -33,46 +33,18 @@ from v2.train.distributed import Workers
 from v2.train.optim import GradientGuard, Optimizers
 from v2.train.recipe import VQVAERecipe, WorldModelRecipe
 from v2.train.sampling import Rows, read_windows, step_rng
-
-
-@pytest.fixture
-def small_models(monkeypatch):
-    monkeypatch.setattr(
-        train_vqvae_hires, "VQVAEConfig", functools.partial(VQVAEConfig, **SMALL_VQVAE)
-    )
-    monkeypatch.setattr(
-        train_wm_hires, "WorldModelConfig", functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL)
-    )
-
-
-@pytest.fixture
-def data_path(game_data, tmp_path):
-    path = tmp_path / "atari_game_data.npz"
-    save_game_data(path, game_data)
-    return path
-
-
-def _train_vqvae(folder: Path, data: Path, *flags) -> Path:
-    assert train_vqvae_hires.main(["--data", str(data), "--out", str(folder), *flags]) == 0
-    return sorted((folder / "runs").iterdir())[-1]
-
-
-def _wm_flags(folder: Path, data: Path, vqvae: Path, *flags) -> list[str]:
-    tokens = data.with_name("tokens.npz")
-    return ["--data", str(data), "--tokens", str(tokens), "--vqvae", str(vqvae), "--out",
-            str(folder), *flags]  # fmt: skip
+from v2.train.vqvae_loss import ReconstructionLoss
 
 
 def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, tmp_path):
     """The world model learns which way each action moves the block, and a shift would show."""
-    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=250", "eval_steps=250")
+    vqvae_run = train_vqvae(tmp_path / "v", data_path, "--set", "steps=80", "eval_steps=80")
     tokens_path = data_path.with_name("tokens.npz")
     assert tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae_run), "--out",
                                 str(tokens_path)]) == 0  # fmt: skip
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae_run, "--set", "steps=400", "eval_steps=400",
-                      "--rollout-steps", "2", "--lr", "1e-2")  # fmt: skip
-    assert train_wm_hires.main(flags) == 0
-    run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
+    flags = ["--set", "steps=350", "eval_steps=350", "--rollout-steps", "2", "--lr", "1e-2",
+             "--batch-size", "16"]  # fmt: skip
+    run = train_world_model(tmp_path / "w", data_path, vqvae_run, *flags)
     vqvae, _ = load_vqvae(run / "vqvae.pt")
     tokens = load_tokens(tokens_path, vqvae, data_path)
     windows = read_windows(tokens, tokens.rows_of("val")[:20], 4, 1)
@@ -95,8 +67,9 @@ def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, t
     assert found[is_gain].mean() > 0.5 and found[~is_gain].mean() < 0.01, engine.last_reward
 
 
-def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_path, tmp_path):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
+def test_noise_changes_what_is_read_and_not_what_is_learnt(
+    vqvae_run, tokens_path, data_path, tmp_path
+):
     batches = []
     original = train_wm_hires.Trainer.train_step
 
@@ -109,7 +82,7 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(small_models, data_pa
         patch.setattr(train_wm_hires.Trainer, "train_step", noting)
         for noise in ("0", "1"):
             flags = ["--set", "steps=1", f"history_noise={noise}"]
-            assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
+            train_world_model(tmp_path / "w", data_path, vqvae_run, *flags)
     plain, noisy = batches
     assert "history" not in plain and (plain["tokens"] == noisy["tokens"]).all()
     assert (noisy["history"] != noisy["tokens"][:, :4]).any()
@@ -119,14 +92,13 @@ def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_pat
     """Epochs times samples over the batch; 0: as many draws as there are; a time limit saves."""
     rows, windows = 18 * 30, 18 * 26
     flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
-    run = _train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--set",
+    run = train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--set",
                        "samples_per_epoch=0", "unquantized=0")  # fmt: skip
     state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert (state["step"], state["num_steps"]) == (1, 3 * rows // 4)
     for samples, num_steps in (("0", 2 * windows // 4), ("40", 20)):
         more = [*flags, "--epochs", "2", "--set", f"samples_per_epoch={samples}"]
-        assert train_wm_hires.main(_wm_flags(tmp_path / samples, data_path, run, *more)) == 0
-        trained = next((tmp_path / samples / "runs").iterdir())
+        trained = train_world_model(tmp_path / samples, data_path, run, *more)
         state = checkpoint.load_checkpoint(trained / "last.pt", "world_model")
         assert (state["step"], state["num_steps"]) == (1, num_steps)
 
@@ -137,16 +109,15 @@ def test_draws_come_with_repetition():
     assert 600 < len(np.unique(drawn)) < 660  # 1 - 1/e of them
 
 
-def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, tmp_path, capsys):
+def test_rollouts_in_training_are_logged_as_scheduled(
+    vqvae_run, tokens_path, data_path, tmp_path, capsys
+):
     """The headline `rollout@5` is open loop. A run begun under the name before goes on."""
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    flags = _wm_flags(
-        tmp_path / "w", data_path, vqvae, "--batch-size", "2", "--rollout-ratio", "1",
+    run = train_world_model(
+        tmp_path / "w", data_path, vqvae_run, "--batch-size", "2", "--rollout-ratio", "1",
         "--rollout-steps", "2", "--set", "steps=10", "rollout_start=0", "rollout_batch_size=2",
     )  # fmt: skip
-    assert train_wm_hires.main(flags) == 0
     assert "\nscheduled_loss " in capsys.readouterr().out
-    run = next((tmp_path / "w" / "runs").iterdir())
     path, before = run / "metrics.jsonl", '{"step": 5, "rollout_loss": 1.0}\n'
     logged = _metrics(run)
     assert {"scheduled_loss", "scheduled_accuracy"} <= logged[0].keys()
@@ -156,24 +127,16 @@ def test_rollouts_in_training_are_logged_as_scheduled(small_models, data_path, t
     assert path.read_text().startswith(before) and _metrics(run)[-1]["step"] == 20
 
 
-def _shipped_into(tmp_path: Path, data_path: Path, monkeypatch) -> list[str]:
-    """Let shipping write here; return the flags of a world model on a VQ-VAE that was trained."""
-    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
-    vqvae = _train_vqvae(tmp_path / "atari", data_path, "--set", "steps=2")
-    return _wm_flags(tmp_path / "atari", data_path, vqvae, "--set", "steps=1")
-
-
 def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
-    small_models, data_path, tmp_path, monkeypatch, capsys
+    world_run, vqvae_run, data_path, tmp_path, monkeypatch, capsys
 ):
-    flags = _shipped_into(tmp_path, data_path, monkeypatch)
-    assert train_wm_hires.main(flags) == 0
-    run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
-    assert train_wm_hires.main([*flags, "--set", "is_smoke=true"]) == 0
-    smoke = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
+    atari = tmp_path / "atari"
+    run = Path(shutil.move(world_run, atari / "runs" / world_run.name))
+    smoke = train_world_model(atari, data_path, vqvae_run, "--set", "steps=1", "is_smoke=true")
     with pytest.raises(ValueError, match="is a smoke run, which is never shipped"):
         ship.main(["--run", str(smoke)])
-    assert not list((tmp_path / "atari").glob("*.pt"))
+    assert not list(atari.glob("*.pt"))
     assert ship.main([]) == 0  # the latest, which the smoke run is not
     assert f"from {run.name}" in capsys.readouterr().out
     kept, shipped = (DreamEngine.load(str(name), device="cpu") for name in (run, "shipped"))
@@ -184,10 +147,8 @@ def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(
     small_models, data_path, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
-    smoke = _train_vqvae(tmp_path / "atari", data_path, "--set", "steps=1", "is_smoke=true")
-    flags = _wm_flags(tmp_path / "atari", data_path, smoke, "--set", "steps=1")
-    assert train_wm_hires.main(flags) == 0
-    run = sorted((tmp_path / "atari" / "runs").iterdir())[-1]
+    smoke = train_vqvae(tmp_path / "atari", data_path, "--set", "steps=1", "is_smoke=true")
+    run = train_world_model(tmp_path / "atari", data_path, smoke, "--set", "steps=1")
     assert run != smoke and not finished_runs(tmp_path / "atari", "world_model")
     with pytest.raises(ValueError, match="is a smoke run, which is never shipped"):
         ship.main(["--run", str(run)])
@@ -219,22 +180,16 @@ def test_nothing_shipped_is_replaced_by_what_the_shipped_dtype_cannot_hold(
     assert not (tmp_path / "atari").exists()
 
 
-def test_init_from_another_architecture_is_refused(small_models, data_path, tmp_path):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=1")
-    assert train_wm_hires.main(flags) == 0
-    best = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
+def test_init_from_another_architecture_is_refused(world_run, vqvae_run, data_path, tmp_path):
+    asked = ["--set", "steps=1", f"init_from={world_run / 'last.pt'}", "past_actions=0"]
     with pytest.raises(ValueError, match="reads 3 past actions: past_actions must agree"):
-        train_wm_hires.main([*flags, "--set", f"init_from={best}", "past_actions=0"])
+        train_world_model(tmp_path / "x", data_path, vqvae_run, *asked)
 
 
 def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(
-    small_models, data_path, tmp_path, monkeypatch
+    world_run, vqvae_run, data_path, tmp_path, monkeypatch
 ):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    flags = _wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=2")
-    assert train_wm_hires.main(flags) == 0
-    old = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
+    old = world_run / "last.pt"
     trainers, start = [], train_wm_hires.Trainer.start_from
 
     def noting(trainer, *args):
@@ -244,7 +199,8 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
     all_layers = functools.partial(WorldModelConfig, **SMALL_WORLD_MODEL | {"local_layers": 2})
     monkeypatch.setattr(train_wm_hires, "WorldModelConfig", all_layers)
     monkeypatch.setattr(train_wm_hires.Trainer, "start_from", noting)
-    assert train_wm_hires.main([*flags, "--set", f"init_from={old}"]) == 0
+    asked = ["--set", "steps=1", f"init_from={old}"]
+    train_world_model(tmp_path / "x", data_path, vqvae_run, *asked)
     trainer, weights = trainers[0]
     windows = read_windows(trainer.tokens, trainer.windows[1].rows[:2], 4, 1)
     trainer.model.load_state_dict(weights)
@@ -255,13 +211,12 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
 
 
 def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(
-    small_models, data_path, tmp_path, capsys
+    vqvae_run, tokens_path, data_path, tmp_path, capsys
 ):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
     flags = ["--set", "steps=2", "num_cells=64", "has_age=true", "stem_radius=1", "reveal_layer=1"]
     flags += ["num_decided=2", "is_calibrated=true", "rollout_start=0", "--rollout-ratio", "1"]
     flags += ["--rollout-steps", "2"]
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, *flags)) == 0
+    train_world_model(tmp_path / "w", data_path, vqvae_run, *flags)
     assert "held-out games: 64 active cells hold" in capsys.readouterr().out
     run = next((tmp_path / "w" / "runs").iterdir())
     model, info = load_world_model(run / "last.pt")
@@ -273,11 +228,11 @@ def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(
     assert DreamEngine.load(str(run), device="cpu").world_model.config == config
 
 
-@pytest.mark.parametrize("factor", [1, -1], ids=["right", "wrong"])
 def test_a_compiled_model_with_wrong_gradients_is_dropped(
-    factor, small_models, data_path, tmp_path, monkeypatch, capsys
+    vqvae_run, tokens_path, data_path, tmp_path, monkeypatch, capsys
 ):
     """As once seen on CUDA: right predictions, wrong gradients."""
+    factor = 1
 
     class Compiled:
         def __init__(self, model):
@@ -294,39 +249,38 @@ def test_a_compiled_model_with_wrong_gradients_is_dropped(
     monkeypatch.setattr(
         train_wm_hires, "compiled", lambda model: made.append(Compiled(model)) or made[-1]
     )
-    vqvae_run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=20")
-    more = "--set", "steps=10", "rollout_start=0.5", "--rollout-steps", "2"
-    norms = []
-    for name, flags in (("plain", []), ("compiled", ["--set", "compile=true"])):
-        flags = _wm_flags(tmp_path / name, data_path, vqvae_run, *more, *flags)
-        assert train_wm_hires.main(flags) == 0
-        run = next((tmp_path / name / "runs").iterdir())
+    norms, more = [], ["--set", "steps=10", "rollout_start=0.5", "--rollout-steps", "2"]
+    for factor, is_compiled in ((1, False), (1, True), (-1, True)):
+        asked = [*more, "--set", f"compile={is_compiled}"]
+        run = train_world_model(tmp_path / "w", data_path, vqvae_run, *asked)
         norms.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
-    assert norms[0] == norms[1]
-    is_said = "gradients are off by 2.0 times their size" in capsys.readouterr().out
-    assert is_said == (factor < 0)
-    assert made[0].calls == 1 if factor < 0 else made[0].calls > 10
+        is_said = "gradients are off by 2.0 times their size" in capsys.readouterr().out
+        assert is_said == (factor < 0)
+    assert norms[0] == norms[1] == norms[2]
+    assert made[0].calls > 10 and made[1].calls == 1
 
 
-def test_weights_learnt_on_other_tokens_are_refused(small_models, data_path, tmp_path):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=1")) == 0
-    first = next((tmp_path / "w" / "runs").iterdir()) / "last.pt"
-    other = _train_vqvae(tmp_path / "o", data_path, "--set", "steps=4", "--seed", "1")
-    flags = _wm_flags(tmp_path / "x", data_path, other, "--set", "steps=1")
+@pytest.fixture
+def other_vqvae(vqvae, tmp_path) -> Path:
+    """Weights of a tokenizer that is not `vqvae_run`'s."""
+    path = tmp_path / "other.pt"
+    checkpoint.save_checkpoint(path, "vqvae", vqvae, recipe=dataclasses.asdict(VQVAERecipe()))
+    return path
+
+
+def test_weights_learnt_on_other_tokens_are_refused(world_run, other_vqvae, data_path, tmp_path):
+    asked = ["--set", "steps=1", f"init_from={world_run / 'last.pt'}"]
     with pytest.raises(ValueError, match="was trained on the tokens of VQ-VAE"):
-        train_wm_hires.main([*flags, "--set", f"init_from={first}"])
+        train_world_model(tmp_path / "x", data_path, other_vqvae, *asked)
 
 
-def test_stale_tokens_are_made_again(small_models, data_path, tmp_path, capsys):
-    first = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    second = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4", "--seed", "1")
-    for run, is_made in ((first, True), (first, False), (second, True)):
-        capsys.readouterr()
-        assert (
-            train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, run, "--set", "steps=1")) == 0
-        )
+def test_stale_tokens_are_made_again(
+    vqvae_run, other_vqvae, tokens_path, data_path, tmp_path, capsys
+):
+    for vqvae, is_made in ((vqvae_run, False), (other_vqvae, True)):
+        train_world_model(tmp_path / "w", data_path, vqvae, "--set", "steps=1")
         assert ("making it" in capsys.readouterr().out) == is_made
+    assert load_tokens(tokens_path, load_vqvae(other_vqvae)[0], data_path)
 
 
 def _states_equal(a, b) -> bool:
@@ -348,17 +302,16 @@ def _metrics(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "world_model"])
-def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
+def test_resume_is_exact(kind, vqvae_run, tokens_path, data_path, tmp_path, monkeypatch):
     """N steps equal k steps, SIGTERM, resume and the rest, with rollouts on and in mid-epoch.
 
     Step 5 is refused for its loss: that is remembered too."""
     if kind == "vqvae":
         module, flags = train_vqvae_hires, ["--data", str(data_path)]
     else:
-        vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-        module, flags = train_wm_hires, _wm_flags(tmp_path, data_path, vqvae)[:-2]
-        flags += ["--set", "rollout_start=0.2", "--rollout-steps", "3"]
-    flags += ["--set", "steps=44", "eval_steps=11"]
+        module, flags = train_wm_hires, wm_flags(tmp_path, data_path, vqvae_run)[:-2]
+        flags += ["--set", "rollout_start=0.2", "rollout_batch_size=4", "--rollout-steps", "3"]
+    flags += ["--batch-size", "8", "--set", "steps=30", "eval_steps=10"]
     original, apply = module.Trainer.train_step, GradientGuard.apply
     at, stops = [], set()
 
@@ -389,7 +342,7 @@ def test_resume_is_exact(kind, small_models, data_path, tmp_path, monkeypatch):
 def test_weights_are_averaged_from_where_a_resumed_run_is_asked_to(
     small_models, data_path, tmp_path
 ):
-    run = _train_vqvae(tmp_path, data_path, "--set", "steps=6", "ema=0")
+    run = train_vqvae(tmp_path, data_path, "--set", "steps=6", "ema=0")
     plain = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert not plain["ema"]
     flags = ["--resume", str(run), "--set", "steps=7", "ema=0.9"]
@@ -401,8 +354,8 @@ def test_weights_are_averaged_from_where_a_resumed_run_is_asked_to(
     assert not torch.equal(first, last)
 
 
-def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp_path):
-    first = _train_vqvae(tmp_path / "a", data_path, "--set", "steps=6", "eval_steps=6")
+def test_a_decoder_is_trained_on_without_its_tokens(vqvae_run, data_path, tmp_path):
+    first = vqvae_run
     state = checkpoint.load_checkpoint(first / "last.pt", "vqvae")
     state["ema"]["encoder.stem.bias"][0] = -0.0
     model = VQVAE(VQVAEConfig(**SMALL_VQVAE))
@@ -411,7 +364,7 @@ def test_a_decoder_is_trained_on_without_its_tokens(small_models, data_path, tmp
     begun = load_vqvae(first / "last.pt")[0]
     begin = f"init_from={first / 'last.pt'}"
     flags = ("--set", "steps=12", "eval_steps=12", "decoder_only=true", begin)
-    second = _train_vqvae(tmp_path / "b", data_path, *flags)
+    second = train_vqvae(tmp_path / "b", data_path, *flags)
     for name in ("last.pt", "best.pt"):
         tuned = load_vqvae(second / name)[0]
         assert tokenizer_sha256(tuned) == tokenizer_sha256(begun)
@@ -436,14 +389,11 @@ def test_a_resumed_optimizer_has_the_rates_of_todays_flags():
     assert _states_equal(*states) and states[0][0]["exp_avg"].any()
 
 
-def test_resume_refuses_another_optimizer(small_models, data_path, tmp_path, monkeypatch):
-    vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-    assert train_wm_hires.main(_wm_flags(tmp_path / "w", data_path, vqvae, "--set", "steps=2")) == 0
-    run = sorted((tmp_path / "w" / "runs").iterdir())[-1]
+def test_resume_refuses_another_optimizer(world_run, monkeypatch):
     with_muon = has_fast_bfloat16(torch.device("cpu"))
-    monkeypatch.setattr(train_wm_hires, "has_fast_bfloat16", lambda _: not with_muon)
+    monkeypatch.setattr("v2.train.optim.has_fast_bfloat16", lambda _: not with_muon)
     with pytest.raises(ValueError, match="saved with .*adamw, and this machine trains with"):
-        train_wm_hires.main(["--resume", str(run), "--set", "steps=4"])
+        train_wm_hires.main(["--resume", str(world_run), "--set", "steps=4"])
 
 
 def test_drawn_rows_are_those_of_choice():
@@ -458,12 +408,11 @@ def test_drawn_rows_are_those_of_choice():
             assert np.array_equal(drawn.draw(step_rng(0, step), 16), expected)
 
 
-def test_resume_refuses_other_data(small_models, game_data, data_path, tmp_path):
-    run = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=2")
+def test_resume_refuses_other_data(vqvae_run, game_data, data_path):
     game_data.frames[0, 0, 0, 0] += 1
     save_game_data(data_path, game_data)
     with pytest.raises(ValueError, match="was trained on other data"):
-        train_vqvae_hires.main(["--resume", str(run)])
+        train_vqvae_hires.main(["--resume", str(vqvae_run)])
 
 
 def test_an_infinite_gradient_under_a_finite_loss_is_refused(world_model):
@@ -486,29 +435,43 @@ def test_an_infinite_gradient_under_a_finite_loss_is_refused(world_model):
 def test_a_non_finite_gradient_is_never_applied(small_models, data_path, tmp_path, monkeypatch):
     from v2.runtime.errors import DivergedError
 
-    original = train_vqvae_hires.Trainer.loss
+    original, calls = ReconstructionLoss.__call__, []
 
-    def infinite(trainer, pixels, before, decoded):
-        loss, metrics = original(trainer, pixels, before, decoded)
-        return (loss * float("inf") if trainer.step >= 3 else loss), metrics
+    def infinite(*args):
+        loss, metrics = original(*args)
+        calls.append(loss)
+        return (loss * float("inf") if len(calls) > 3 else loss), metrics
 
-    monkeypatch.setattr(train_vqvae_hires.Trainer, "loss", infinite)
+    monkeypatch.setattr(ReconstructionLoss, "__call__", infinite)
     with pytest.raises(DivergedError, match="5 steps in a row"):
-        _train_vqvae(tmp_path / "v", data_path, "--set", "steps=20", "save_minutes=1e-9")
+        train_vqvae(tmp_path / "v", data_path, "--set", "steps=20", "save_minutes=1e-9")
     run = next((tmp_path / "v" / "runs").iterdir())
     load_vqvae(run / "last.pt")  # refuses weights that are not finite
+    assert len(calls) == 3 + 5
+
+
+@pytest.fixture
+def as_the_driver(monkeypatch):
+    """Compute in this process as those of `DRIVER` do: in float32, with one thread."""
+    for module in ("v2.runtime.device", "v2.train.optim"):
+        monkeypatch.setattr(f"{module}.has_fast_bfloat16", lambda device: False)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "world_model"])
-def test_two_workers_train_as_one(kind, small_models, data_path, tmp_path):
+def test_two_workers_train_as_one(
+    kind, as_the_driver, vqvae_run, tokens_path, data_path, tmp_path
+):
     """The same global batch gives the same losses and gradients, rollouts too, from one start."""
-    flags = ["--data", str(data_path)]
+    script, flags = train_vqvae_hires, ["--data", str(data_path)]
     if kind == "world_model":
-        vqvae = _train_vqvae(tmp_path / "v", data_path, "--set", "steps=4")
-        flags = _wm_flags(tmp_path, data_path, vqvae)[:-2] + ["--rollout-steps", "3"]
-        tokenize_atari.main(["--data", str(data_path), "--vqvae", str(vqvae), "--out", flags[3]])
-    flags += ["--set", "steps=40", "eval_steps=40"]
-    assert _spawn(*flags, "--out", str(tmp_path / "one"), kind=kind).wait(300) == 0
+        script, flags = train_wm_hires, wm_flags(tmp_path, data_path, vqvae_run)[:-2]
+        flags += ["--rollout-steps", "3", "--rollout-ratio", "1"]
+    flags += ["--set", "steps=20", "eval_steps=20"]
+    assert script.main([*flags, "--out", str(tmp_path / "one")]) == 0
     ranks = _spawn_two(*flags, "--out", str(tmp_path / "two"), kind=kind)
     errors = [process.communicate(timeout=300)[1].decode() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
@@ -525,24 +488,25 @@ def _assert_alike(one: list[dict], two: list[dict]) -> None:
                 assert a[name] == pytest.approx(b[name], rel=1e-2), (a["step"], name)
 
 
-def test_a_run_goes_on_with_two_processes_and_back(small_models, data_path, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_two_processes_and_back(
+    as_the_driver, small_models, data_path, tmp_path
+):
     """One process, then two under torchrun, then one: as one process all the way."""
-    monkeypatch.setattr("v2.runtime.device.has_fast_bfloat16", lambda device: False)
-    alone = _train_vqvae(tmp_path, data_path, "--set", "steps=20", "eval_steps=20")
+    alone = train_vqvae(tmp_path, data_path, "--set", "steps=10", "eval_steps=10")
     changing = shutil.copytree(alone, tmp_path / "changing")
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                 "--nproc_per_node=2", str(driver), "vqvae"]  # fmt: skip
-    for steps in ("40", "60"):
+    for steps in ("20", "30"):
         again = ["--resume", str(changing), "--set", f"steps={steps}"]
-        if steps == "40":
+        if steps == "20":
             environment = os.environ | QUIET | {"PYTHONPATH": str(ROOT)}
             subprocess.run([*torchrun, *again], env=environment, check=True, timeout=120)
         else:
             assert train_vqvae_hires.main(again) == 0
         assert train_vqvae_hires.main(["--resume", str(alone), "--set", f"steps={steps}"]) == 0
-    assert checkpoint.load_checkpoint(changing / "last.pt", "vqvae")["step"] == 60
+    assert checkpoint.load_checkpoint(changing / "last.pt", "vqvae")["step"] == 30
     _assert_alike(_metrics(alone), _metrics(changing))
 
 
@@ -595,14 +559,13 @@ def _spawn_two(
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
-import atexit, datetime, functools, os, sys, torch
-from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+import atexit, datetime, os, pytest, sys, torch
 from v2.runtime import cli, device
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
+from tests.conftest import make_models_small
 from v2.train import distributed, train_vqvae_hires as vqvae, train_wm_hires as world_model
 distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_SECONDS", "300")))
-vqvae.VQVAEConfig = functools.partial(vqvae.VQVAEConfig, **SMALL_VQVAE)
-world_model.WorldModelConfig = functools.partial(world_model.WorldModelConfig, **SMALL_WORLD_MODEL)
+make_models_small(pytest.MonkeyPatch())
 if "ABORT_AT_EXIT" in os.environ:
     atexit.register(os.abort)  # whoever tears down the group is aborted
 if os.environ.get("RANK") == "1":  # begins with weights of its own, which the first's replace
@@ -644,11 +607,11 @@ def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
-def test_a_killed_training_goes_on_exactly(data_path, tmp_path):
+def test_a_killed_training_goes_on_exactly(as_the_driver, small_models, data_path, tmp_path):
     """Killed between two saves, resumed to the end, it equals one that was never touched."""
-    flags = ["--data", str(data_path), "--set", "steps=150", "save_minutes=0.0005",
-             "--set", "eval_steps=50"]  # fmt: skip
-    assert _spawn(*flags, "--out", str(tmp_path / "through")).wait(300) == 0
+    flags = ["--data", str(data_path), "--batch-size", "8", "--set", "steps=120", "eval_steps=40",
+             "--set", "save_minutes=0.001"]  # fmt: skip
+    train_vqvae(tmp_path / "through", data_path, *flags[2:-1], "save_minutes=5")
     process = _spawn(*flags, "--out", str(tmp_path / "killed"))
     deadline = time.monotonic() + 60
     while not list((tmp_path / "killed" / "runs").glob("*/last-1.pt")):
@@ -657,8 +620,8 @@ def test_a_killed_training_goes_on_exactly(data_path, tmp_path):
     process.kill()
     process.wait()
     runs = [next((tmp_path / name / "runs").iterdir()) for name in ("through", "killed")]
-    assert checkpoint.load_last(runs[1], "vqvae")["step"] < 150
-    assert _spawn("--resume", str(runs[1])).wait(300) == 0
+    assert checkpoint.load_last(runs[1], "vqvae")["step"] < 120
+    assert train_vqvae_hires.main(["--resume", str(runs[1])]) == 0
     states = [checkpoint.load_checkpoint(run / "last.pt", "vqvae") for run in runs]
     for key in EXACT:
         assert _states_equal(states[0][key], states[1][key]), key
@@ -671,8 +634,8 @@ def _metrics_until(run: Path, step: int) -> list[dict]:
     return [d for d in map(json.loads, lines[:-1]) if d["step"] <= step]
 
 
-def test_a_killed_training_resumes_three_times(data_path, tmp_path):
-    _kill_and_resume(3, data_path, tmp_path)
+def test_a_resumed_training_that_is_killed_resumes(data_path, tmp_path):
+    _kill_and_resume(2, data_path, tmp_path)
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ import subprocess
 import time
 from typing import NamedTuple
 
-from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import cli
 from v2.runtime.files import check_writable
 
@@ -46,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def build_parser():
-    return cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    return cli.parser(__file__)
 
 
 def main(argv=None) -> int:
@@ -173,6 +172,7 @@ def check_weights() -> list[Finding]:
 
 def _check_pair(game: str, directory: Path) -> Finding:
     """Load a game's shipped weights."""
+    from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
     from v2.runtime import checkpoint
     from v2.runtime.run_dir import SHIPPED, finished_runs
 

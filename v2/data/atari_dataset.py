@@ -6,6 +6,7 @@ action (`has_action` is false and the other fields are zero). Hands on `make_ata
 plays what is recorded. Knows nothing of policies, models or training.
 """
 
+import glob
 import hashlib
 import math
 import os
@@ -186,7 +187,8 @@ def data_paths(path: Path) -> list[Path]:
 def recorded_files(path: Path) -> list[Path]:
     """Return what there is of a recording: the file itself, its shards, by accident both."""
     single = [path] if path.exists() else []
-    return single + sorted(path.parent.glob(f"{path.stem}-[0-9][0-9][0-9][0-9][0-9].npz"))
+    digits = 5 * "[0-9]"
+    return single + sorted(path.parent.glob(f"{glob.escape(path.stem)}-{digits}.npz"))
 
 
 def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:

@@ -32,7 +32,7 @@ MAX_SEED = 98
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     emulator = EmulatorConfig()
     parser.add_argument("--game", default=emulator.game, help="any ALE game")
     parser.add_argument("--frames", type=cli.positive_int, default=200_000)

@@ -231,7 +231,8 @@ def record_game(job: GameJob) -> list[Segment]:
     for step in range(job.max_steps):
         now = segments[-1]
         if job.policy.rewind and step % SNAPSHOT_STEPS == 0:
-            snapshots.append((env.unwrapped.clone_state(), now.frames[-1], now.ram[-1], lives))
+            state = env.clone_state(include_rng=False)  # a sticky game goes on with other luck
+            snapshots.append((state, now.frames[-1], now.ram[-1], lives))
         action = policy.act(now.ram[-1])
         frame, reward, terminated, truncated, _ = env.step(action)
         now.append(action, reward, frame, env.ram, terminated)
@@ -244,7 +245,7 @@ def record_game(job: GameJob) -> list[Segment]:
             for _ in range(min(back, len(snapshots) - 1)):
                 snapshots.pop()
             state, frame, ram, lives = snapshots[-1]
-            env.unwrapped.restore_state(state)
+            env.restore_state(state)
             segments.append(Segment.begin(job.seed, job.policy.name, frame, ram))
         elif terminated or truncated:
             break

@@ -5,6 +5,9 @@ only module that imports gymnasium and ale_py. Knows nothing of data files, poli
 """
 
 import functools
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -12,11 +15,166 @@ import numpy as np
 from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.games import EmulatorConfig
 
+RENDER_MODES = ("rgb_array",)
 
-def emulator_version() -> str:
-    import ale_py
 
-    return ale_py.__version__
+class BranchStep(NamedTuple):
+    """Where A branches are after equally many steps."""
+
+    frames: np.ndarray  # uint8 (A, 84, 64, 3)
+    ram: np.ndarray  # uint8 (A, 128)
+
+
+class AtariFrameEnv(gymnasium.Env):
+    """An ALE game whose observation is the model's frame, uint8 (84, 64, 3).
+
+    Args:
+        env: the ALE environment that gymnasium made, with `config`'s settings.
+    """
+
+    def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
+        self.env, self.config = env, config
+        self.action_space = env.action_space
+        self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+        self.render_mode = env.render_mode
+        self.metadata = {"render_modes": RENDER_MODES, "render_fps": config.steps_per_second}
+        self.spec = gymnasium.envs.registration.EnvSpec(
+            f"{config.game}-frames-v0", "v2.data.emulator:make_atari_env",
+            disable_env_checker=True, kwargs={"config": config},
+        )  # fmt: skip
+
+    @property
+    def ale(self):
+        """The emulator's own interface."""
+        return self.env.unwrapped.ale
+
+    @property
+    def action_meanings(self) -> list[str]:
+        return self.env.unwrapped.get_action_meanings()
+
+    @property
+    def ram(self) -> np.ndarray:
+        """The emulator's memory, uint8 (128,)."""
+        return self.ale.getRAM()
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        screen, info = self.env.reset(seed=seed, options=options)
+        return downsample_screen(screen), info
+
+    def step(self, action):
+        """Take an action for `frameskip` emulator frames.
+
+        Raises:
+            ValueError: what is not an integer from 0 to the number of actions less one.
+        """
+        action = self._checked(action)
+        if not self.config.max_pool:
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            return downsample_screen(screen), float(reward), terminated, truncated, info
+        total, previous, screen = 0.0, None, None
+        for _ in range(self.config.frameskip):
+            previous = screen
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        pooled = screen if previous is None else np.maximum(previous, screen)
+        return downsample_screen(pooled), total, terminated, truncated, info
+
+    def _checked(self, action) -> int:
+        num_actions = int(self.action_space.n)
+        try:
+            index = -1 if isinstance(action, bool) else operator.index(action)
+        except TypeError:
+            index = -1
+        if not 0 <= index < num_actions:
+            raise ValueError(
+                f"action must be an integer from 0 to {num_actions - 1} "
+                f"({', '.join(self.action_meanings)}), got {action!r}"
+            )
+        return index
+
+    def render(self) -> np.ndarray | None:
+        """Return the emulator's own screen, uint8 (210, 160, 3); None without a render mode."""
+        return self.env.render() if self.render_mode else None
+
+    def close(self) -> None:
+        self.env.close()
+
+    def clone_state(self, include_rng: bool = True) -> Any:
+        """Return the emulator's state, for `restore_state`.
+
+        Args:
+            include_rng: with the state of the generator that repeats actions by chance; without it
+                a sticky game goes on with other luck.
+        """
+        return self.env.unwrapped.clone_state(include_rng=include_rng)
+
+    def restore_state(self, state) -> None:
+        """Go back to a state of `clone_state`.
+
+        Exact but in a sticky game: the action that it may repeat is no part of ALE's states.
+        """
+        self.env.unwrapped.restore_state(state)
+
+    def branch(self, actions: Sequence[int], num_steps: int) -> Iterator[BranchStep]:
+        """Hold each action from this state on: counterfactual branches, one step at a time.
+
+        The environment is left as it was, also between two steps; all branches meet the same luck.
+        A branch whose game is over repeats its last frame.
+        """
+        states = [self.clone_state()] * len(actions)  # of now, not of when the first step is asked
+        return self._branch_steps(actions, states, num_steps)
+
+    def _branch_steps(self, actions, states: list, num_steps: int) -> Iterator[BranchStep]:
+        is_over = [False] * len(actions)
+        last: list[tuple] = [()] * len(actions)
+        for _ in range(num_steps):
+            here = self.clone_state()
+            for k, action in enumerate(actions):
+                if is_over[k]:
+                    continue
+                self.restore_state(states[k])
+                frame, _, terminated, truncated, _ = self.step(action)
+                last[k], is_over[k] = (frame, self.ram), terminated or truncated
+                states[k] = self.clone_state()
+            self.restore_state(here)
+            yield BranchStep(*(np.stack(part) for part in zip(*last, strict=True)))
+
+
+def make_atari_env(
+    game: str = "breakout", config: EmulatorConfig | None = None, render_mode: str | None = None
+) -> AtariFrameEnv:
+    """Make the emulator as collecting, evaluating and playing all use it.
+
+    Args:
+        game: name in any common spelling; ignored when `config` is given.
+        render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs.
+
+    Raises:
+        ValueError: no such game, setting or render mode.
+        FileNotFoundError: the game's ROM is missing.
+    """
+    config = config or EmulatorConfig(game=game)
+    if render_mode not in (None, *RENDER_MODES):
+        raise ValueError(f"render_mode must be None or rgb_array, got {render_mode!r}")
+    try:
+        env = gymnasium.make(
+            known_games()[config.game],
+            obs_type="rgb",
+            frameskip=1 if config.max_pool else config.frameskip,
+            repeat_action_probability=config.repeat_action_probability,
+            full_action_space=config.full_action_space,
+            render_mode=render_mode,
+            disable_env_checker=True,
+        )
+    except (gymnasium.error.Error, OSError) as error:
+        raise FileNotFoundError(
+            f"no ROM of {config.game} ({' '.join(str(error).split())}): ale-py carries it; "
+            "unset ALE_ROMS_DIR, or pip install --force-reinstall -r requirements.txt"
+        ) from error
+    return AtariFrameEnv(env, config)
 
 
 @functools.cache
@@ -34,61 +192,7 @@ def _register():
     gymnasium.register_envs(ale_py)
 
 
-class AtariFrameEnv(gymnasium.Wrapper):
-    """An ALE game whose observation is the model's frame, uint8 (84, 64, 3)."""
+def emulator_version() -> str:
+    import ale_py
 
-    def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
-        super().__init__(env)
-        self.config = config
-        self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
-
-    @property
-    def action_meanings(self) -> list[str]:
-        return self.env.unwrapped.get_action_meanings()
-
-    @property
-    def ram(self) -> np.ndarray:
-        """The emulator's memory, uint8 (128,)."""
-        return self.env.unwrapped.ale.getRAM()
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None):
-        screen, info = self.env.reset(seed=seed, options=options)
-        return downsample_screen(screen), info
-
-    def step(self, action):
-        if not self.config.max_pool:
-            screen, reward, terminated, truncated, info = self.env.step(action)
-            return downsample_screen(screen), float(reward), terminated, truncated, info
-        total, previous, screen = 0.0, None, None
-        for _ in range(self.config.frameskip):
-            previous = screen
-            screen, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        pooled = screen if previous is None else np.maximum(previous, screen)
-        return downsample_screen(pooled), total, terminated, truncated, info
-
-
-def make_atari_env(game: str = "breakout", config: EmulatorConfig | None = None) -> AtariFrameEnv:
-    """Make the emulator as collecting, evaluating and playing all use it.
-
-    Args:
-        game: name in any common spelling; ignored when `config` is given.
-    """
-    config = config or EmulatorConfig(game=game)
-    try:
-        env = gymnasium.make(
-            known_games()[config.game],
-            obs_type="rgb",
-            frameskip=1 if config.max_pool else config.frameskip,
-            repeat_action_probability=config.repeat_action_probability,
-            full_action_space=config.full_action_space,
-            disable_env_checker=True,
-        )
-    except (gymnasium.error.Error, OSError) as error:
-        raise FileNotFoundError(
-            f"no ROM of {config.game} ({' '.join(str(error).split())}): ale-py carries it; "
-            "unset ALE_ROMS_DIR, or pip install --force-reinstall -r requirements.txt"
-        ) from error
-    return AtariFrameEnv(env, config)
+    return ale_py.__version__

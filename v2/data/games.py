@@ -58,12 +58,20 @@ def game_id(name: str) -> str:
     """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`.
 
     Raises:
-        ValueError: no such ROM; names the closest ones.
+        ValueError: no such ROM; names the closest ones. An id that names settings as well, such as
+            `BreakoutNoFrameskip-v4`: says which are in force.
     """
     short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
     letters, known = re.sub(r"[\W_]", "", short).lower(), ATARI_GAMES
     spelt = {game.replace("_", ""): game for game in known}  # separators are free
     if letters not in spelt:
+        plain = re.sub("(ram)?(noframeskip|deterministic)?$", "", letters)
+        if plain in spelt:
+            raise ValueError(
+                f"no Atari game named {name!r}: did you mean {spelt[plain]}?; its settings are "
+                f"frameskip {EmulatorConfig.frameskip}, repeat_action_probability "
+                f"{EmulatorConfig.repeat_action_probability:g} and RGB frames, whatever its name"
+            )
         close = [spelt[match] for match in difflib.get_close_matches(letters, spelt, n=3)]
         hint = f"did you mean {' or '.join(close)}?" if close else f"e.g. {', '.join(known[:4])}"
         raise ValueError(f"no Atari game named {name!r}: {hint}")

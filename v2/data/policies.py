@@ -1,8 +1,8 @@
 """How actions are chosen while collecting.
 
 Contract: a policy maps the emulator's memory to an action index and draws only from the generator
-it was given. A controller without randomness would repeat one game for ever, so every scripted
-player aims at random offsets and errs. Knows nothing of emulators or files.
+it was given. A policy without randomness would repeat one game for ever, so every scripted
+policy aims at random offsets and errs. Knows nothing of emulators or files.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class PolicyConfig:
     name: str
     share: float
     kind: str  # random, sticky or scripted
-    error_prob: float = 0.0  # chance a step that a scripted player starts to hold a random key
+    error_prob: float = 0.0  # chance a step that a scripted policy starts to hold a random key
     aim_sd: float = 4.0  # native pixels around the paddle's middle
     rewind: bool = False  # go back to a saved emulator state after a life is lost
 
@@ -47,7 +47,7 @@ def policy_mix(name: str, game: str) -> list[PolicyConfig]:
     """Return the policies of a mix with shares that sum to 1.
 
     Raises:
-        ValueError: an unknown name, or a scripted player for a game that has none.
+        ValueError: an unknown name, or a scripted policy for a game that has none.
     """
     if name not in POLICY_NAMES:
         raise ValueError(f"no policy named {name!r}: use one of {', '.join(POLICY_NAMES)}")
@@ -66,8 +66,8 @@ def make_policy(
         return UniformRandom(len(action_meanings), rng)
     if config.kind == "sticky":
         return StickyRandom(len(action_meanings), rng)
-    player = {"breakout": BreakoutPlayer, "pong": PongPlayer}[game]
-    return player(config, action_meanings, rng)
+    scripted = {"breakout": BreakoutPolicy, "pong": PongPolicy}[game]
+    return scripted(config, action_meanings, rng)
 
 
 class UniformRandom:
@@ -93,7 +93,7 @@ class StickyRandom:
         return self.action
 
 
-class _ScriptedPlayer:
+class _ScriptedPolicy:
     """Follow a target with a paddle that moves on for a step after its key is released."""
 
     pending_pixels = 0.0  # the move that the last key still causes
@@ -134,7 +134,7 @@ class _ScriptedPlayer:
         raise NotImplementedError
 
 
-class BreakoutPlayer(_ScriptedPlayer):
+class BreakoutPolicy(_ScriptedPolicy):
     """Reads ball x ram[99] - 49, ball y ram[101] + 9 (0: no ball), paddle x ram[72] - 47."""
 
     pending_pixels = 11.5
@@ -171,7 +171,7 @@ class BreakoutPlayer(_ScriptedPlayer):
         return (action == self.actions["RIGHT"]) - (action == self.actions["LEFT"])
 
 
-class PongPlayer(_ScriptedPlayer):
+class PongPolicy(_ScriptedPolicy):
     """Reads ball y ram[54] and own paddle y ram[51]; RIGHT moves up, LEFT down."""
 
     pending_pixels = 6.0

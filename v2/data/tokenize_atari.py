@@ -24,7 +24,7 @@ from v2.runtime.files import check_output
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--data", type=cli.path,
                         help="npz of frames (default: the game's)")  # fmt: skip

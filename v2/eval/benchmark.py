@@ -54,7 +54,7 @@ SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=cli.positive_float, default=3.0,
                         help="time spent on each figure")  # fmt: skip

@@ -22,10 +22,9 @@ import dataclasses
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import GOLD_SEED_START, NUM_RAM_BYTES, GameData
+from v2.data.atari_dataset import GOLD_SEED_START, GameData
 from v2.data.collector import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
 from v2.data.emulator import emulator_version, make_atari_env
-from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
 from v2.eval.branches import BRANCH_STEPS, Branches
@@ -49,7 +48,7 @@ BALL_BYTES = {"breakout": 101, "pong": 54}  # of the memory: zero while there is
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
     parser.add_argument("--out", type=cli.path,
                         help="file (default: the set in the repository)")  # fmt: skip
@@ -146,28 +145,13 @@ def _branch_game(env, segment: Segment, times: set[int], parts: dict[str, list])
         if t in times:
             if not np.array_equal(env.ram, segment.ram[t]):
                 raise ValueError(f"game {segment.seed} does not repeat itself at step {t}")
-            frames, ram = _every_action(env)
+            steps = list(env.branch(range(env.action_space.n), BRANCH_STEPS))
             parts["history"].append(segment.frames[t - HISTORY + 1 : t + 1])
             parts["past"].append(segment.actions[t - HISTORY + 1 : t])
-            parts["frames"].append(frames)
-            parts["ram"].append(ram)
+            parts["frames"].append(np.stack([step.frames for step in steps], 1))
+            parts["ram"].append(np.stack([step.ram for step in steps], 1))
             parts["seed"].append(segment.seed)
         env.step(int(segment.actions[t]))
-
-
-def _every_action(env) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames (A, 8, 84, 64, 3) and memory (A, 8, 128) of every held action."""
-    state = env.unwrapped.clone_state()
-    frames, ram = [], []
-    for action in range(env.action_space.n):
-        env.unwrapped.restore_state(state)
-        for _ in range(BRANCH_STEPS):
-            frames.append(env.step(action)[0])
-            ram.append(env.ram)
-    env.unwrapped.restore_state(state)
-    shape = (env.action_space.n, BRANCH_STEPS)
-    return (np.stack(frames).reshape(*shape, *FRAME_SHAPE),
-            np.stack(ram).reshape(*shape, NUM_RAM_BYTES))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ PLAYED = ("temperature",)  # how frames are decoded, as flags
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
     which.add_argument("--run", metavar="NAME", help="a run's folder name")

@@ -142,15 +142,14 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
     num_balls, balls, tokens, ends, sampled, shown = [], [], [], [], [], []
     ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
     if can_read:
-        ram = detector.write_ram(game, detector.read_frames(game, history[:, -1]))
+        _, ram = detector.seen_memory(game, history[:, -1])
     first_ram = ram
     for step in range(1, steps + 1):
         actions = np.array([player.act(ram[k]) for k, player in enumerate(players)])
         frames = engine.step(actions)
         tokens.append(flat(engine.tokens).astype(np.uint16))
         if can_read:
-            objects = detector.read_frames(game, frames)
-            ram = detector.write_ram(game, objects)
+            objects, ram = detector.seen_memory(game, frames)
             num_balls.append(objects.num_balls)
             balls.append(objects.ball)
         if step % RESIDUAL_EVERY == 0:

@@ -91,7 +91,7 @@ MODEL_COLOUR = "#d6336c"
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--take", type=cli.path, nargs="+", default=[], metavar="FILE",
                         help="whole documents of gold_eval.py, trimmed into --docs first")
     parser.add_argument("--docs", type=cli.path, default=REPOSITORY / "docs",

@@ -8,27 +8,26 @@ import numpy as np
 
 from v2.play.session import PlaySession
 
-FORK_STEPS = 15  # one second
+BRANCH_STEPS = 15  # one second
 
 
-class Forks:
-    """Hold each action from the session's present moment on.
+class Branches:
+    """Counterfactual branches: hold each action from the session's present moment on.
 
     Both sides start from where they are: the real game from the emulator's state, the dream from
     its own; where tokens are sampled, every action meets the same noise. `real[k]` and `dream[k]`
     are uint8 (A, 84, 64, 3) after k steps.
     """
 
-    def __init__(self, session: PlaySession, num_steps: int = FORK_STEPS):
+    def __init__(self, session: PlaySession, num_steps: int = BRANCH_STEPS):
         self.session, self.num_steps = session, num_steps
         self.num_actions = session.engine.num_actions
         moment = session.moment
         self.real = [np.stack([moment.real_frame] * self.num_actions)]
         self.dream = [np.stack([moment.dream_frame] * self.num_actions)]
-        state = session.env.unwrapped.clone_state(include_rng=True)
-        self._env_states = [state] * self.num_actions
+        self._is_over = session.is_over  # a game that is over has no branches: its frame stays
+        self._real_steps = session.env.branch(range(self.num_actions), num_steps)
         self._dream_states = [session.engine.history] * self.num_actions
-        self._is_over = [session.is_over] * self.num_actions
         self._rng_state = session.engine.rng_state
 
     @property
@@ -39,21 +38,19 @@ class Forks:
         """Take one more step with every action."""
         if self.is_done:
             return
-        env, engine = self.session.env, self.session.engine
-        here, now = env.unwrapped.clone_state(include_rng=True), engine.history
-        rng_state = engine.rng_state
-        real, dream = self.real[-1].copy(), self.dream[-1].copy()
-        for action in range(self.num_actions):
-            if not self._is_over[action]:
-                env.unwrapped.restore_state(self._env_states[action])
-                real[action], _, terminated, truncated, _ = env.step(action)
-                self._is_over[action] = terminated or truncated
-                self._env_states[action] = env.unwrapped.clone_state(include_rng=True)
-            engine.restore(self._dream_states[action], self._rng_state)
-            dream[action] = engine.step(action)
-            self._dream_states[action] = engine.history
-        self._rng_state = engine.rng_state
-        env.unwrapped.restore_state(here)
-        engine.restore(now, rng_state)
+        real = self.real[-1] if self._is_over else next(self._real_steps).frames
+        dream = self._step_dreams()  # both sides have taken the step, or none is shown
         self.real.append(real)
         self.dream.append(dream)
+
+    def _step_dreams(self) -> np.ndarray:
+        engine = self.session.engine
+        state, rng_state = engine.history, engine.rng_state
+        frames = []
+        for action in range(self.num_actions):
+            engine.restore(self._dream_states[action], self._rng_state)
+            frames.append(engine.step(action))
+            self._dream_states[action] = engine.history
+        self._rng_state = engine.rng_state
+        engine.restore(state, rng_state)
+        return np.stack(frames)

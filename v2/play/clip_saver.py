@@ -10,17 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from v2.play.picture import View, render
-from v2.play.video import open_recording
+from v2.play.video import open_video
 from v2.runtime.files import write_text
 
 
 def save_clip(path: Path, views: Sequence[View], scale: int, fps: float, details: dict) -> int:
     """Write a video and, beside it, a JSON file; return the number of frames."""
-    with open_recording(path, fps) as recording:
+    with open_video(path, fps) as video:
         for view in views:
-            recording.write(render(view, scale))
+            video.write(render(view, scale))
     write_text(Path(path).with_suffix(".json"), json.dumps(details, indent=1) + "\n")
-    return recording.num_frames
+    return video.num_frames
 
 
 class BackgroundClips:

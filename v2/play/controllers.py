@@ -1,7 +1,7 @@
 """Who plays: a person, random held keys, or a script that reads RAM or the dreamed picture.
 
-Contract: a player sees what the mode lets it see: the real game's memory where that game runs, and
-nothing but the dreamed frame in a dream. Knows nothing of windows.
+Contract: a controller sees what the mode lets it see: the real game's memory where that game runs,
+and nothing but the dreamed frame in a dream. Knows nothing of windows.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,28 @@ from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
 
 
-def player_names(game: str) -> tuple[str, ...]:
-    """Return who can play a game."""
+def controller_names(game: str) -> tuple[str, ...]:
+    """Return who can play a game, a person first."""
     has_script = SCRIPTED in MIXES.get(game, ())
     return ("human", "random", *(["scripted"] if has_script else []))
 
 
-class Players:
-    """All players of a game, one of them in charge.
+class Controllers:
+    """All controllers of a game, one of them in charge.
 
     Args:
-        name: who begins; one of `player_names`.
+        name: who begins; one of `controller_names`.
+
+    Raises:
+        ValueError: a controller that the game lacks.
     """
 
     def __init__(self, game: str, actions: ActionMap, name: str, seed: int):
         self.game, self.actions = game, actions
-        self.names = player_names(game)
+        self.names = controller_names(game)
         if name not in self.names:
-            raise ValueError(f"--policy: {game} has no {name} player: use {', '.join(self.names)}")
+            known = ", ".join(self.names)
+            raise ValueError(f"--policy: {game} has no {name} controller: use {known}")
         self.name = name
         rng = np.random.default_rng(seed)
         policies = {"random": STICKY, "scripted": SCRIPTED}
@@ -40,7 +44,7 @@ class Players:
         }
 
     def next(self) -> str:
-        """Hand over to the next player and return its name."""
+        """Hand over to the next controller and return its name."""
         self.name = self.names[(self.names.index(self.name) + 1) % len(self.names)]
         return self.name
 
@@ -48,8 +52,8 @@ class Players:
         """Choose the action of this step; `inputs` are a person's keys."""
         ram = session.ram
         if self.name == "scripted" and session.mode == "dream":
-            seen = detector.read_frames(self.game, session.moment.dream_frame[None])
-            ram = detector.write_ram(self.game, seen)[0]
+            _, memory = detector.seen_memory(self.game, session.moment.dream_frame[None])
+            ram = memory[0]
         if self.name == "human":
             return self.actions.action(inputs)
         return self._policies[self.name].act(ram)

@@ -1,7 +1,7 @@
 """Text and shapes for the window: one palette, one font, smooth at every size.
 
-Contract: lengths are given at unit 1 and scaled by the pen's unit. The font is pygame's own, so a
-picture looks the same on every machine. Knows nothing of games.
+Contract: lengths are given at unit 1 and scaled by the drawing's unit. The font is pygame's own, so
+a picture looks the same on every machine. Knows nothing of games.
 """
 
 import functools
@@ -26,7 +26,7 @@ COLORS = {
 }
 
 
-class Pen:
+class Draw:
     """Text and shapes in one size unit."""
 
     def __init__(self, surface: pygame.Surface, unit: float):

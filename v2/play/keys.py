@@ -1,43 +1,114 @@
-"""From keys to actions: names of held keys, actions of a game, scripts of keys, the table of keys.
+"""The table of keys, and from keys to actions: held keys, actions of a game, scripts of keys.
 
-Contract: a game's actions are found by their meanings (RIGHTFIRE is RIGHT and FIRE together), never
-by index, so every ALE game has its keys. Where nothing is pressed a game without NOOP, such as
-Backgammon, takes its first action. Knows nothing of pygame, emulators or models.
+Contract: `PLAY_KEYS` and `REPLAY_KEYS` alone say which key does what; the window, the help, the
+hint and README's table follow from them. A game's actions are found by their meanings (RIGHTFIRE is
+RIGHT and FIRE together), never by index, so every ALE game has its keys. Where nothing is pressed a
+game without NOOP, such as Backgammon, takes its first action. Knows nothing of pygame, emulators or
+models.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 INPUTS = ("UP", "DOWN", "LEFT", "RIGHT", "FIRE")
 OPPOSITES = {"UP": "DOWN", "DOWN": "UP", "LEFT": "RIGHT", "RIGHT": "LEFT"}
 ALIASES = {"pong": {"UP": "RIGHT", "DOWN": "LEFT"}}  # its paddle goes up with RIGHT
 MAX_SCRIPT_STEPS = 1_000_000
+REDRAW = "redraw"  # no command: the window has changed
+WRITTEN = {"PERIOD": ".", "ESCAPE": "ESC"}  # keys that are written in another way than named
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One line of the table."""
+
+    does: Mapping[str, str]  # key, named as in pygame's K_ constants -> command, or one of INPUTS
+    help: str
+    hint: str = ""  # its words in the one-line hint; empty: not in it
+    label: str = ""  # how its keys are written; empty: one after another
+
+    @property
+    def keys(self) -> str:
+        """How the keys are written."""
+        return self.label or ", ".join(_written(key) for key in self.does)
+
 
 PLAY_KEYS = (
-    ("arrows, A D W S", "move"),
-    ("SPACE", "fire (serves in Breakout)"),
-    ("P", "pause"),
-    (".", "one step while paused"),
-    ("R", "sync the dream to the real game"),
-    ("TAB", "both / dream only / real only"),
-    ("M", "who plays: human, random, scripted"),
-    ("F", "fork: what each action leads to"),
-    ("BACKSPACE", "rewind both by 30 steps"),
-    ("V", "save the last 10 seconds as video"),
-    ("H", "show or hide these keys"),
-    ("Q, ESC", "quit"),
-)
+    KeyRow(
+        {"LEFT": "LEFT", "RIGHT": "RIGHT", "UP": "UP", "DOWN": "DOWN",
+         "A": "LEFT", "D": "RIGHT", "W": "UP", "S": "DOWN"},
+        "move", label="arrows, A D W S",
+    ),
+    KeyRow({"SPACE": "FIRE"}, "fire (serves in Breakout)"),
+    KeyRow({"P": "pause"}, "pause"),
+    KeyRow({"PERIOD": "one step"}, "one step while paused"),
+    KeyRow({"R": "sync"}, "sync the dream to the real game", hint="sync"),
+    KeyRow({"TAB": "mode"}, "both / dream only / real only", hint="view"),
+    KeyRow({"M": "controller"}, "who plays: human, random, scripted", hint="who plays"),
+    KeyRow({"F": "branches"}, "counterfactual branches: what each action leads to",
+           hint="branches"),
+    KeyRow({"BACKSPACE": "rewind"}, "rewind both by 30 steps"),
+    KeyRow({"V": "clip"}, "save the last 10 seconds as video", hint="clip"),
+    KeyRow({"H": "help"}, "show or hide these keys", hint="keys"),
+    KeyRow({"Q": "quit", "ESCAPE": "quit"}, "quit", hint="quit"),
+)  # fmt: skip
 REPLAY_KEYS = (
-    ("SPACE, P", "play or stop"),
-    ("LEFT, RIGHT", "one step back or on"),
-    ("DOWN, UP", "30 steps back or on"),
-    ("HOME, END", "first or last frame"),
-    ("R", "open loop starts here"),
-    ("N, B", "next or previous episode"),
-    ("V", "save what was shown as video"),
-    ("H", "show or hide these keys"),
-    ("Q, ESC", "quit"),
+    KeyRow({"SPACE": "pause", "P": "pause"}, "play or stop", hint="play"),
+    KeyRow({"LEFT": "back", "RIGHT": "on"}, "one step back or on", hint="step"),
+    KeyRow({"DOWN": "far back", "UP": "far on"}, "30 steps back or on", hint="30 steps"),
+    KeyRow({"HOME": "first", "END": "last"}, "first or last frame"),
+    KeyRow({"R": "sync"}, "open loop starts here", hint="open loop from here"),
+    KeyRow({"N": "next", "B": "previous"}, "next or previous episode"),
+    KeyRow({"V": "clip"}, "save what was shown as video"),
+    KeyRow({"H": "help"}, "show or hide these keys", hint="keys"),
+    KeyRow({"Q": "quit", "ESCAPE": "quit"}, "quit"),
 )
+
+
+def commands_of(rows: Sequence[KeyRow]) -> dict[str, str]:
+    """Return key -> command, without the keys of the game."""
+    return {key: does for key, does in _all_keys(rows).items() if does not in INPUTS}
+
+
+def inputs_of(rows: Sequence[KeyRow]) -> dict[str, str]:
+    """Return key -> game input."""
+    return {key: does for key, does in _all_keys(rows).items() if does in INPUTS}
+
+
+def help_rows(rows: Sequence[KeyRow]) -> tuple[tuple[str, str], ...]:
+    """Return (keys, what they do) as the help shows them."""
+    return tuple((row.keys, row.help) for row in rows)
+
+
+def hint_line(rows: Sequence[KeyRow]) -> str:
+    """Return the line below the picture, H first: a narrow window cuts its end."""
+    shown = sorted((row for row in rows if row.hint), key=lambda row: "help" not in _does(row))
+    keys = [dict.fromkeys(key_of(rows, does) for does in _does(row)) for row in shown]
+    return "  ·  ".join(f"{' '.join(k)} {row.hint}" for k, row in zip(keys, shown, strict=True))
+
+
+def key_of(rows: Sequence[KeyRow], command: str) -> str:
+    """Return how the first key of a command is written."""
+    return next(_written(key) for key, does in _all_keys(rows).items() if does == command)
+
+
+def markdown_table(rows: Sequence[KeyRow]) -> list[str]:
+    """Return the lines of the table as README can hold it."""
+    lines = [f"| {keys} | {does} |" for keys, does in help_rows(rows)]
+    return ["| key | does |", "|---|---|", *lines]
+
+
+def _all_keys(rows: Sequence[KeyRow]) -> dict[str, str]:
+    return {key: does for row in rows for key, does in row.does.items()}
+
+
+def _does(row: KeyRow) -> tuple[str, ...]:
+    return tuple(row.does.values())
+
+
+def _written(key: str) -> str:
+    return WRITTEN.get(key, key)
 
 
 class ActionMap:
@@ -49,7 +120,7 @@ class ActionMap:
         aliases: input -> the input that it stands for in this game; see `ALIASES`.
         """
         self.meanings, self._aliases = list(meanings), aliases or {}
-        self._actions = {_inputs_of(name): index for index, name in enumerate(self.meanings)}
+        self._actions = {_inputs_in(name): index for index, name in enumerate(self.meanings)}
         self._known_inputs = frozenset().union(*self._actions)
         self._actions.setdefault(frozenset(), 0)  # a game without NOOP
 
@@ -71,7 +142,7 @@ class ActionMap:
 
     def inputs(self, action: int) -> frozenset[str]:
         """Return the keys that an action stands for."""
-        return _inputs_of(self.meanings[action])
+        return _inputs_in(self.meanings[action])
 
     def script(self, text: str) -> Iterator[int]:
         """Read a script of actions such as `RIGHT*10,NOOP*5,FIRE`.
@@ -88,19 +159,19 @@ class ActionMap:
         match = re.fullmatch(r"\s*([A-Za-z+]+)\s*(?:\*\s*(\d+))?\s*", part)
         name = match[1].upper().replace("+", "").replace("SPACE", "FIRE") if match else None
         count = int(min(float(match[2] or 1), MAX_SCRIPT_STEPS + 1)) if match else 0
-        if count < 1 or not _is_combination(name) or _inputs_of(name) not in self._actions:
+        if count < 1 or not _is_combination(name) or _inputs_in(name) not in self._actions:
             raise ValueError(
                 f"--keys: {part.strip()!r} is not NAME or NAME*COUNT with a name of "
                 f"{', '.join(self.meanings)}"
             )
-        return self._actions[_inputs_of(name)], count
+        return self._actions[_inputs_in(name)], count
 
 
 def _is_combination(name: str) -> bool:
     return re.fullmatch(f"NOOP|({'|'.join(INPUTS)})+", name) is not None
 
 
-def _inputs_of(meaning: str) -> frozenset[str]:
+def _inputs_in(meaning: str) -> frozenset[str]:
     return frozenset(name for name in INPUTS if name in meaning)
 
 

@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from v2.play.keys import REDRAW
+
 IDLE_SECONDS = 0.004
 QUIET_SECONDS = 0.5  # a picture is drawn at least so often, for notices that end
 NOTICE_SECONDS = 3
@@ -68,7 +70,7 @@ class Clock:
         self.due = self.due + self.period if now - self.due < self.period else now + self.period
 
 
-class Worker:
+class ModelThread:
     """A thread that does one job at a time and hands errors back.
 
     Models are loaded on it, too: as soon as two threads have computed in parallel, OpenMP counts
@@ -80,7 +82,7 @@ class Worker:
         self._future: Future | None = None
         self._timing = (0.0, 0.0)
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> "ModelThread":
         return self
 
     def __exit__(self, *exception) -> None:
@@ -118,52 +120,53 @@ class Worker:
         self._timing = (began, time.perf_counter())
 
 
-def run_window(game, window, worker: Worker, stop, max_steps: int = 0) -> None:
+def run_window(game, window, thread: ModelThread, stop, max_steps: int = 0) -> None:
     """Play in a window until someone quits, `stop` is set or `max_steps` are done.
 
     Args:
         game: a PlayGame or a Replay.
-        worker: the thread that the game's models were loaded on.
+        thread: the thread that the game's models were loaded on.
     """
     clock, drawn = Clock(game.steps_per_second), 0.0
     while not (stop or game.is_over or 0 < max_steps <= game.num_steps):
         commands = window.poll()
         for command in commands:
-            game.command(command)
-        has_ended = worker.finished()
+            if command != REDRAW:
+                game.command(command)
+        has_ended = thread.finished()
         if has_ended:
-            game.job_done(*worker.timing)
-        if worker.is_idle:
-            _start_job(game, window, worker, clock)
+            game.job_done(*thread.timing)
+        if thread.is_idle:
+            _start_job(game, window, thread, clock)
         wait = clock.period if game.is_animated else QUIET_SECONDS
         if commands or has_ended or time.perf_counter() - drawn > wait:
             window.show(game.view("" if window.has_seen_key else FOCUS_HINT))
             drawn = time.perf_counter()
         time.sleep(IDLE_SECONDS)
-    while not worker.is_idle:  # the step that was running belongs to the recording, too
-        if worker.finished():
-            game.job_done(*worker.timing)
+    while not thread.is_idle:  # the step that was running belongs to the video, too
+        if thread.finished():
+            game.job_done(*thread.timing)
         time.sleep(IDLE_SECONDS)
 
 
-def _start_job(game, window, worker: Worker, clock: Clock) -> None:
-    if game.is_animated:  # forks, or a replay: no game sees these keys, and none shall later
+def _start_job(game, window, thread: ModelThread, clock: Clock) -> None:
+    if game.is_animated:  # branches, or a replay: no game sees these keys, and none shall later
         window.held.take()
     job = game.urgent_job()
     if job is None and clock.is_due():
         clock.began()
         job = game.step_job(window.held.take())
     if job is not None:
-        worker.start(*job)
+        thread.start(*job)
 
 
-def run_headless(game, worker: Worker, stop, max_steps: int) -> None:
+def run_headless(game, thread: ModelThread, stop, max_steps: int) -> None:
     """Play `max_steps` steps as fast as the machine goes; 0: until the script of keys is over.
 
     Args:
-        worker: the thread that the game's models were loaded on.
+        thread: the thread that the game's models were loaded on.
     """
     while not stop and (game.num_steps < max_steps or not (max_steps or game.script_is_over)):
         began = time.perf_counter()
-        worker.call(*game.step_job([]))
+        thread.call(*game.step_job([]))
         game.job_done(began, time.perf_counter())

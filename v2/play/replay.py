@@ -6,24 +6,17 @@ actions; frame t is the result of actions[t - 1]. Knows no torch and no events.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter, strftime
 
 import numpy as np
 
-from v2.data.atari_dataset import (
-    META_FIELDS,
-    GameData,
-    data_paths,
-    load_game_data,
-    recorded_emulator,
-)
 from v2.data.games import EmulatorConfig
-from v2.data.npz import read_meta
-from v2.data.validation import check_episodes
 from v2.play.clip_saver import BackgroundClips
-from v2.play.keys import REPLAY_KEYS, ActionMap
+from v2.play.episodes import Episode, EpisodeFile
+from v2.play.keys import REPLAY_KEYS, ActionMap, help_rows, hint_line
 from v2.play.loop import NOTICE_SECONDS
 from v2.play.picture import CURVE_STEPS, Curve, Pane, View
 from v2.play.session import HISTORY_FRAMES
@@ -31,77 +24,7 @@ from v2.play.session import HISTORY_FRAMES
 FAR_STEPS = 30
 CLIP_SCALE = 4
 CLIP_SECONDS = 10
-HINT = "SPACE play  ·  LEFT RIGHT step  ·  DOWN UP 30 steps  ·  R open loop from here  ·  H keys"
-
-
-@dataclass
-class Episode:
-    """One recorded episode; see `v2.data.atari_dataset` for the time convention."""
-
-    id: int
-    policy: str
-    score: float
-    frames: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-
-
-class EpisodeFile:
-    """The episodes of a data file, or of its shards, of which one is in memory at a time."""
-
-    def __init__(self, path: Path):
-        self.parts = data_paths(path)
-        self.metas = [read_meta(part, META_FIELDS) for part in self.parts]
-        for part, meta in zip(self.parts, self.metas, strict=True):
-            check_episodes(part, meta)
-        self._places = [
-            (part, entry) for part, meta in zip(self.parts, self.metas, strict=True)
-            for entry in meta["episodes"] if entry["frames"] > HISTORY_FRAMES
-        ]  # fmt: skip
-        if not self._places:
-            raise ValueError(f"{path} has no episode of more than {HISTORY_FRAMES} frames")
-        self._part: Path | None = None
-        self._data: GameData | None = None
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def index_of(self, episode_id: int) -> int:
-        ids = [entry["id"] for _, entry in self._places]
-        if episode_id not in ids:
-            raise ValueError(f"no episode {episode_id}: there are {ids[0]} to {ids[-1]}")
-        return ids.index(episode_id)
-
-    def __getitem__(self, index: int) -> Episode:
-        part, entry = self._places[index]
-        if part != self._part:
-            self._data, self._part = load_game_data(part), part
-        rows = np.flatnonzero(self._data.episode_ids == entry["id"])
-        if len(rows) != entry["frames"]:
-            raise ValueError(f"{part}: its list of episodes is damaged; make the file again")
-        first, last = rows[0], rows[-1] + 1
-        rewards = self._data.rewards[first:last]
-        return Episode(
-            entry["id"], str(entry.get("policy", "?")), float(rewards.sum()),
-            self._data.frames[first:last], self._data.actions[first:last], rewards,
-        )  # fmt: skip
-
-
-def _check_fits(path: Path, meta: dict, emulator: EmulatorConfig, num_actions: int) -> None:
-    """Check that a model knows the game of a recording; a ValueError with the path."""
-    recorded = recorded_emulator(path, meta)
-    if recorded.game != emulator.game:
-        raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")
-    known = asdict(emulator).items()
-    for (name, value), (_, expected) in zip(asdict(recorded).items(), known, strict=True):
-        if value != expected:
-            raise ValueError(
-                f"{path} was recorded with {name} {value}, and the model knows {name} {expected}: "
-                "load other weights"
-            )
-    names = meta["action_meanings"]
-    if len(names) != num_actions or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} has other actions than the model knows: load other weights")
+HINT = hint_line(REPLAY_KEYS)
 
 
 class Predictions:
@@ -186,10 +109,9 @@ class Replay:
     def __init__(self, path: Path, engine, emulator: EmulatorConfig, episode_id: int | None = None,
                  fps: float | None = None, clips: Path = Path("recordings")):  # fmt: skip
         self.file, self.engine, self.clips = EpisodeFile(path), engine, clips
-        for part, meta in zip(self.file.parts, self.file.metas, strict=True):
-            _check_fits(part, meta, emulator, engine.num_actions)
+        self.file.check_fits(emulator, engine.num_actions)
         self.game = emulator.game
-        self.actions = ActionMap(self.file.metas[0]["action_meanings"])
+        self.actions = ActionMap(self.file.action_meanings)
         self.steps_per_second = fps or emulator.steps_per_second
         self.is_over = self.shows_help = False
         self.is_paused = True
@@ -215,25 +137,36 @@ class Replay:
         """Wait for a clip that is being saved."""
         self._writer.close()
 
-    def command(self, name: str) -> None:
-        """Take a command of `v2.play.window.REPLAY_COMMANDS`."""
+    @property
+    def commands(self) -> dict[str, Callable[[], None]]:
+        """What can be asked, as `v2.play.keys.REPLAY_KEYS` names it."""
         moves = {"back": -1, "on": 1, "far back": -FAR_STEPS, "far on": FAR_STEPS,
                  "first": -self.last, "last": self.last}  # fmt: skip
-        if name == "quit":
-            self.is_over = True
-        elif name == "help":
-            self.shows_help = not self.shows_help
-        elif name == "pause":
-            self.is_paused = not self.is_paused
-        elif name in moves:
-            self.is_paused = True
-            self.time = min(self.last, max(HISTORY_FRAMES - 1, self.time + moves[name]))
-        elif name == "sync":
-            self._shown.restart(self.time)
-        elif name in ("next", "previous"):
-            self._wants_episode = 1 if name == "next" else -1
-        elif name == "clip":
-            self._save_clip()
+        return {name: partial(self._move, steps) for name, steps in moves.items()} | {
+            "quit": self._quit, "help": self._toggle_help, "pause": self._toggle_pause,
+            "sync": lambda: self._shown.restart(self.time), "clip": self._save_clip,
+            "next": lambda: self._ask_episode(1), "previous": lambda: self._ask_episode(-1),
+        }  # fmt: skip
+
+    def command(self, name: str) -> None:
+        """Take one of `commands`."""
+        self.commands[name]()
+
+    def _quit(self) -> None:
+        self.is_over = True
+
+    def _toggle_help(self) -> None:
+        self.shows_help = not self.shows_help
+
+    def _toggle_pause(self) -> None:
+        self.is_paused = not self.is_paused
+
+    def _move(self, steps: int) -> None:
+        self.is_paused = True
+        self.time = min(self.last, max(HISTORY_FRAMES - 1, self.time + steps))
+
+    def _ask_episode(self, step: int) -> None:
+        self._wants_episode = step
 
     def urgent_job(self) -> tuple | None:
         """Return what the panes of this time still lack."""
@@ -280,7 +213,7 @@ class Replay:
 
     def view(self, hint: str = "") -> View:
         """Return the picture of this time."""
-        rows = REPLAY_KEYS if self.shows_help else ()
+        rows = help_rows(REPLAY_KEYS) if self.shows_help else ()
         if self.is_paused or self._shown.missing_job(self.time) is None:
             self._drawn = self.time  # while playing, a picture stays until the next is whole
         hint = f"click this window first  ·  {HINT}" if hint else HINT

@@ -15,9 +15,10 @@ import numpy as np
 from v2.data.emulator import AtariFrameEnv
 from v2.decoding import END_PROB
 from v2.eval.objects import detector
+from v2.models.temporal_world_model import WorldModelConfig
 
 MODES = ("both", "dream", "real")
-HISTORY_FRAMES = 4
+HISTORY_FRAMES = WorldModelConfig.history
 REWIND_STEPS = 30
 MAX_SNAPSHOTS = 900  # a minute at 15 steps a second
 LOST_BALL_STEPS = 15
@@ -61,7 +62,7 @@ class Divergence:
 
 
 class Tape(Protocol):
-    """What wants to know every real step, such as a recording of episodes."""
+    """What wants to know every real step, such as a tape of episodes."""
 
     def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None: ...
 
@@ -72,7 +73,7 @@ class Tape(Protocol):
 class _Snapshot:
     env_state: Any
     dream_state: Any
-    dream_noise: Any  # the state of the sampling generator
+    dream_rng_state: Any  # the state of the sampling generator
     dream_tokens: np.ndarray
     frames: tuple
     actions: tuple
@@ -175,7 +176,7 @@ class PlaySession:
         self.sync(f"game over with {score:.0f} points: a new game" if over else "")
 
     def _lives(self) -> int:
-        return self.env.unwrapped.ale.lives()
+        return self.env.ale.lives()
 
     def sync(self, notice: str = "synced") -> Moment:
         """Start the dream from the real game's last four frames."""
@@ -233,7 +234,7 @@ class PlaySession:
 
     def _remember(self) -> None:
         self._snapshots.append(_Snapshot(
-            self.env.unwrapped.clone_state(include_rng=True), self.engine.history,
+            self.env.clone_state(), self.engine.history,
             self.engine.rng_state, self.dream_tokens, tuple(self.frames), tuple(self.actions),
             self.moment, self.ram, self._seed, self.is_over, self.divergence,
             len(self.divergence),
@@ -247,8 +248,8 @@ class PlaySession:
         num_steps = min(num_steps, len(self._snapshots))
         for _ in range(num_steps):
             snapshot = self._snapshots.pop()
-        self.env.unwrapped.restore_state(snapshot.env_state)
-        self.engine.restore(snapshot.dream_state, snapshot.dream_noise)
+        self.env.restore_state(snapshot.env_state)
+        self.engine.restore(snapshot.dream_state, snapshot.dream_rng_state)
         self.dream_tokens, self.ram = snapshot.dream_tokens, snapshot.ram
         self.frames.clear(), self.actions.clear()
         self.frames.extend(snapshot.frames), self.actions.extend(snapshot.actions)

@@ -4,14 +4,13 @@ Contract: the collector's own format; a file is complete or absent. Knows nothin
 models.
 """
 
-import importlib
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
 
 from v2.data.atari_dataset import GOLD_SEED_START, GameData, save_game_data, split_of_game
 from v2.data.collector import Segment, join_segments
+from v2.data.emulator import emulator_version
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.validation import MIN_EQUAL_FRAMES
 
@@ -27,16 +26,15 @@ class EpisodeTape:
 
     Args:
         seed: of the session; every session that is to be trained on needs another.
-        player: who plays; kept up to date by whoever hands over.
+        controller: who plays; kept up to date by whoever hands over.
     """
 
-    def __init__(
-        self, config: EmulatorConfig, action_meanings: list[str], seed: int, player: str = "human"
-    ):
+    def __init__(self, config: EmulatorConfig, action_meanings: list[str], seed: int,
+                 controller: str = "human"):  # fmt: skip
         if not 0 <= seed <= MAX_PLAY_SEED:
             raise ValueError(f"--seed must be 0 to {MAX_PLAY_SEED} with --save-data, got {seed}")
         self.config, self.action_meanings, self.seed = config, action_meanings, seed
-        self.player = player
+        self.controller = controller
         self._segments: list[Segment] = []
 
     @staticmethod
@@ -46,13 +44,13 @@ class EpisodeTape:
         return HUMAN_SEED_START + seed * 1000
 
     def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None:
-        self._segments.append(Segment.begin(seed, self.player, frame, ram))
+        self._segments.append(Segment.begin(seed, self.controller, frame, ram))
 
     def step(self, action, reward, frame, ram, terminated) -> None:
         now = self._segments[-1]
         now.append(action, reward, frame, ram, terminated)
-        if self.player not in now.policy.split("+"):
-            now.policy += f"+{self.player}"
+        if self.controller not in now.policy.split("+"):
+            now.policy += f"+{self.controller}"
 
     @property
     def has_held_out_game(self) -> bool:
@@ -80,7 +78,7 @@ class EpisodeTape:
         meta = {
             "format": 1, "game": self.config.game, "emulator": emulator_dict(self.config),
             "action_meanings": self.action_meanings,
-            "ale_py": importlib.metadata.version("ale-py"), "policy": "played",
+            "ale_py": emulator_version(), "policy": "played",
             "mix": shares, "seed": self.seed, "episodes": episodes,
         }  # fmt: skip
         save_game_data(path, GameData(**arrays, meta=meta))

@@ -7,7 +7,6 @@ windows or models.
 
 import contextlib
 import importlib
-import importlib.metadata
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
@@ -20,27 +19,28 @@ from v2.runtime.files import atomic_path
 MP4_OPTIONS = {"crf": "18", "preset": "veryfast"}
 MAX_WAITING = 16  # pictures that may wait to be encoded, about a second
 MAX_GIF_PICTURES = 1800  # they wait in memory; two minutes at 15 steps a second
-GIF_TICK_SECONDS = 0.01  # GIF counts time in hundredths of a second
+GIF_TICK_MS = 10  # GIF counts time in hundredths of a second
+MIN_GIF_TICKS = 2  # browsers show a picture of one tick for ten
 
 
-def open_recording(path: Path, fps: float) -> "_Recording":
+def open_video(path: Path, fps: float) -> "_Video":
     """Open a video, an animated picture or a last picture for writing; a context manager.
 
     Raises:
         ValueError: a suffix other than .mp4, .gif or .png.
         ImportError: the package that writes it is missing.
     """
-    kinds = {".mp4": Mp4Recording, ".gif": GifRecording, ".png": LastPicture}
+    kinds = {".mp4": Mp4Video, ".gif": GifVideo, ".png": LastPicture}
     path = Path(path)
     if path.suffix.lower() not in kinds:
-        raise ValueError(f"{path}: a recording ends in {' or '.join(kinds)}")
+        raise ValueError(f"{path}: a video ends in {' or '.join(kinds)}")
     importlib.import_module("av" if path.suffix.lower() == ".mp4" else "PIL")  # not at the end
     path.parent.mkdir(parents=True, exist_ok=True)
     return kinds[path.suffix.lower()](path, fps)
 
 
-class _Recording(contextlib.AbstractContextManager):
-    """Count frames; a recording without any leaves no file."""
+class _Video(contextlib.AbstractContextManager):
+    """Count frames; a video without any leaves no file."""
 
     def __init__(self, path: Path, fps: float):
         self.path, self.fps, self.num_frames = path, fps, 0
@@ -49,7 +49,7 @@ class _Recording(contextlib.AbstractContextManager):
         self.close()
 
 
-class Mp4Recording(_Recording):
+class Mp4Video(_Video):
     """H.264 in the pixel format that every player and browser shows."""
 
     def __init__(self, path: Path, fps: float):
@@ -87,10 +87,11 @@ class Mp4Recording(_Recording):
             self._container, self._stack = container, stack.pop_all()
 
 
-class GifRecording(_Recording):
+class GifVideo(_Video):
     """An animated GIF; frames wait in memory, one byte a pixel, until it is closed.
 
-    It holds the first `MAX_GIF_PICTURES` and says once that it is full.
+    It takes the first `MAX_GIF_PICTURES` and says once that it is full; see `gif_times` for those
+    that it shows.
     """
 
     def __init__(self, path: Path, fps: float):
@@ -113,16 +114,27 @@ class GifRecording(_Recording):
     def close(self) -> None:
         if not self._pictures:
             return
-        ends = np.rint(np.arange(self.num_frames + 1) / self.fps / GIF_TICK_SECONDS)
-        durations = [int(ticks) * 10 for ticks in np.diff(ends)]
-        first, *others = self._pictures
+        kept, durations = gif_times(len(self._pictures), self.fps)
+        first, *others = (self._pictures[index] for index in kept)
         with atomic_path(self.path) as temporary:
             first.save(temporary, format="GIF", save_all=True, append_images=others,
                        duration=durations, loop=0, optimize=False)  # fmt: skip
-        self._pictures = []
+        self._pictures, self.num_frames = [], len(kept)
 
 
-class LastPicture(_Recording):
+def gif_times(num_pictures: int, fps: float) -> tuple[list[int], list[int]]:
+    """Return which pictures a GIF holds and for how many ms it shows each, 20 at least.
+
+    Above 50 a second some are left out, evenly, so that the whole lasts as long as it should.
+    """
+    num_ticks = 1000 / GIF_TICK_MS * num_pictures / fps
+    num_kept = max(1, min(num_pictures, int(num_ticks / MIN_GIF_TICKS)))
+    starts = np.rint(np.linspace(0, max(num_ticks, MIN_GIF_TICKS), num_kept + 1)).astype(int)
+    kept = np.arange(num_kept) * num_pictures // num_kept
+    return kept.tolist(), (np.diff(starts) * GIF_TICK_MS).tolist()
+
+
+class LastPicture(_Video):
     """The last picture alone, as PNG."""
 
     def write(self, picture: np.ndarray) -> None:
@@ -137,16 +149,16 @@ class LastPicture(_Recording):
                 Image.fromarray(self._picture).save(temporary, format="PNG")
 
 
-class BackgroundRecording(contextlib.AbstractContextManager):
-    """Encode the pictures of a recording on a thread, in their order.
+class BackgroundVideo(contextlib.AbstractContextManager):
+    """Encode the pictures of a video on a thread, in their order.
 
     What the thread raises comes out of a later `write`, or of `close`, which waits for it; no
     picture is encoded after that.
     """
 
-    def __init__(self, recording: _Recording):
-        self._recording = recording
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="recording")
+    def __init__(self, video: _Video):
+        self._video = video
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="video")
         self._waiting: deque[Future] = deque()
         self._has_failed = self.is_saved = False
 
@@ -156,7 +168,7 @@ class BackgroundRecording(contextlib.AbstractContextManager):
     @property
     def num_frames(self) -> int:
         """How many pictures are encoded."""
-        return self._recording.num_frames
+        return self._video.num_frames
 
     def write(self, picture: np.ndarray) -> None:
         """Hand over one picture; waits only where `MAX_WAITING` are not encoded yet."""
@@ -168,11 +180,11 @@ class BackgroundRecording(contextlib.AbstractContextManager):
         if self._has_failed:
             return
         self._has_failed = True  # unless the next line returns
-        self._recording.write(picture)
+        self._video.write(picture)
         self._has_failed = False
 
     def close(self) -> None:
-        with self._recording, self._executor:
+        with self._video, self._executor:
             while self._waiting:
                 self._waiting.popleft().result()
         self.is_saved = self.num_frames > 0

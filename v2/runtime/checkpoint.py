@@ -121,7 +121,7 @@ def check_resumable(state: dict, path: Path, *keys: str) -> None:
     if missing:
         raise ValueError(
             f"{path} holds weights without {', '.join(missing)}: it cannot be resumed; "
-            "--set init_from=FILE begins a new run with them"
+            f"--set init_from={path} begins a new run with them"
         )
 
 

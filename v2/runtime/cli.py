@@ -8,6 +8,7 @@ script can say which package is missing. Knows nothing of what a script does.
 from __future__ import annotations  # so that an older Python reaches its explanation
 
 import argparse
+import ast
 import contextlib
 import errno
 import os
@@ -160,11 +161,18 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(report_error(ValueError(f"{message}; see --help")))
 
 
-def parser(description: str, example: str) -> argparse.ArgumentParser:
-    """Make a parser with an example and --debug."""
+def parser(script: str) -> argparse.ArgumentParser:
+    """Make a script's parser, with --debug.
+
+    Args:
+        script: its file. The docstring's first line says what it does, its third is the example;
+            both are read from the source, as `python -OO` keeps no docstring in memory.
+    """
+    source = Path(script).read_text("utf-8")
+    lines = ast.get_docstring(ast.parse(source)).splitlines()
     made = _Parser(
-        description=description,
-        epilog=f"example: {example}",
+        description=lines[0],
+        epilog=f"example: {lines[2].strip()}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -4,10 +4,12 @@ Contract: a run writes only into its own folder (and the game's tokens, where th
 stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
 last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
 lock (held by whoever has it locked, and by nobody once that process is gone). `latest` is the
-newest finished run that is no smoke run, else the shipped weights.
-Knows nothing of models.
+run that finished last and is no smoke run, else the shipped weights. Which of two was last is told
+by a number in status.json, larger than all others when it is written: neither a name nor a clock
+that goes back matters. Knows nothing of models.
 """
 
+import itertools
 import json
 import math
 import os
@@ -23,6 +25,7 @@ except ImportError:  # Windows plays; two trainings in one folder are not notice
     fcntl = None
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 
 
@@ -35,21 +38,21 @@ class RunDir:
 
     @classmethod
     def create(cls, root: Path, kind: str, config: dict) -> "RunDir":
-        """Make a folder below `root`/runs, named by the time: the last by name is the newest."""
+        """Make a folder below `root`/runs, named by the time."""
         runs = Path(root) / "runs"
         runs.mkdir(parents=True, exist_ok=True)
-        while True:
-            newest = max((p.name for p in runs.glob("[0-9]*_*")), default="")
-            now = time.strftime("%Y%m%d_%H%M%S")
-            run = cls(runs / (now if now > newest else f"{newest}_2"))  # the clock went back
+        now = time.strftime("%Y%m%d_%H%M%S")
+        for name in itertools.chain([now], (f"{now}_{k}" for k in itertools.count(2))):
             try:
-                run.path.mkdir()
+                (runs / name).mkdir()
                 break
-            except FileExistsError:  # another process was faster
+            except FileExistsError:  # of the same second, or the clock went back
                 continue
         sync_directory(runs)
+        run = cls(runs / name)
         run.acquire()
         write_text(run.path / "config.json", json.dumps({"kind": kind, **config}, indent=1))
+        run.set_status(is_finished=False, step=0, minutes=0.0)
         return run
 
     def acquire(self) -> None:
@@ -115,6 +118,11 @@ class RunDir:
             write_text(self.path / "config.json", json.dumps(config, indent=1))
 
     def set_status(self, **status) -> None:
+        """Say how far the run came; it is now the last one, unless it was finished before."""
+        if status["is_finished"] and is_finished(self.path):
+            return
+        highest = max(map(_number, self.path.parent.glob("*")))
+        status |= {"number": highest + 1, "time": time.strftime(TIME_FORMAT)}
         write_text(self.path / "status.json", json.dumps(status))
 
 
@@ -169,11 +177,16 @@ def shown_path(path: Path) -> str:
     return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
 
 
+def all_runs(directory: Path) -> list[Path]:
+    """Return the folders of all runs, the one that was begun or that finished last at the end."""
+    runs = (path.parent for path in (Path(directory) / "runs").glob("*/config.json"))
+    return sorted(runs, key=lambda run: (_number(run), run.name))  # older versions gave no number
+
+
 def finished_runs(directory: Path, kind: str) -> list[Path]:
-    """Return the finished runs of a kind that are no smoke runs, oldest first."""
+    """Return the finished runs of a kind that are no smoke runs, the last one at the end."""
     found = []
-    for config_path in sorted((Path(directory) / "runs").glob("*/config.json")):
-        run = config_path.parent
+    for run in all_runs(directory):
         try:
             config = read_config(run)
         except ValueError as error:  # one damaged run must not hide the others
@@ -201,6 +214,13 @@ def is_finished(run: Path) -> bool:
 def read_status(run: Path) -> dict:
     """Read the step and the minutes that a run came to, and whether these are all."""
     return json.loads((Path(run) / "status.json").read_text("utf-8"))
+
+
+def _number(run: Path) -> int:
+    try:
+        return int(read_status(run)["number"])
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):  # not there, or damaged
+        return 0
 
 
 def _step_of(line: str) -> float:

@@ -27,7 +27,7 @@ from v2.data.games import game_directory
 from v2.data.tokens import TOKENS_NAME
 from v2.eval import documents
 from v2.runtime.files import check_writable, write_text
-from v2.runtime.run_dir import is_finished
+from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
 BASE = WorldModelRecipe(
@@ -74,8 +74,7 @@ COLUMNS = {
 
 
 def build_parser():
-    usage = __doc__.splitlines()[2].strip()
-    parser = cli.parser(__doc__.splitlines()[0], usage)
+    parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--data", type=cli.path,
                         help="npz of frames (default: the game's)")  # fmt: skip
@@ -122,7 +121,7 @@ def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> N
     learnt, tokens = args.data, args.out / f"{TOKENS_NAME}.npz"
     if name == RANDOM_DATA:
         learnt, tokens = args.random_data, args.out / f"random_{TOKENS_NAME}.npz"
-    runs = sorted((directory / "runs").glob("*/last.pt"))
+    runs = _saved_runs(directory)
     if not runs:
         changes = dict(changes)
         seed = changes.pop("seed", 0)
@@ -134,13 +133,17 @@ def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> N
             "--tokens", tokens, "--vqvae", args.vqvae,
             "--out", directory, "--seed", seed, "--set", *settings,
         )  # fmt: skip
-    elif not is_finished(runs[-1].parent):
-        cli.run_script("train/train_wm_hires.py", "--resume", runs[-1].parent)
-    last = sorted((directory / "runs").glob("*/last.pt"))[-1]
+    elif not is_finished(runs[-1]):
+        cli.run_script("train/train_wm_hires.py", "--resume", runs[-1])
+    last = _saved_runs(directory)[-1] / "last.pt"
     cli.run_script(
         "eval/gold_eval.py", "--game", args.game, "--data", args.data, "--checkpoint", last,
         "--tier", "short", "--json", result,
     )  # fmt: skip
+
+
+def _saved_runs(directory: Path) -> list[Path]:
+    return [run for run in all_runs(directory) if (run / "last.pt").exists()]
 
 
 def num_steps(budget: int, recipe: WorldModelRecipe) -> int:

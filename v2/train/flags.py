@@ -10,8 +10,9 @@ from pathlib import Path
 
 from v2.runtime import cli
 from v2.runtime.run_dir import read_config
-from v2.train.recipe import Recipe, recipe_of, with_settings
+from v2.train.recipe import Recipe, VQVAERecipe, WorldModelRecipe, recipe_of, with_settings
 
+RECIPES = {"vqvae": VQVAERecipe, "world_model": WorldModelRecipe}  # by the kind of a run
 OF_THE_START = ("is_smoke", "init_from", "decoder_only")  # fields
 NOT_RESUMED = ("resume", "max_minutes", "skip_bad", "debug", "preset", "set")
 KINDS = {  # of the recipe's fields that have a flag of their own
@@ -29,13 +30,9 @@ class Parsed:
     changed: dict  # of a resumed run, flag or field -> its new value
 
 
-def training_parser(doc: str, presets: dict[str, Recipe]) -> argparse.ArgumentParser:
-    """Make the parser that both scripts share.
-
-    Args:
-        doc: the script's; its first line says what it does, its third is the example.
-    """
-    parser = cli.parser(doc.splitlines()[0], doc.splitlines()[2].strip())
+def training_parser(script: str, presets: dict[str, Recipe]) -> argparse.ArgumentParser:
+    """Make the parser that both scripts share, of `cli.parser`."""
+    parser = cli.parser(script)
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--data", type=cli.path, help="npz of frames (default: the game's)")
     parser.add_argument("--skip-bad", action="store_true",
@@ -73,6 +70,11 @@ def parse(
     if args.preset:
         raise ValueError("--preset is decided when a run begins: leave it out with --resume")
     config = read_config(args.resume)
+    of_kind = RECIPES.get(config.get("kind"))
+    if of_kind is not type(presets["default"]):
+        raise ValueError(
+            f"{args.resume} is a {config.get('kind')} run: resume it with the script that began it"
+        )
     if "recipe" not in config:
         raise ValueError(
             f"{args.resume} was begun by an older version: begin a new run with its weights, "
@@ -80,7 +82,7 @@ def parse(
         )
     stored = {k: v for k, v in config["args"].items() if k not in NOT_RESUMED}
     parser.set_defaults(**stored)
-    args, began = parser.parse_args(argv), recipe_of(type(presets["default"]), config["recipe"])
+    args, began = parser.parse_args(argv), recipe_of(of_kind, config["recipe"])
     recipe, now = _changed(began, args), plain_args(args)
     changed = {k: now[k] for k in stored if k in now and now[k] != stored[k]}
     fields = began.changes(recipe)

@@ -57,8 +57,7 @@ class Optimizers:
         if state.keys() != self.optimizers.keys():
             raise ValueError(
                 f"saved with {' and '.join(state)}, and this machine trains with "
-                f"{' and '.join(self.optimizers)}: --resume where it began, or "
-                "begin with --set init_from=FILE"
+                f"{' and '.join(self.optimizers)}: --resume where it began, or use --set init_from"
             )
         for name, optimizer in self.optimizers.items():
             flags = [{k: group[k] for k in OF_FLAGS if k in group}

@@ -30,7 +30,7 @@ from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.device import choose_device
 from v2.runtime.files import file_sha256, write_text
-from v2.runtime.run_dir import is_finished, read_config, read_status
+from v2.runtime.run_dir import all_runs, is_finished, read_config, read_status
 from v2.train.recipe import (
     VQVAE_PRESETS,
     WORLD_MODEL_PRESETS,
@@ -68,7 +68,7 @@ PRESETS = {
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--frames", type=cli.positive_int,
@@ -231,22 +231,22 @@ class Pipeline:
         return run or self._newest_run(kind, wanted)
 
     def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
-        for path in sorted((self.directory / "runs").glob("*/last.pt"), reverse=True):
-            config = read_config(path.parent)
-            if config["kind"] != kind:
+        for run in reversed(all_runs(self.directory)):
+            config = read_config(run)
+            if config["kind"] != kind or not (run / "last.pt").exists():
                 continue
             recipe = dataclasses.asdict(RECIPES[kind][self.preset])
             if config.get("recipe") != recipe:
-                print(f"{kind}: {path.parent} is left out, it is not of the {self.preset} recipe")
+                print(f"{kind}: {run} is left out, it is not of the {self.preset} recipe")
                 continue
-            state = checkpoint.load_last(path.parent, kind)
+            state = checkpoint.load_last(run, kind)
             differing = [key for key in wanted if state.get(key, wanted[key]) != wanted[key]]
             if differing:
-                print(f"{kind}: {path.parent} is left out, it learnt from {SOURCES[differing[0]]}")
-            elif not is_finished(path.parent) and _is_of_older_code(state):
-                print(f"{kind}: {path.parent} is left out, unfinished and of another architecture")
+                print(f"{kind}: {run} is left out, it learnt from {SOURCES[differing[0]]}")
+            elif not is_finished(run) and _is_of_older_code(state):
+                print(f"{kind}: {run} is left out, unfinished and of another architecture")
             else:
-                return path.parent
+                return run
         return None
 
 

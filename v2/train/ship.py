@@ -24,7 +24,7 @@ KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 
 
 def build_parser():
-    parser = cli.parser(__doc__.splitlines()[0], __doc__.splitlines()[2].strip())
+    parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "

@@ -59,7 +59,7 @@ BALL_FIGURES = ("recall", "precision", "false_balls", "error_median_px")
 
 
 def build_parser():
-    return training_parser(__doc__, VQVAE_PRESETS)
+    return training_parser(__file__, VQVAE_PRESETS)
 
 
 def main(argv=None) -> int:

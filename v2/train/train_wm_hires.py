@@ -70,7 +70,7 @@ VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weig
 
 
 def build_parser():
-    parser = training_parser(__doc__, WORLD_MODEL_PRESETS)
+    parser = training_parser(__file__, WORLD_MODEL_PRESETS)
     parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the game's); "
                         "made when missing or stale")  # fmt: skip
     parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")

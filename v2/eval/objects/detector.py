@@ -59,8 +59,22 @@ def read_frames(game: str, frames: np.ndarray) -> Objects:
 
 
 def write_ram(game: str, objects: Objects) -> np.ndarray:
-    """Return memory in which a scripted player finds these objects, uint8 (N, 128)."""
+    """Return memory in which a scripted policy finds these objects, uint8 (N, 128)."""
     return of_game(game).write_ram(objects)
+
+
+def seen_memory(game: str, frames: np.ndarray) -> tuple[Objects, np.ndarray]:
+    """Return the objects of N frames and memory that holds them, uint8 (N, 128).
+
+    So a scripted policy, which reads memory, plays from pixels alone, dreamed ones above all.
+
+    Args:
+        frames: uint8 (N, 84, 64, 3).
+    Raises:
+        ValueError: a game without a reader, or other arrays.
+    """
+    objects = read_frames(game, frames)
+    return objects, write_ram(game, objects)
 
 
 def of_game(game: str) -> ModuleType:
