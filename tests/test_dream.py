@@ -39,9 +39,9 @@ def test_some_of_several_dreams_begin_anew(engine):
     engine.reset(FRAMES, np.array([[0, 1, 2], [3, 0, 1]]))
     first = engine.step(np.array([2, 3]))
     engine.step(np.array([1, 1]))
-    before = [part[0].clone() for part in engine.history[:4]]
+    before = [part[0].clone() for part in engine.history[:3]]
     engine.restart(np.array([False, True]))
-    now = [part[0] for part in engine.history[:4]]
+    now = [part[0] for part in engine.history[:3]]
     assert all(torch.equal(part, old) for part, old in zip(now, before, strict=True))
     assert np.array_equal(engine.step(np.array([0, 3]))[1], first[1])
 

@@ -48,6 +48,7 @@ class WorldModelConfig:
     # Of weights whose logits are not calibrated, see v2.decoding.expected_changes; 0: of no others.
     change_weight: float = 0.0  # by which training favours changes
     false_change_scale: float = 0.0  # by which it counts tokens that stay but were doubted
+    max_missing: float = 0.0  # changes of a frame that may be expected and not made
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
