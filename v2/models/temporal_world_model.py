@@ -124,7 +124,9 @@ class TemporalWorldModel(nn.Module):
         self.copy_table = nn.Embedding(config.num_codes, config.num_codes)
         self.to_outcome = nn.Linear(config.dim, 3)  # signs of a loss, a gain, the end
         if config.num_cells:
-            self.register_buffer("far_rank", torch.arange(config.num_positions))
+            self.register_buffer("far_rank", torch.zeros(config.num_positions, dtype=torch.long))
+            if not self.far_rank.is_meta:  # there it would import torch's compiler, for a second
+                self.far_rank.copy_(torch.arange(config.num_positions))
         self._initialise()
 
     def active_cells(self, history: torch.Tensor) -> torch.Tensor | None:

@@ -153,8 +153,8 @@ def rebuilt(state: dict, path: Path, model_class: type, config_class: type) -> t
     except FOREIGN_BYTES as error:
         raise ValueError(f"{path}: its config is of another version ({error})") from error
     _check_weights(state["model"], model, path)
-    model = model.to_empty(device="cpu").float()  # whatever the user's default dtype is
-    model.load_state_dict(state["model"])
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in state["model"].items()}
+    model.load_state_dict(weights, assign=True)  # whatever the user's default dtype is
     return model.eval()
 
 
