@@ -108,7 +108,7 @@ def test_the_window_knows_no_torch_and_the_models_no_files():
     for name in ("picture", "window", "draw"):
         assert not {n for n in _imports(ROOT / f"v2/play/{name}.py") if n.startswith("torch")}
     for name in ("temporal_world_model", "vqvae_hires", "cells"):
-        assert not _own_imports(ROOT / f"v2/models/{name}.py")
+        assert _own_imports(ROOT / f"v2/models/{name}.py") <= {"v2.models.cells"}
 
 
 def test_scripts_import_no_scripts():

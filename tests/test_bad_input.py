@@ -205,7 +205,7 @@ def test_a_recording_that_cannot_be_written_is_said_before_anything_is_played(
 
 
 def test_without_a_compiler_training_goes_on_uncompiled(monkeypatch, capsys):
-    text = "no C++ compiler found: going on without --compile\n"
+    text = "no C++ compiler found: going on uncompiled\n"
     monkeypatch.setenv("CXX", "/nonexistent/c++")
     model = torch.nn.Linear(1, 1)
     assert compiled(model) is model and capsys.readouterr().out == text

@@ -68,9 +68,6 @@ def test_every_number_has_a_range_and_is_refused_beyond_its_ends_by_name(kind):
 def test_fields_that_need_another_are_refused_without_it():
     with pytest.raises(ValueError, match="decoder_only needs init_from"):
         VQVAERecipe(decoder_only=True)
-    with pytest.raises(ValueError, match="num_cells must be 0 or at least 9, got 8"):
-        WorldModelRecipe(num_cells=8)
-    assert WorldModelRecipe(num_cells=9).num_cells == 9
 
 
 @of_both
@@ -104,7 +101,7 @@ def test_every_field_is_set_by_its_name(kind):
     recipe = KINDS[kind][1](init_from="a.pt")
     for name, value in vars(recipe).items():
         other = {bool: True, int: 11, float: 0.25, str: "x.pt"}[type(value)]
-        other = {"past_actions": 2, "importance_cap": 1.5}.get(name, other)
+        other = {"past_actions": 2, "importance_cap": 1.5, "stem_radius": 2}.get(name, other)
         changed = with_settings(recipe, [f"{name.replace('_', '-')} = {other}"])
         assert getattr(changed, name) == other and type(getattr(changed, name)) is type(value)
         assert recipe.changes(changed) == {name: other}
@@ -129,8 +126,8 @@ def test_a_setting_that_cannot_be_is_refused_with_what_was_given(text, message):
 
 
 def test_changes_are_the_fields_that_differ_with_the_others_values():
-    first, second = WorldModelRecipe(lr=1e-3, num_cells=0), WorldModelRecipe(lr=2e-3)
-    assert first.changes(second) == {"lr": 2e-3, "num_cells": WorldModelRecipe().num_cells}
+    first, second = WorldModelRecipe(lr=1e-3, num_cells=64), WorldModelRecipe(lr=2e-3)
+    assert first.changes(second) == {"lr": 2e-3, "num_cells": 0}
     assert first.changes(first) == {}
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -237,6 +238,7 @@ def test_a_compiled_model_with_wrong_gradients_is_dropped(
     class Compiled:
         def __init__(self, model):
             self.model, self.config, self.calls = model, model.config, 0
+            self.active_cells = model.active_cells
 
         def __call__(self, *inputs):
             prediction = self.model(*inputs)
@@ -254,7 +256,9 @@ def test_a_compiled_model_with_wrong_gradients_is_dropped(
         asked = [*more, "--set", f"compile={is_compiled}"]
         run = train_world_model(tmp_path / "w", data_path, vqvae_run, *asked)
         norms.append([line["gradient_norm"] for line in _metrics(run) if "lr" in line])
-        is_said = "gradients are off by 2.0 times their size" in capsys.readouterr().out
+        is_said = bool(
+            re.search(r"gradients are off by [12]\.\d times their size", capsys.readouterr().out)
+        )
         assert is_said == (factor < 0)
     assert norms[0] == norms[1] == norms[2]
     assert made[0].calls > 10 and made[1].calls == 1
@@ -462,9 +466,7 @@ def as_the_driver(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "world_model"])
-def test_two_workers_train_as_one(
-    kind, as_the_driver, vqvae_run, tokens_path, data_path, tmp_path
-):
+def test_two_workers_train_as_one(kind, as_the_driver, vqvae_run, tokens_path, data_path, tmp_path):
     """The same global batch gives the same losses and gradients, rollouts too, from one start."""
     script, flags = train_vqvae_hires, ["--data", str(data_path)]
     if kind == "world_model":

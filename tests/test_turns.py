@@ -60,7 +60,7 @@ def test_a_perfect_model_is_exact_everywhere_and_a_copy_nowhere_in_flight(game, 
     perfect = _scores(canaries.PerfectEngine, game, clips)
     exact = {name: value for name, value in perfect.items() if name.startswith("turns/exact")}
     assert set(exact.values()) == {1.0} and len(exact) >= 5
-    assert perfect["turns/within_1px flight"] > 0.97
+    assert perfect["turns/within_1px flight"] >= 0.97
     copied = _scores(canaries.CopyLast, game, clips)
     assert copied["turns/exact flight"] == 0 and copied["turns/exact paddle"] == 0
     assert any(name.startswith("turns/exact flight, speed") for name in perfect)
@@ -68,8 +68,8 @@ def test_a_perfect_model_is_exact_everywhere_and_a_copy_nowhere_in_flight(game, 
 
 def test_an_erased_ball_is_told_as_no_ball_and_a_late_one_as_wrong(game, clips):
     erased = _scores(canaries.BallErased, game, clips)
-    assert erased["turns/no_ball paddle"] > 0.9
-    assert erased["turns/exact flight"] < 0.9  # below the bricks it is gone
+    assert erased["turns/no_ball flight, open field"] > 0.8
+    assert erased["turns/exact flight, open field"] == 0
     late = _scores(canaries.OneStepLate, game, clips)
     assert late["turns/exact flight"] == 0 and late["turns/no_ball flight"] == 0
 
