@@ -69,7 +69,7 @@ def test_a_perfect_model_is_exact_everywhere_and_a_copy_nowhere_in_flight(game, 
 def test_an_erased_ball_is_told_as_no_ball_and_a_late_one_as_wrong(game, clips):
     erased = _scores(canaries.BallErased, game, clips)
     assert erased["turns/no_ball flight, open field"] > 0.8
-    assert erased["turns/exact flight, open field"] == 0
+    assert erased["turns/exact flight, open field"] < 0.3
     late = _scores(canaries.OneStepLate, game, clips)
     assert late["turns/exact flight"] == 0 and late["turns/no_ball flight"] == 0
 
