@@ -32,9 +32,12 @@ class AtariFrameEnv(gymnasium.Env):
         env: the ALE environment that gymnasium made, with `config`'s settings.
     """
 
+    action_space: gymnasium.spaces.Discrete
+
     def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
-        self.env, self.config = env, config
-        self.action_space = env.action_space
+        self.env: Any = env  # an ALE environment has methods that gymnasium does not name
+        self.config = config
+        self.action_space = self.env.action_space
         self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
         self.render_mode = env.render_mode
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": config.steps_per_second}

@@ -108,6 +108,7 @@ def main(argv=None) -> int:
     if stop:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
+    assert tokens is not None
     model = _new_model(recipe, vqvae, tokens).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
@@ -175,7 +176,7 @@ class Trainer:
 
     script = "train_wm_hires.py"
 
-    def __init__(self, parsed: Parsed, model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
+    def __init__(self, parsed: Parsed[WorldModelRecipe], model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
                  workers: Workers):  # fmt: skip
         self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
         self.model, self.tokens, self.device = model, tokens, device
@@ -222,7 +223,7 @@ class Trainer:
             others = self.tokens.tokens[self.workers.part(rng.choice(self.train_rows, count))]
             noisy = add_noise(tokens, others, grid, recipe.history_noise, draws)
             windows.history = torch.from_numpy(noisy)
-        if recipe.has_age:
+        if self.ages is not None:
             T = self.model.config.history
             age = torch.from_numpy(self.ages[starts + T - 1]).long()
             is_unknown = self.workers.part(rng.random(count)) < recipe.unknown_age_share
