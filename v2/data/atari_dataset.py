@@ -40,7 +40,8 @@ VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is h
 NUM_RAM_BYTES = 128
 
 
-ARRAY_FIELDS: dict[str, tuple[Any, tuple[int, ...]]] = {  # name -> (dtype, shape after the first axis)
+# name -> (dtype, shape after the first axis)
+ARRAY_FIELDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "frames": (np.uint8, FRAME_SHAPE),
     "actions": (np.uint8, ()),
     "rewards": (np.float32, ()),
@@ -123,7 +124,7 @@ def load_game_data(path: Path) -> GameData:
         try:
             for name, file in files.items():
                 for block in read_large(shard, name, len(arrays["actions"]), meta):
-                    file.write(block)
+                    file.write(block)  # type: ignore[arg-type]  # arrays are buffers
                 file.flush()
         except OSError as error:
             if error.errno not in DISK_FULL:

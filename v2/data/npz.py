@@ -13,7 +13,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def read_meta(path: Path, required: dict[str, type] | None = None) -> dict:
 
 def read_npz(
     path: Path,
-    fields: dict[str, tuple[Any, tuple[int, ...]]],
+    fields: Mapping[str, tuple[Any, tuple[int, ...]]],
     required: dict[str, type] | None = None,
     unread: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], dict]:

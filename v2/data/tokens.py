@@ -6,6 +6,7 @@ made again when either differs. Knows nothing of training.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,8 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
     if not Path(path).exists() or staleness(path, vqvae, data):
         return None
     num_positions = vqvae.config.grid[0] * vqvae.config.grid[1]
-    fields: dict = {"tokens": (np.uint8, (num_positions,))} | {n: ARRAY_FIELDS[n] for n in STEP_FIELDS}
+    fields: dict[str, Any] = {"tokens": (np.uint8, (num_positions,))}
+    fields |= {name: ARRAY_FIELDS[name] for name in STEP_FIELDS}
     arrays, meta = read_npz(path, fields, META_FIELDS)
     check_steps(path, arrays, meta)
     check_training_games(path, meta["episodes"])

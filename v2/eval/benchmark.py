@@ -110,10 +110,10 @@ class Benchmark:
         rate = count / np.median(times)
         share = rate * flops / 1e9 / max(self.peaks.values())
         row: dict[str, Any] = {
-               "name": name, "per_second": float(rate), "p50_ms": 1e3 * float(np.median(times)),
-               "p95_ms": 1e3 * float(np.quantile(times, 0.95)), "gflop": flops / 1e9,
-               "share_of_peak": float(share),
-               "peak_memory_bytes": _peak_memory(self.device)}  # fmt: skip
+            "name": name, "per_second": float(rate), "p50_ms": 1e3 * float(np.median(times)),
+            "p95_ms": 1e3 * float(np.quantile(times, 0.95)), "gflop": flops / 1e9,
+            "share_of_peak": float(share), "peak_memory_bytes": _peak_memory(self.device),
+        }  # fmt: skip
         self.rows.append(row)
         print(f"{name:58s} {rate:9.1f} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
               f"{flops / 1e9:7.2f} {share:8.0%} {row['peak_memory_bytes'] / 2**20:9.0f}",
@@ -189,7 +189,7 @@ class Benchmark:
         }  # fmt: skip
         for name in [*variants, *(["compiled"] if with_compiled else [])]:
             memory_format = variants.get(name, torch.channels_last)
-            model = self.vqvae.to(memory_format=memory_format)
+            model = self.vqvae.to(memory_format=memory_format)  # type: ignore[call-overload]  # as in `in_channels_last`
             model = compiled(model) if name == "compiled" else model
             batch = pixels.to(memory_format=memory_format)
             with _precision(name), autocast(self.device):

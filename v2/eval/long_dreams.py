@@ -140,7 +140,8 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
     players = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
                for k in range(len(history))]  # fmt: skip
     engine.reset(history, past_actions)
-    num_balls, balls, tokens, ends, sampled, shown = [], [], [], [], [], []
+    num_balls, balls, tokens, ends, sampled = [], [], [], [], []
+    shown: list[np.ndarray] = []
     ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
     if can_read:
         _, ram = detector.seen_memory(game, history[:, -1])
@@ -164,8 +165,8 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
         if progress:
             progress(len(frames))
     look = [np.stack(part, 1) for part in (num_balls, balls) if part]
-    sampled = np.stack(sampled, 1) if sampled else frames[:, None]
-    return look, np.stack(tokens, 1), np.stack(ends, 1), sampled, np.stack(shown, 1)
+    looked_at = np.stack(sampled, 1) if sampled else frames[:, None]
+    return look, np.stack(tokens, 1), np.stack(ends, 1), looked_at, np.stack(shown, 1)
 
 
 def _one_ball(

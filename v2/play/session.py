@@ -131,7 +131,7 @@ class PlaySession:
             notice = self.moment.notice
         self._remember()
         self.num_steps += 1
-        step = {"step": self.moment.step + 1, "action": action, "notice": notice}
+        step: dict[str, Any] = {"step": self.moment.step + 1, "action": action, "notice": notice}
         if self.mode != "dream":
             values, self.is_over = self._step_real(action)
             step |= values

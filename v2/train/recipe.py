@@ -49,7 +49,7 @@ class Recipe:
 
     def __post_init__(self):
         for each in dataclasses.fields(self):
-            least, most = each.metadata.get("least"), each.metadata.get("most")
+            least, most = each.metadata.get("least"), each.metadata.get("most", math.inf)
             value = getattr(self, each.name)
             if least is not None and not least <= value <= most:  # also false for nan
                 limit = f"{least} to {most}" if most < LARGEST_INT else f"at least {least}"

@@ -176,8 +176,8 @@ class Trainer:
 
     script = "train_wm_hires.py"
 
-    def __init__(self, parsed: Parsed[WorldModelRecipe], model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
-                 workers: Workers):  # fmt: skip
+    def __init__(self, parsed: Parsed[WorldModelRecipe], model, vqvae: VQVAE, tokens: TokenData,
+                 data: Path, device, workers: Workers):  # fmt: skip
         self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
         self.model, self.tokens, self.device = model, tokens, device
         self.workers, recipe = workers, self.recipe
@@ -230,9 +230,9 @@ class Trainer:
             of_history = known_age(windows.tokens[:, :T])  # as after a reset
             windows.age = torch.where(torch.from_numpy(is_unknown)[:, None], of_history, age)
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
-        is_forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
-        windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
-        is_forced = torch.from_numpy(is_forced)
+        forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
+        windows, forced = windows.to(self.device), self.workers.part(forced)
+        is_forced = torch.from_numpy(forced)
         reveal_draws = None
         if recipe.revealed_share:
             reveal_draws = self._drawn(rng, count, steps, 2 + self.model.config.num_positions)
