@@ -19,7 +19,7 @@ from v2.models.temporal_world_model import MAX_AGE, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.device import autocast, cast_weights, choose_device, compiled, in_channels_last
+from v2.runtime.device import autocast, cast_weights, choose_device, compiled, laid_out
 from v2.runtime.run_dir import SHIPPED, shown_path
 
 
@@ -48,7 +48,7 @@ class DreamEngine:
     ):
         """Dream with models in memory."""
         self.device = choose_device(str(device))
-        self.vqvae = in_channels_last(vqvae, self.device).eval()
+        self.vqvae = laid_out(vqvae, self.device).eval()
         self.world_model = world_model.to(self.device).eval()
         self.sampling = sampling or Sampling()
         self.generator = torch.Generator(self.device).manual_seed(seed)

@@ -215,7 +215,12 @@ def _follow_parent():
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def record_game(job: GameJob) -> list[Segment]:
@@ -223,7 +228,7 @@ def record_game(job: GameJob) -> list[Segment]:
     env = _env(job.emulator)
     rng = np.random.default_rng(job.seed)
     policy = make_policy(job.policy, job.emulator.game, env.action_meanings, rng)
-    ale = env.ale
+    ale = env.unwrapped.ale  # type: ignore[attr-defined]  # gymnasium takes it for any Env
     is_random = job.emulator.repeat_action_probability > 0  # else every seed starts one same game
     frame, _ = env.reset(seed=job.seed if is_random else None)  # a seed reloads the ROM: 0.15 s
     segments = [Segment.begin(job.seed, job.policy.name, frame, env.ram)]

@@ -31,7 +31,7 @@ from v2.data.npz import read_meta, read_npz, write_npz
 from v2.data.validation import array_sha256, check_hashes, check_splits, check_steps
 from v2.models.vqvae_hires import MARGIN, VQVAE, WINDOW
 from v2.models.weights import tokenizer_sha256
-from v2.runtime.device import autocast, in_channels_last
+from v2.runtime.device import autocast, laid_out
 
 TOKENS_NAME = "atari_tokens_hires"
 STEP_FIELDS = ("actions", "rewards", "terminated", "truncated", "episode_ids", "has_action")
@@ -127,7 +127,7 @@ def tokenize(
     data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 256, stop=False
 ) -> TokenData | None:
     """Tokenize a data file or its shards, a batch at a time; None when `stop` became true."""
-    vqvae = in_channels_last(vqvae, device).eval()
+    vqvae = laid_out(vqvae, device).eval()
     paths, parts, tokens = data_paths(data), [], []
     meta: dict = {}
     episodes = read_episodes(data)

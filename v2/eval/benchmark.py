@@ -37,7 +37,7 @@ from v2.runtime.device import (
     choose_device,
     compiled,
     flush_denormals,
-    in_channels_last,
+    laid_out,
     moved,
 )
 from v2.runtime.files import check_output, write_text
@@ -99,7 +99,7 @@ class Benchmark:
         self.device, self.seconds = device, seconds
         self.peaks = matrix_products(device, seconds)
         self.rows: list[dict] = []
-        self.vqvae = in_channels_last(VQVAE(VQVAEConfig()), device)
+        self.vqvae = laid_out(VQVAE(VQVAEConfig()), device)
         config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY)
         self.world_model = TemporalWorldModel(config).to(device)
 
@@ -189,7 +189,7 @@ class Benchmark:
         }  # fmt: skip
         for name in [*variants, *(["compiled"] if with_compiled else [])]:
             memory_format = variants.get(name, torch.channels_last)
-            model = self.vqvae.to(memory_format=memory_format)  # type: ignore[call-overload]  # as in `in_channels_last`
+            model = laid_out(self.vqvae, self.device, memory_format)
             model = compiled(model) if name == "compiled" else model
             batch = pixels.to(memory_format=memory_format)
             with _precision(name), autocast(self.device):

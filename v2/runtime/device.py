@@ -71,10 +71,10 @@ def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def in_channels_last(model: Model, device: torch.device) -> Model:
-    """Move a model of convolutions to a device, in the layout in which they are fast."""
-    layout: Any = {"memory_format": torch.channels_last}  # which torch's types leave out
-    return model.to(device, **layout)
+def laid_out(model: Model, device: torch.device, layout=torch.channels_last) -> Model:
+    """Move a model to a device, by default in the layout in which convolutions are fast."""
+    flags: Any = {"memory_format": layout}  # which torch's types leave out
+    return model.to(device, **flags)
 
 
 def compiled(model: torch.nn.Module, mode: str | None = None):

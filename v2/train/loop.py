@@ -9,6 +9,7 @@ import contextlib
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -35,7 +36,8 @@ def run_trainer(trainer, run: RunDir | None) -> int:
     workers, args = trainer.workers, trainer.args
     # On the CPU equal sums whatever the threads do, so that resume is exact.
     torch.use_deterministic_algorithms(trainer.device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by torch at run time
+    deterministic: Any = torch.utils.deterministic  # torch makes its attribute at run time
+    deterministic.fill_uninitialized_memory = False
     own = run if workers.is_writer else None  # the folder that this process writes into
     if own and args.resume:
         own.acquire()

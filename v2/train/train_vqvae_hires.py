@@ -41,7 +41,7 @@ from v2.eval.pictures import save_grid
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae
 from v2.runtime import checkpoint
-from v2.runtime.device import autocast, flush_denormals, in_channels_last, moved
+from v2.runtime.device import autocast, flush_denormals, laid_out, moved
 from v2.runtime.files import check_writable
 from v2.runtime.run_dir import RunDir
 from v2.train.distributed import Workers, join
@@ -78,7 +78,7 @@ def main(argv=None) -> int:
     check_game(data_path, args.game)
     check_training_games(data_path, read_episodes(data_path))
     data = load_game_data(data_path)
-    model = in_channels_last(VQVAE(VQVAEConfig()), device)
+    model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
         earlier = _start_from(Path(recipe.init_from).expanduser(), model, recipe, data_path)
