@@ -8,7 +8,7 @@ whole object. Knows nothing of pixels, files or losses.
 
 Weights of the first edition (`change_weight` in their config) learnt logits that are not
 calibrated. In every cell "no change" may be the likeliest though somewhere one is due. For these
-alone, a change that is expected and not made is decided first, and the frame is predicted again.
+alone, where more changes are expected than made, one is decided and the frame predicted again.
 """
 
 import math
@@ -22,7 +22,6 @@ from v2.runtime.cli import MIN_TEMPERATURE
 
 END_PROB = 0.5  # above it a dream says that its game is over
 COPY_LOGIT = 20.0  # of the last frame's code in a cell that is copied
-NEGLIGIBLE, MAX_MISSING = 0.01, 0.5  # changes, of one token and of a frame
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ class Step(NamedTuple):
     tokens: torch.Tensor  # int64 (B, N)
     prediction: Prediction  # before anything was decided
     cells: torch.Tensor | None  # int64 (B, M), those predicted; None: all
-    expected: torch.Tensor | None = None  # (B, N), see `expected_changes`
 
 
 def predict_next(
@@ -60,7 +58,6 @@ def predict_next(
     age: torch.Tensor | None = None,
     revealed: torch.Tensor | None = None,
     num_decided: int | None = None,
-    expected: torch.Tensor | None = None,
 ) -> Step:
     """Predict one step.
 
@@ -70,8 +67,6 @@ def predict_next(
         age: for how many steps each token has not changed, (B, N), 0 unknown; None: all unknown.
         revealed: next tokens that are known, (B, N), K where none is; None: none.
         num_decided: cells that are decided in turn; None: as many as the model's config says.
-        expected: what the step before returned, for weights of the first edition in a dream; None:
-            no change of theirs is decided.
     """
     last, num_codes = history[:, -1], model.config.num_codes
     num_decided = model.config.num_decided if num_decided is None else num_decided
@@ -96,9 +91,9 @@ def predict_next(
     if revealed is not None:
         tokens = torch.where(revealed < num_codes, revealed, tokens)
     step = Step(tokens, prediction, cells)
-    if expected is None or not model.config.change_weight:
-        return step
-    return _with_due_changes(model, history, actions, age, step, expected)
+    if model.config.change_weight and revealed is None:
+        return _with_missing_changes(model, history, actions, age, step)
+    return step
 
 
 def choose_tokens(
@@ -186,38 +181,29 @@ def expected_changes(logits: torch.Tensor, last: torch.Tensor, config) -> torch.
     return change / (change + stay)
 
 
-def _with_due_changes(model, history, actions, age, step: Step, expected: torch.Tensor) -> Step:
-    """Predict frames again, with one change revealed, in which a change is due and not made.
+def _with_missing_changes(model, history, actions, age, step: Step) -> Step:
+    """Predict frames again in which changes are missing, with the likeliest of these revealed.
 
-    It is due where the sum of all expected changes exceeds those made by more than `MAX_MISSING`,
-    or where those of one token, summed over the steps since it was first doubted, reach one.
+    They are missing where the sum of all expected changes exceeds those made by more than
+    `max_missing` of the model's config.
     """
     last, num_codes = history[:, -1], model.config.num_codes
     logits = dense_logits(step, last)
     change = expected_changes(logits, last, model.config)
-    expected = torch.where(change > NEGLIGIBLE, expected + change, 0)
     is_made = step.tokens != last
-    is_missing = (change - is_made.float()).sum(1, keepdim=True) > MAX_MISSING
-    missing = change.masked_fill(is_made, 0).argmax(1, keepdim=True)
-    longest, overdue = expected.masked_fill(is_made, 0).max(1, keepdim=True)
-    is_overdue = longest >= 1
-    place = torch.where(is_overdue, overdue, missing)
+    is_missing = (change - is_made.float()).sum(1) > model.config.max_missing
+    rows = is_missing.nonzero().flatten()
+    if not len(rows):
+        return step
+    place = change.masked_fill(is_made, 0).argmax(1, keepdim=True)
     code = logits.scatter(2, last.unsqueeze(2), -torch.inf).argmax(2).gather(1, place)
-    is_due = is_missing | is_overdue
-    known = torch.full_like(last, num_codes)
-    known = known.scatter(1, place, torch.where(is_due, code, num_codes))
-    rows = is_due.flatten().nonzero().flatten()
-    if len(rows):
-        cells, age = (None if part is None else part[rows] for part in (step.cells, age))
-        second = model(history[rows], actions[rows], cells, known[rows], age)
-        tokens = dense_logits(Step(last[rows], second, cells), last[rows]).argmax(-1)
-        tokens = torch.where(known[rows] < num_codes, known[rows], tokens)
-        first = step.prediction
-        outcome = (
-            whole.index_copy(0, rows, part)
-            for whole, part in zip(first[1:], second[1:], strict=True)
-        )
-        prediction = Prediction(first.logits, *outcome)
-        step = Step(step.tokens.index_copy(0, rows, tokens), prediction, step.cells)
-    is_over = (step.tokens != last) | is_due
-    return step._replace(expected=expected.masked_fill(is_over, 0))
+    known = torch.full_like(last, num_codes).scatter(1, place, code)[rows]
+    cells, age = (None if part is None else part[rows] for part in (step.cells, age))
+    second = model(history[rows], actions[rows], cells, known, age)
+    tokens = dense_logits(Step(known, second, cells), last[rows]).argmax(-1)
+    tokens = torch.where(known < num_codes, known, tokens)
+    first = step.prediction
+    reward = first.reward_logits.index_copy(0, rows, second.reward_logits)
+    end = first.terminated_logits.index_copy(0, rows, second.terminated_logits)
+    prediction = Prediction(first.logits, reward, end)
+    return Step(step.tokens.index_copy(0, rows, tokens), prediction, step.cells)

@@ -29,7 +29,6 @@ class DreamState(NamedTuple):
     tokens: torch.Tensor  # int64 (B, 4, N)
     actions: torch.Tensor  # int64 (B, 3)
     age: torch.Tensor  # int64 (B, N), see v2.decoding.next_age
-    expected: torch.Tensor  # float32 (B, N), see v2.decoding.expected_changes
     is_batched: bool  # what is returned has a batch axis
 
 
@@ -163,8 +162,7 @@ class DreamEngine:
             if given.size != known.numel():
                 raise ValueError(f"age must hold one number a token, got {given.shape}")
             known = torch.from_numpy(given.reshape(known.shape)).to(self.device)
-        none = torch.zeros(known.shape, dtype=torch.float32, device=self.device)
-        self.history = DreamState(tokens, past.to(self.device), known, none, is_batched)
+        self.history = DreamState(tokens, past.to(self.device), known, is_batched)
         self._start = self.history
         self.logits, self.last_reward, self.last_terminated = None, 0.0, 0.0
         return self.frame()
@@ -182,7 +180,7 @@ class DreamEngine:
         chosen = torch.from_numpy(np.array(rows.reshape(-1))).to(self.device)
         merged = [
             torch.where(chosen.view(-1, *[1] * (new.ndim - 1)), old, new)
-            for old, new in zip(first[:4], now[:4], strict=True)
+            for old, new in zip(first[:3], now[:3], strict=True)
         ]
         self.history = DreamState._make([*merged, now.is_batched])
 
@@ -198,7 +196,7 @@ class DreamEngine:
         Raises:
             ValueError: no action of the game, or not one for each dream.
         """
-        tokens, past, age, expected, is_batched = self._state
+        tokens, past, age, is_batched = self._state
         now = _integers(action, self.num_actions, "action").reshape(-1)
         if len(now) != len(tokens):
             raise ValueError(f"{len(tokens)} dreams need as many actions, got {len(now)}")
@@ -206,15 +204,11 @@ class DreamEngine:
         actions = torch.cat([past, taken.unsqueeze(1)], dim=1)  # (B, 4)
         with autocast(self.device):
             step = predict_next(
-                self.world_model, tokens, actions, self.sampling, self.generator, age,
-                expected=expected,
-            )  # fmt: skip
+                self.world_model, tokens, actions, self.sampling, self.generator, age
+            )
         last, prediction = tokens[:, -1], step.prediction
         new_age = next_age(age, last, step.tokens)
-        expected = expected if step.expected is None else step.expected
-        self.history = DreamState(
-            advance(tokens, step.tokens), actions[:, 1:], new_age, expected, is_batched
-        )
+        self.history = DreamState(advance(tokens, step.tokens), actions[:, 1:], new_age, is_batched)
         self.logits = dense_logits(step, last)
         sign = prediction.reward_logits.argmax(-1).float() - 1
         ended = prediction.terminated_logits.float().sigmoid()

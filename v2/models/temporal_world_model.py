@@ -48,6 +48,7 @@ class WorldModelConfig:
     # Of weights whose logits are not calibrated, see v2.decoding.expected_changes; 0: of no others.
     change_weight: float = 0.0  # by which training favours changes
     false_change_scale: float = 0.0  # by which it counts tokens that stay but were doubted
+    max_missing: float = 0.0  # changes of a frame that may be expected and not made
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -125,7 +126,9 @@ class TemporalWorldModel(nn.Module):
         self.copy_table = nn.Embedding(config.num_codes, config.num_codes)
         self.to_outcome = nn.Linear(config.dim, 3)  # signs of a loss, a gain, the end
         if config.num_cells:
-            self.register_buffer("far_rank", torch.arange(config.num_positions))
+            self.register_buffer("far_rank", torch.zeros(config.num_positions, dtype=torch.long))
+            if not self.far_rank.is_meta:  # there it would import torch's compiler, for a second
+                self.far_rank.copy_(torch.arange(config.num_positions))
         self._initialise()
 
     def active_cells(self, history: torch.Tensor) -> torch.Tensor | None:

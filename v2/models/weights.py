@@ -21,7 +21,8 @@ from v2.runtime.checkpoint import (
 KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
 
 # What the config of a world model does not say where it is older than active cells.
-FIRST_EDITION = {"num_cells": 0, "change_weight": 30.0, "false_change_scale": 8.0}
+FIRST_EDITION = {"num_cells": 0, "change_weight": 30.0, "false_change_scale": 8.0,
+                 "max_missing": 0.5}  # fmt: skip
 
 
 def build_model(state: dict, path: Path) -> torch.nn.Module:

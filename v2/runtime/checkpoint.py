@@ -150,18 +150,19 @@ def rebuilt(state: dict, path: Path, model_class: type, config_class: type) -> t
     """
     config = state["config"]
     if not isinstance(config, dict) or any(
-        type(value) not in (int, float) or not abs(value) <= MAX_CONFIG_NUMBER
+        type(value) not in (int, float, bool) or not abs(value) <= MAX_CONFIG_NUMBER
         for value in config.values()
     ):
         raise ValueError(f"{path}: its config is damaged")
     try:
         config = config_class(**config)
         with torch.device("meta"), _ShapesOnly():
-            model = model_class(config).float()  # whatever the user's default dtype is
+            model = model_class(config)
     except FOREIGN_BYTES as error:
         raise ValueError(f"{path}: its config is of another version ({error})") from error
     _check_weights(state["model"], model, path)
-    model.to_empty(device="cpu").load_state_dict(state["model"])
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in state["model"].items()}
+    model.load_state_dict(weights, assign=True)  # whatever the user's default dtype is
     return model.eval()
 
 
