@@ -30,6 +30,7 @@ play: $(READY)
 
 lint: $(READY_DEV)
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
 
 test: $(READY)
 	$(PYTHON) -m pytest -q

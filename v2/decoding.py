@@ -13,7 +13,7 @@ alone, where more changes are expected than made, one is decided and the frame p
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 
@@ -140,6 +140,10 @@ def advance(history: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return torch.cat([history[:, 1:], tokens.unsqueeze(1)], dim=1)
 
 
+@overload
+def next_age(age: torch.Tensor, last: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor: ...
+@overload
+def next_age(age: None, last: torch.Tensor, tokens: torch.Tensor) -> None: ...
 def next_age(
     age: torch.Tensor | None, last: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor | None:

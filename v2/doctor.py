@@ -138,7 +138,7 @@ def check_roms() -> list[Finding]:
     if spec is None:
         return []
     chosen = os.environ.get("ALE_ROMS_DIR")
-    folder = Path(chosen) if chosen else Path(spec.origin).parent / "roms"
+    folder = Path(chosen) if chosen else Path(spec.origin or "").parent / "roms"
     num_roms = len(list(folder.glob("*.bin")))
     if not (folder / "breakout.bin").exists():
         fix = "unset ALE_ROMS_DIR" if chosen else f"{INSTALL} --force-reinstall"

@@ -7,7 +7,7 @@ process: no global setting is changed, and none changes what is dreamed. Reads f
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from v2.models.temporal_world_model import MAX_AGE, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.device import autocast, cast_weights, choose_device, compiled
+from v2.runtime.device import autocast, cast_weights, choose_device, compiled, laid_out
 from v2.runtime.run_dir import SHIPPED, shown_path
 
 
@@ -47,7 +47,7 @@ class DreamEngine:
     ):
         """Dream with models in memory."""
         self.device = choose_device(str(device))
-        self.vqvae = vqvae.to(self.device, memory_format=torch.channels_last).eval()
+        self.vqvae = laid_out(vqvae, self.device).eval()
         self.world_model = world_model.to(self.device).eval()
         self.sampling = sampling or Sampling()
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -55,8 +55,9 @@ class DreamEngine:
         self.num_actions = world_model.config.num_actions
         self.grid = vqvae.config.grid
         self.history: DreamState | None = None
-        self.logits = None
-        self.last_reward = self.last_terminated = 0.0
+        self.logits: torch.Tensor | None = None
+        self.last_reward: Any = 0.0  # of a batch (B,)
+        self.last_terminated: Any = 0.0
 
     @classmethod
     def load(
@@ -125,8 +126,8 @@ class DreamEngine:
             )
         batch = frames.reshape(-1, *frames.shape[-4:])
         past = self._past_actions(actions, len(batch))
-        tokens = self.encode(batch.reshape(-1, *batch.shape[2:]))
-        tokens = torch.from_numpy(tokens).reshape(len(batch), T, -1)
+        encoded = self.encode(batch.reshape(-1, *batch.shape[2:]))
+        tokens = torch.from_numpy(encoded).reshape(len(batch), T, -1)
         return self._begin(tokens, past, age, is_batched=frames.ndim == 5)
 
     def reset_tokens(
@@ -134,12 +135,12 @@ class DreamEngine:
         age: np.ndarray | None = None, is_batched: bool = True,
     ) -> np.ndarray:  # fmt: skip
         """Start from tokens (B, 4, N) that stand for real frames; see `reset`."""
-        tokens = _integers(tokens, self.world_model.config.num_codes, "tokens")
-        shape = len(tokens), self.world_model.config.history, self.grid[0] * self.grid[1]
-        if tokens.shape != shape or not len(tokens):
-            raise ValueError(f"tokens must be (B, {shape[1]}, {shape[2]}), got {tokens.shape}")
-        past = self._past_actions(actions, len(tokens))
-        return self._begin(torch.from_numpy(tokens), past, age, is_batched)
+        given = _integers(tokens, self.world_model.config.num_codes, "tokens")
+        shape = len(given), self.world_model.config.history, self.grid[0] * self.grid[1]
+        if given.shape != shape or not len(given):
+            raise ValueError(f"tokens must be (B, {shape[1]}, {shape[2]}), got {given.shape}")
+        past = self._past_actions(actions, len(given))
+        return self._begin(torch.from_numpy(given), past, age, is_batched)
 
     def _past_actions(self, actions: np.ndarray | None, batch: int) -> torch.Tensor:
         """Check the actions between the frames; int64 (B, 3)."""
@@ -181,7 +182,7 @@ class DreamEngine:
             torch.where(chosen.view(-1, *[1] * (new.ndim - 1)), old, new)
             for old, new in zip(first[:3], now[:3], strict=True)
         ]
-        self.history = DreamState(*merged, now.is_batched)
+        self.history = DreamState._make([*merged, now.is_batched])
 
     def step(self, action: int | np.ndarray) -> np.ndarray:
         """Take an action and return the dreamed frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
@@ -199,8 +200,8 @@ class DreamEngine:
         now = _integers(action, self.num_actions, "action").reshape(-1)
         if len(now) != len(tokens):
             raise ValueError(f"{len(tokens)} dreams need as many actions, got {len(now)}")
-        now = torch.from_numpy(now).to(self.device)
-        actions = torch.cat([past, now.unsqueeze(1)], dim=1)  # (B, 4)
+        taken = torch.from_numpy(now).to(self.device)
+        actions = torch.cat([past, taken.unsqueeze(1)], dim=1)  # (B, 4)
         with autocast(self.device):
             step = predict_next(
                 self.world_model, tokens, actions, self.sampling, self.generator, age

@@ -107,6 +107,7 @@ def main(argv=None) -> int:
         stop = stack.enter_context(cli.StopRequest())
         if data:
             browser = thread.call(Replay, data, engine, emulator, episode, args.fps, CLIPS)
+            assert window is not None
             with window:  # closed before a clip is waited for
                 run_window(browser, window, thread, stop)
             browser.close()

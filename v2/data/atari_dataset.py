@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,7 +40,8 @@ VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is h
 NUM_RAM_BYTES = 128
 
 
-ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
+# name -> (dtype, shape after the first axis)
+ARRAY_FIELDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "frames": (np.uint8, FRAME_SHAPE),
     "actions": (np.uint8, ()),
     "rewards": (np.float32, ()),
@@ -52,7 +54,7 @@ ARRAY_FIELDS = {  # name -> (dtype, shape after the first axis)
 
 
 LARGE_FIELDS = ("frames", "ram")  # mapped or read in blocks, never held
-META_FIELDS = {
+META_FIELDS: dict[str, type] = {
     "game": str, "emulator": dict, "action_meanings": list, "episodes": list, "sha256": dict,
 }  # fmt: skip
 
@@ -122,7 +124,7 @@ def load_game_data(path: Path) -> GameData:
         try:
             for name, file in files.items():
                 for block in read_large(shard, name, len(arrays["actions"]), meta):
-                    file.write(block)
+                    file.write(block)  # type: ignore[arg-type]  # arrays are buffers
                 file.flush()
         except OSError as error:
             if error.errno not in DISK_FULL:
@@ -229,9 +231,9 @@ def set_bad_aside(path: Path) -> None:
             errors[shard] = error
     if len(errors) == len(paths):
         raise ValueError(f"nothing of {path} is whole: {errors[paths[0]]}")
-    for shard, error in errors.items():
+    for shard, reason in errors.items():
         shard.rename(f"{shard}.bad")
-        print(f"set aside as {shard.name}.bad: {error}")
+        print(f"set aside as {shard.name}.bad: {reason}")
     print(f"{len(errors)} of {len(paths)} shards are damaged and left out")
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from v2.data.atari_dataset import DATA_NAME, GameData, recorded_files, save_game_data
-from v2.data.collector import SEEDS_PER_RUN, join_segments, record
+from v2.data.collector import SEEDS_PER_RUN, Segment, join_segments, record
 from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, policy_mix
@@ -108,7 +108,8 @@ def _replace(old: list[Path], folder: Path) -> None:
 
 def _write(segments, args, folder: Path, meta: dict, stop) -> tuple[int, list[float]]:
     """Write the segments into a folder without a recording, as they come."""
-    shard, shard_frames, num_shards, scores, total = [], 0, 0, [], 0
+    shard: list[Segment] = []
+    shard_frames, num_shards, scores, total = 0, 0, [], 0
     sharded = args.frames > args.frames_per_shard
     first_id = 0
 

@@ -11,11 +11,12 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,10 +48,10 @@ class Segment:
 
     seed: int
     policy: str
-    frames: list | np.ndarray
-    ram: list | np.ndarray
-    actions: list | np.ndarray
-    rewards: list | np.ndarray
+    frames: Any
+    ram: Any
+    actions: Any
+    rewards: Any
     terminated: bool = False
 
     @classmethod
@@ -95,7 +96,7 @@ def record(
     num_frames: int,
     first_seed: int,
     workers: int,
-) -> Iterator[Segment]:
+) -> Generator[Segment, None, None]:
     """Play until every policy has its share of `num_frames`, and yield the segments in order.
 
     Args:
@@ -205,7 +206,7 @@ def _end_if_a_worker_died(pool: ProcessPoolExecutor) -> None:
     if any(process.exitcode is not None for process in processes):
         for process in processes:
             process.kill()
-        pool._result_queue._writer.close()
+        pool._result_queue._writer.close()  # type: ignore[attr-defined]  # a private name
 
 
 def _follow_parent():
@@ -213,7 +214,13 @@ def _follow_parent():
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def record_game(job: GameJob) -> list[Segment]:
@@ -221,7 +228,7 @@ def record_game(job: GameJob) -> list[Segment]:
     env = _env(job.emulator)
     rng = np.random.default_rng(job.seed)
     policy = make_policy(job.policy, job.emulator.game, env.action_meanings, rng)
-    ale = env.unwrapped.ale
+    ale = env.unwrapped.ale  # type: ignore[attr-defined]  # gymnasium takes it for any Env
     is_random = job.emulator.repeat_action_probability > 0  # else every seed starts one same game
     frame, _ = env.reset(seed=job.seed if is_random else None)  # a seed reloads the ROM: 0.15 s
     segments = [Segment.begin(job.seed, job.policy.name, frame, env.ram)]
@@ -277,7 +284,7 @@ def join_segments(
     """
     lengths = [len(segment) for segment in segments]
     total = sum(lengths)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "frames": np.empty((total, *segments[0].frames.shape[1:]), np.uint8),
         "actions": np.zeros(total, np.uint8),
         "rewards": np.zeros(total, np.float32),

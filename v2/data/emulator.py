@@ -7,7 +7,7 @@ only module that imports gymnasium and ale_py. Knows nothing of data files, poli
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium
 import numpy as np
@@ -32,9 +32,12 @@ class AtariFrameEnv(gymnasium.Env):
         env: the ALE environment that gymnasium made, with `config`'s settings.
     """
 
+    env: Any  # an ALE environment has methods that gymnasium does not name
+    action_space: gymnasium.spaces.Discrete
+
     def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
         self.env, self.config = env, config
-        self.action_space = env.action_space
+        self.action_space = cast(gymnasium.spaces.Discrete, env.action_space)
         self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
         self.render_mode = env.render_mode
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": config.steps_per_second}

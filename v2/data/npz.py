@@ -12,8 +12,10 @@ import os
 import struct
 import tokenize
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,7 @@ MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032
 ROWS_AT_ONCE = 64
 # What reading foreign bytes raises; numpy's own texts advise to unpickle and are not shown.
 FOREIGN_BYTES = (
-    zipfile.BadZipFile, zipfile.zlib.error, struct.error, tokenize.TokenError, SyntaxError,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError,
     EOFError, OSError, RuntimeError, LookupError, ValueError, TypeError, ArithmeticError,
 )  # fmt: skip
 
@@ -45,9 +47,9 @@ MAX_MEMBER_BYTES = _memory_bytes()
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     """Write arrays and meta as one compressed npz, atomically."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    fields: dict[str, Any] = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays, meta=np.array(json.dumps(meta)))
+        np.savez_compressed(file, **fields, meta=np.array(json.dumps(meta)))
 
 
 def read_meta(path: Path, required: dict[str, type] | None = None) -> dict:
@@ -58,7 +60,7 @@ def read_meta(path: Path, required: dict[str, type] | None = None) -> dict:
 
 def read_npz(
     path: Path,
-    fields: dict[str, tuple],
+    fields: Mapping[str, tuple[Any, tuple[int, ...]]],
     required: dict[str, type] | None = None,
     unread: tuple[str, ...] = (),
 ) -> tuple[dict[str, np.ndarray], dict]:

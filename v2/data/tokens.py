@@ -6,6 +6,7 @@ made again when either differs. Knows nothing of training.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from v2.data.npz import read_meta, read_npz, write_npz
 from v2.data.validation import array_sha256, check_hashes, check_splits, check_steps
 from v2.models.vqvae_hires import MARGIN, VQVAE, WINDOW
 from v2.models.weights import tokenizer_sha256
-from v2.runtime.device import autocast
+from v2.runtime.device import autocast, laid_out
 
 TOKENS_NAME = "atari_tokens_hires"
 STEP_FIELDS = ("actions", "rewards", "terminated", "truncated", "episode_ids", "has_action")
@@ -107,7 +108,8 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
     if not Path(path).exists() or staleness(path, vqvae, data):
         return None
     num_positions = vqvae.config.grid[0] * vqvae.config.grid[1]
-    fields = {"tokens": (np.uint8, (num_positions,))} | {n: ARRAY_FIELDS[n] for n in STEP_FIELDS}
+    fields: dict[str, Any] = {"tokens": (np.uint8, (num_positions,))}
+    fields |= {name: ARRAY_FIELDS[name] for name in STEP_FIELDS}
     arrays, meta = read_npz(path, fields, META_FIELDS)
     check_steps(path, arrays, meta)
     check_training_games(path, meta["episodes"])
@@ -125,8 +127,9 @@ def tokenize(
     data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 256, stop=False
 ) -> TokenData | None:
     """Tokenize a data file or its shards, a batch at a time; None when `stop` became true."""
-    vqvae = vqvae.to(device, memory_format=torch.channels_last).eval()
-    paths, parts, tokens, meta = data_paths(data), [], [], {}
+    vqvae = laid_out(vqvae, device).eval()
+    paths, parts, tokens = data_paths(data), [], []
+    meta: dict = {}
     episodes = read_episodes(data)
     check_training_games(data, episodes)
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
@@ -163,13 +166,13 @@ def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.
     before: about a tenth. The others are carried over.
     """
     T, (h, w) = len(frames), vqvae.config.grid
-    frames = torch.from_numpy(frames).to(device)
+    pixels = torch.from_numpy(frames).to(device)
     is_changed = torch.ones(T, h, w, dtype=torch.bool, device=device)
-    differs = (frames[1:] != frames[:-1]).any(-1).float()  # (T-1, H, W)
+    differs = (pixels[1:] != pixels[:-1]).any(-1).float()  # (T-1, H, W)
     if T > 1:
         is_changed[1:] = F.max_pool2d(differs, WINDOW, stride=4, padding=MARGIN) > 0
     t, i, j = is_changed.nonzero(as_tuple=True)
-    padded = F.pad(frames.permute(0, 3, 1, 2), (MARGIN,) * 4).permute(0, 2, 3, 1)
+    padded = F.pad(pixels.permute(0, 3, 1, 2), (MARGIN,) * 4).permute(0, 2, 3, 1)
     span = torch.arange(WINDOW, device=device)
     y, x = 4 * i[:, None, None] + span[:, None], 4 * j[:, None, None] + span
     windows = frames_to_float(padded[t[:, None, None], y, x])  # (n, 3, 10, 10)

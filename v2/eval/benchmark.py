@@ -19,6 +19,7 @@ import copy
 import functools
 import json
 import resource
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -36,6 +37,7 @@ from v2.runtime.device import (
     choose_device,
     compiled,
     flush_denormals,
+    laid_out,
     moved,
 )
 from v2.runtime.files import check_output, write_text
@@ -97,7 +99,7 @@ class Benchmark:
         self.device, self.seconds = device, seconds
         self.peaks = matrix_products(device, seconds)
         self.rows: list[dict] = []
-        self.vqvae = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
+        self.vqvae = laid_out(VQVAE(VQVAEConfig()), device)
         config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY)
         self.world_model = TemporalWorldModel(config).to(device)
 
@@ -107,10 +109,11 @@ class Benchmark:
         times = np.array(timed(work, self.seconds, self.device))
         rate = count / np.median(times)
         share = rate * flops / 1e9 / max(self.peaks.values())
-        row = {"name": name, "per_second": float(rate), "p50_ms": 1e3 * float(np.median(times)),
-               "p95_ms": 1e3 * float(np.quantile(times, 0.95)), "gflop": flops / 1e9,
-               "share_of_peak": float(share),
-               "peak_memory_bytes": _peak_memory(self.device)}  # fmt: skip
+        row: dict[str, Any] = {
+            "name": name, "per_second": float(rate), "p50_ms": 1e3 * float(np.median(times)),
+            "p95_ms": 1e3 * float(np.quantile(times, 0.95)), "gflop": flops / 1e9,
+            "share_of_peak": float(share), "peak_memory_bytes": _peak_memory(self.device),
+        }  # fmt: skip
         self.rows.append(row)
         print(f"{name:58s} {rate:9.1f} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} "
               f"{flops / 1e9:7.2f} {share:8.0%} {row['peak_memory_bytes'] / 2**20:9.0f}",
@@ -186,7 +189,7 @@ class Benchmark:
         }  # fmt: skip
         for name in [*variants, *(["compiled"] if with_compiled else [])]:
             memory_format = variants.get(name, torch.channels_last)
-            model = self.vqvae.to(memory_format=memory_format)
+            model = laid_out(self.vqvae, self.device, memory_format)
             model = compiled(model) if name == "compiled" else model
             batch = pixels.to(memory_format=memory_format)
             with _precision(name), autocast(self.device):

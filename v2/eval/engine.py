@@ -8,7 +8,7 @@ v2.dream.DreamEngine has them. The evaluation knows nothing else of it, so that 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,10 +22,13 @@ Progress = Callable[[int], object] | None  # told how many steps were done since
 
 
 class Engine(Protocol):
-    tokens: np.ndarray  # (B, 21, 16)
-    logits: object  # (B, N, K) tensor or None
+    grid: tuple[int, int]
+    logits: Any  # (B, N, K) tensor or None
     last_reward: np.ndarray  # (B,) predicted sign
     last_terminated: np.ndarray  # (B,) probability
+
+    @property
+    def tokens(self) -> np.ndarray: ...  # (B, 21, 16)
 
     def reset(self, frames: np.ndarray, actions: np.ndarray | None = None): ...
     def restart(self, rows: np.ndarray) -> None: ...

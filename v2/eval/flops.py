@@ -51,7 +51,8 @@ def timed(work, seconds: float, device: torch.device) -> list[float]:
         return time.perf_counter() - start
 
     once()
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - began < seconds:
         times.append(once())
     return times

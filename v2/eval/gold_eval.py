@@ -73,7 +73,8 @@ def main(argv=None) -> int:
     if args.json:
         check_output(args.json)
     if args.compare:
-        return _compare(*args.compare, args.json)
+        first, second = args.compare
+        return _compare(first, second, args.json)
     if args.model_card:
         check_output(args.model_card)
     if args.report:
@@ -146,7 +147,7 @@ def _flags(args, source: str) -> str:
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
-    flags |= {name.replace("_", "-"): value for name, value in _sizes(args).items()}
+    flags |= {name.replace("_", "-"): str(value) for name, value in _sizes(args).items()}
     return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
 
 

@@ -27,7 +27,7 @@ class Metric:
 
     def to_dict(self) -> dict:
         """Return plain values; NaN as None, which JSON can say."""
-        plain = {name: _plain(getattr(self, name)) for name in ("value", "low", "high")}
+        plain: dict = {name: _plain(getattr(self, name)) for name in ("value", "low", "high")}
         plain["num_samples"] = int(self.num_samples)
         if self.baselines:
             plain["baselines"] = {name: m.to_dict() for name, m in self.baselines.items()}

@@ -47,13 +47,14 @@ def long_dream_scores(
         real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
             every second one sets the limit of the distribution.
     """
-    looks, tokens, ends, sampled, pictures = [], [], [], [], []
+    looks: list = []
+    wholes: tuple[list, ...] = looks, [], [], [], []
     for chunk in chunks(len(history)):
         parts = _play(engine, game, action_meanings, history[chunk], past_actions[chunk], steps,
                       chunk.start, progress)  # fmt: skip
-        for whole, part in zip((looks, tokens, ends, sampled, pictures), parts, strict=True):
+        for whole, part in zip(wholes, parts, strict=True):
             whole.append(part)
-    tokens, ends = np.concatenate(tokens), np.concatenate(ends)  # (B, steps, N), (B, steps)
+    tokens, ends, sampled, pictures = map(np.concatenate, wholes[1:])  # (B, steps, N), (B, steps)
     still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
     scores = {"long/frozen_frames": mean_metric(still, episodes)}
     real_still = [_frozen_share(engine, clip) for clip in real_clips]
@@ -63,11 +64,10 @@ def long_dream_scores(
     scores["long/games_over"].baselines["real"] = real_row
     if detector.has_truth(game):
         scores |= _ball_rows(game, *_games(looks, ends, episodes), real_clips)
-    sampled = np.concatenate(sampled)
     scores |= _distribution_rows(
         engine, tokens, sampled, episodes, real_clips, real_frames, num_codes
     )
-    return scores, np.concatenate(pictures)
+    return scores, pictures
 
 
 def _rate(ends, episodes, lengths) -> Metric:
@@ -77,7 +77,8 @@ def _rate(ends, episodes, lengths) -> Metric:
 
 def _games(looks, ends: np.ndarray, episodes: np.ndarray) -> tuple[list, np.ndarray]:
     """Cut what B dreams showed where each began anew; return the games and their episodes."""
-    games, origins = [], []
+    games: list[tuple] = []
+    origins: list = []
     dreams = (look for batch in looks for look in zip(*batch, strict=True))
     for (num_balls, balls), is_end, episode in zip(dreams, ends, episodes, strict=True):
         cuts = np.flatnonzero(is_end[:-1]) + 1
@@ -139,7 +140,8 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
     players = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
                for k in range(len(history))]  # fmt: skip
     engine.reset(history, past_actions)
-    num_balls, balls, tokens, ends, sampled, shown = [], [], [], [], [], []
+    num_balls, balls, tokens, ends, sampled = [], [], [], [], []
+    shown: list[np.ndarray] = []
     ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
     if can_read:
         _, ram = detector.seen_memory(game, history[:, -1])
@@ -163,8 +165,8 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
         if progress:
             progress(len(frames))
     look = [np.stack(part, 1) for part in (num_balls, balls) if part]
-    sampled = np.stack(sampled, 1) if sampled else frames[:, None]
-    return look, np.stack(tokens, 1), np.stack(ends, 1), sampled, np.stack(shown, 1)
+    looked_at = np.stack(sampled, 1) if sampled else frames[:, None]
+    return look, np.stack(tokens, 1), np.stack(ends, 1), looked_at, np.stack(shown, 1)
 
 
 def _one_ball(

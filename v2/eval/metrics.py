@@ -95,8 +95,8 @@ def spurious_changes(first_frames, second_frames, first_tokens, second_tokens) -
     patch = round((moved.shape[-1] * moved.shape[-2] / num_tokens) ** 0.5)
     margin = SPURIOUS_MARGIN_PX
     near = F.max_pool2d(F.pad(moved, [margin] * 4), patch + 2 * margin, stride=patch)
-    near = near.flatten(1).numpy() > 0
-    return ((np.asarray(first_tokens) != np.asarray(second_tokens)) & ~near).sum(1)
+    is_near = near.flatten(1).numpy() > 0
+    return ((np.asarray(first_tokens) != np.asarray(second_tokens)) & ~is_near).sum(1)
 
 
 def code_histogram(tokens, num_codes: int) -> np.ndarray:

@@ -159,7 +159,7 @@ def _ball_rows(
 def _other_rows(detected: DetectedObjects, h: int) -> Scores:
     true, seen, start = detected.true[h], detected.seen[h], detected.start
     episodes = detected.episodes
-    scores = {}
+    scores: Scores = {}
     for name, objects in (("", seen), ("copy_last", start)):
         rows = {"paddle_error_px": paddle_error(objects.paddle, true.paddle, episodes)}
         if np.isfinite(true.opponent).any():
@@ -240,7 +240,7 @@ def _half_life(hits, visible, episodes, steps) -> Metric:
 
 def _stratum_rows(detected: DetectedObjects, horizons) -> Scores:
     """Score the ball apart for what happens right after the start."""
-    scores = {}
+    scores: Scores = {}
     for stratum in strata_of(detected.clips.game):
         chosen = detected.clips.strata == stratum
         for h in (h for h in horizons if h in STRATUM_HORIZONS and chosen.any()):

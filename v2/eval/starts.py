@@ -118,8 +118,8 @@ def stratified_starts(
     """
     game = data.meta["game"]
     if not detector.has_truth(game):
-        starts = random_starts(data, per_stratum, horizon, rng)
-        return starts, [ANY] * len(starts)
+        drawn = random_starts(data, per_stratum, horizon, rng)
+        return drawn, [ANY] * len(drawn)
     candidates = _candidates(data, horizon)
     ages = np.digitize(detector.read_ram(game, data.ram).bricks.sum((1, 2)), AGE_BRICKS)
     seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}

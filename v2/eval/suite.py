@@ -259,7 +259,9 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     """Start long dreams where the ball is in play, and show its player's real games beside them."""
     strata = strata_of(data.meta["game"])
     flying = np.flatnonzero(~np.isin(clips.strata, ("serve", strata[-1])) | (len(strata) == 1))
-    chosen = clips.history[flying], clips.past_actions[flying], clips.episodes[flying]
+    chosen: tuple[np.ndarray, ...] = (
+        clips.history[flying], clips.past_actions[flying], clips.episodes[flying]
+    )  # fmt: skip
     missing = tier.long_dreams - len(flying)
     if missing > 0:
         starts = random_starts(data, missing, 1, np.random.default_rng(1))

@@ -143,7 +143,6 @@ def _quick_objects(clips: Clips, dreams: Dreams) -> dict[str, float]:
         found.append(counts["found"].sum())
         doubled.append((counts["balls"] > 1).mean())
         paddle.append(paddle_error(seen.paddle, true.paddle, clips.episodes).value)
-    hits, visible = np.array(hits), np.array(visible)
     scores = {"ball_hit": _share(hits, visible), "ball_found": _share(found, visible)}
     scores["ball_doubled"] = float(np.mean(doubled))
     for h in QUICK_HORIZONS:

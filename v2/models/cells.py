@@ -20,7 +20,7 @@ def distance_from_motion(history: torch.Tensor, grid: tuple[int, int]) -> torch.
     """
     moved = (history[:, 1:] != history[:, :-1]).any(1).float().unflatten(1, grid).unsqueeze(1)
     rings = [F.max_pool2d(moved, 2 * r + 1, stride=1, padding=r) for r in range(RINGS + 1)]
-    return (RINGS + 1 - sum(rings)).flatten(1).long()
+    return (RINGS + 1 - sum(rings)).flatten(1).long()  # type: ignore[union-attr]  # no int
 
 
 def active_cells(

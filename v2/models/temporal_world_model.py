@@ -98,6 +98,8 @@ class Trunk(NamedTuple):
 
 
 class TemporalWorldModel(nn.Module):
+    far_rank: torch.Tensor  # int64 (N,), of a model with active cells
+
     def __init__(self, config: WorldModelConfig):
         super().__init__()
         self.config = config
@@ -215,6 +217,7 @@ class TemporalWorldModel(nn.Module):
         if self.config.stem_radius:  # a sum of many tables
             nn.init.normal_(self.token_tables.weight, std=0.1 / (2 * self.config.stem_radius + 1))
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.initialise()
         nn.init.zeros_(self.given.weight)
         nn.init.zeros_(self.to_outcome.weight)
@@ -267,7 +270,9 @@ class Block(nn.Module):
             places = x.new_zeros(B * self.grid[0] * self.grid[1], D)
             x = places.index_copy(0, rows, x.flatten(0, 1)).view(B, -1, D)
         grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
-        mixed = self.local(grid).flatten(2).transpose(1, 2)
+        local = self.local
+        assert local is not None
+        mixed = local(grid).flatten(2).transpose(1, 2)
         if rows is None:
             return mixed
         return mixed.reshape(-1, D).index_select(0, rows).view(B, M, D)
@@ -292,6 +297,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.contract.weight)
         if self.local is not None:
             nn.init.normal_(self.local.weight, std=0.1)
+            assert self.local.bias is not None
             nn.init.zeros_(self.local.bias)
 
 

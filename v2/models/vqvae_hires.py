@@ -171,6 +171,7 @@ class ResidualBlock(nn.Module):
         self.inner = nn.Conv2d(dim, hidden_dim, kernel_size, padding=kernel_size // 2)
         self.outer = nn.Conv2d(hidden_dim, dim, 1)
         nn.init.zeros_(self.outer.weight)
+        assert self.outer.bias is not None
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -179,6 +180,10 @@ class ResidualBlock(nn.Module):
 
 class Quantizer(nn.Module):
     """Nearest code by Euclidean distance; codes follow their latents by moving averages."""
+
+    codebook: torch.Tensor  # (K, D), sums / counts
+    counts: torch.Tensor  # (K,), moving
+    sums: torch.Tensor  # (K, D), moving
 
     def __init__(self, num_codes: int, dim: int, decay: float):
         super().__init__()
@@ -198,7 +203,7 @@ class Quantizer(nn.Module):
             scores = flat @ self.codebook.T - self.codebook.square().sum(1) / 2
         return scores.argmax(1).view(latents.shape[0], -1)
 
-    def look_up(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    def look_up(self, tokens: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         codes = F.embedding(tokens, self.codebook)  # (B, N, D)
         return codes.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, D, h, w), channels last
 
@@ -206,7 +211,7 @@ class Quantizer(nn.Module):
     def initialise(self, latents: torch.Tensor, generator: torch.Generator) -> None:
         """Choose codes by farthest point, which keeps rare features, from latents (B, D, h, w)."""
         flat = _flatten(latents)
-        first = torch.randint(len(flat), (1,), generator=generator).item()
+        first = int(torch.randint(len(flat), (1,), generator=generator))
         chosen = [flat[first]]
         distance = (flat - chosen[0]).square().sum(1)
         for _ in range(len(self.codebook) - 1):

@@ -41,6 +41,7 @@ def load_vqvae(path: Path) -> tuple[VQVAE, dict]:
     """Load a VQ-VAE as `load_world_model` does, rounded to the shipped dtype."""
     state = averaged(load_checkpoint(path, "vqvae"))
     model = round_to_shipped(build_model(state, path))
+    assert isinstance(model, VQVAE)
     return model, {key: value for key, value in state.items() if key != "model"}
 
 
@@ -61,6 +62,7 @@ def load_world_model(
         )
     state = averaged(state)
     model = build_model(state, path)
+    assert isinstance(model, TemporalWorldModel)
     return model, {key: value for key, value in state.items() if key != "model"}
 
 

@@ -48,7 +48,7 @@ class BackgroundClips:
     def notice(self) -> str:
         """What is being saved now."""
         is_saving = self._future is not None and not self._future.done()
-        return f"saving {self._path.name}" if is_saving else ""
+        return f"saving {self._path.name}" if is_saving and self._path else ""
 
     def close(self) -> None:
         """Wait for the last clip; an OSError where it was not saved."""

@@ -82,6 +82,7 @@ class EpisodeFile:
         part, entry = self._places[index]
         if part != self._part:
             self._data, self._part = load_game_data(part), part
+        assert self._data is not None
         rows = np.flatnonzero(self._data.episode_ids == entry["id"])
         if len(rows) != entry["frames"]:
             raise ValueError(f"{part}: its list of episodes is damaged; make the file again")

@@ -34,7 +34,7 @@ class KeyRow:
         return self.label or ", ".join(_written(key) for key in self.does)
 
 
-PLAY_KEYS = (
+PLAY_KEYS: tuple[KeyRow, ...] = (
     KeyRow(
         {"LEFT": "LEFT", "RIGHT": "RIGHT", "UP": "UP", "DOWN": "DOWN",
          "A": "LEFT", "D": "RIGHT", "W": "UP", "S": "DOWN"},
@@ -53,7 +53,7 @@ PLAY_KEYS = (
     KeyRow({"H": "help"}, "show or hide these keys", hint="keys"),
     KeyRow({"Q": "quit", "ESCAPE": "quit"}, "quit", hint="quit"),
 )  # fmt: skip
-REPLAY_KEYS = (
+REPLAY_KEYS: tuple[KeyRow, ...] = (
     KeyRow({"SPACE": "pause", "P": "pause"}, "play or stop", hint="play"),
     KeyRow({"LEFT": "back", "RIGHT": "on"}, "one step back or on", hint="step"),
     KeyRow({"DOWN": "far back", "UP": "far on"}, "30 steps back or on", hint="30 steps"),
@@ -157,7 +157,7 @@ class ActionMap:
 
     def _script_part(self, part: str) -> tuple[int, int]:
         match = re.fullmatch(r"\s*([A-Za-z+]+)\s*(?:\*\s*(\d+))?\s*", part)
-        name = match[1].upper().replace("+", "").replace("SPACE", "FIRE") if match else None
+        name = match[1].upper().replace("+", "").replace("SPACE", "FIRE") if match else ""
         count = int(min(float(match[2] or 1), MAX_SCRIPT_STEPS + 1)) if match else 0
         if count < 1 or not _is_combination(name) or _inputs_in(name) not in self._actions:
             raise ValueError(

@@ -258,8 +258,8 @@ def _draw_curve(draw: Draw, plot: pygame.Rect, values, top: float, color) -> Non
 def _draw_hint(draw: Draw, area: pygame.Rect, view: View) -> None:
     middle = area.y + draw.px(15)
     notice = draw.fitted(view.notice, area.w, 16)
-    notice = draw.text(notice, (area.right, middle), 16, "ball", "right")
-    space = notice.x - area.x - draw.px(16) if view.notice else area.w
+    place = draw.text(notice, (area.right, middle), 16, "ball", "right")
+    space = place.x - area.x - draw.px(16) if view.notice else area.w
     draw.text(draw.fitted(view.hint, space), (area.x, middle), 16, "dim")
 
 

@@ -229,8 +229,9 @@ class Replay:
         panes = (
             Pane("real", episode.frames[time], "real", f"frame {time}"),
             Pane("round trip", shown.round_trip.get(time), "ball", "tokenizer"),
-            Pane("teacher-forced", forced and forced[0], "paddle", _percent(forced)),
-            Pane("open loop", dreamed and dreamed[0], "dream", _percent(dreamed) or where),
+            Pane("teacher-forced", forced[0] if forced else None, "paddle", _percent(forced)),
+            Pane("open loop", dreamed[0] if dreamed else None, "dream",
+                 _percent(dreamed) or where),
         )
         action = int(episode.actions[time]) if time < self.last else 0
         return View(

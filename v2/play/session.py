@@ -64,6 +64,8 @@ class Divergence:
 class Tape(Protocol):
     """What wants to know every real step, such as a tape of episodes."""
 
+    controller: str  # who plays
+
     def begin(self, seed: int, frame: np.ndarray, ram: np.ndarray) -> None: ...
 
     def step(self, action, reward, frame, ram, terminated) -> None: ...
@@ -95,6 +97,10 @@ class PlaySession:
         seed: seed of the first game; the next game has the next one.
     """
 
+    moment: Moment
+    frames: deque[np.ndarray]  # of the real game, the last few
+    actions: deque[int]
+
     def __init__(self, env: AtariFrameEnv, engine, seed: int = 0, tape: Tape | None = None):
         num_actions = len(env.action_meanings)
         if engine.num_actions != num_actions:
@@ -125,7 +131,7 @@ class PlaySession:
             notice = self.moment.notice
         self._remember()
         self.num_steps += 1
-        step = {"step": self.moment.step + 1, "action": action, "notice": notice}
+        step: dict[str, Any] = {"step": self.moment.step + 1, "action": action, "notice": notice}
         if self.mode != "dream":
             values, self.is_over = self._step_real(action)
             step |= values
@@ -251,8 +257,10 @@ class PlaySession:
         self.env.restore_state(snapshot.env_state)
         self.engine.restore(snapshot.dream_state, snapshot.dream_rng_state)
         self.dream_tokens, self.ram = snapshot.dream_tokens, snapshot.ram
-        self.frames.clear(), self.actions.clear()
-        self.frames.extend(snapshot.frames), self.actions.extend(snapshot.actions)
+        self.frames.clear()
+        self.frames.extend(snapshot.frames)
+        self.actions.clear()
+        self.actions.extend(snapshot.actions)
         self.divergence = snapshot.divergence.cut(snapshot.num_diverged)
         self._seed, self.is_over = snapshot.seed, snapshot.is_over
         if self.tape:

@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,12 @@ class _Video(contextlib.AbstractContextManager):
     def __init__(self, path: Path, fps: float):
         self.path, self.fps, self.num_frames = path, fps, 0
 
+    def write(self, picture: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
     def __exit__(self, *exception) -> None:
         self.close()
 
@@ -54,7 +61,7 @@ class Mp4Video(_Video):
 
     def __init__(self, path: Path, fps: float):
         super().__init__(path, fps)
-        self._container = None
+        self._container: Any = None  # PyAV's
 
     def write(self, picture: np.ndarray) -> None:
         """Add one uint8 (H, W, 3) picture; all have one size."""
@@ -96,7 +103,8 @@ class GifVideo(_Video):
 
     def __init__(self, path: Path, fps: float):
         super().__init__(path, fps)
-        self._pictures, self._is_full = [], False
+        self._pictures: list = []
+        self._is_full = False
 
     def write(self, picture: np.ndarray) -> None:
         """Add one uint8 (H, W, 3) picture."""

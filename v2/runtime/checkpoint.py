@@ -14,7 +14,9 @@ import shutil
 import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,10 +30,12 @@ SHIPPED_DTYPE = torch.float16
 MAX_CONFIG_NUMBER = 4096  # a larger width or depth is a forged config, not a model of ours
 # What reading foreign bytes raises. torch's own texts advise to load unsafely and are not shown.
 FOREIGN_BYTES = (
-    pickle.UnpicklingError, zipfile.BadZipFile, zipfile.zlib.error, struct.error, EOFError, OSError,
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError,
     RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError,
     ArithmeticError, MemoryError,
 )  # fmt: skip
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> None:
@@ -44,7 +48,7 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
     state = {
         "format": FORMAT,
         "kind": kind,
-        "config": dataclasses.asdict(model.config),
+        "config": dataclasses.asdict(_config_of(model)),
         "model": model.state_dict(),
         **extra,
     }
@@ -55,6 +59,10 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
         digest = file_sha256(temporary)
         _announce(path, digest)
     _write_sidecar(path, [digest])
+
+
+def _config_of(model: torch.nn.Module) -> Any:  # torch takes any attribute for a tensor
+    return model.config
 
 
 def save_rotating(path: Path, *args, **kwargs) -> None:
@@ -180,8 +188,8 @@ def restore(model: torch.nn.Module, state: dict, path: Path) -> None:
 
 def check_architecture(model: torch.nn.Module, stored: dict, path: Path, ignored=()) -> None:
     """Raise a ValueError with the fields in which a stored config differs from a model's."""
-    config = dataclasses.asdict(model.config)
-    stored = {f.name: f.default for f in dataclasses.fields(model.config)} | stored
+    config = dataclasses.asdict(_config_of(model))
+    stored = {f.name: f.default for f in dataclasses.fields(_config_of(model))} | stored
     differing = [
         f"{key} {stored.get(key)}, now {config.get(key)}"
         for key in sorted((config.keys() | stored.keys()) - set(ignored))
@@ -226,7 +234,7 @@ def lineage(info: dict) -> list[dict]:
     return [*info.get("earlier", []), {key: info[key] for key in OF_A_RUN if key in info}]
 
 
-def round_to_shipped(model: torch.nn.Module) -> torch.nn.Module:
+def round_to_shipped(model: Model) -> Model:
     """Round floating weights to the dtype they are shipped in, keeping float32 storage."""
     limit = torch.finfo(SHIPPED_DTYPE).max  # a codebook's counts exceed it with large batches
     with torch.no_grad():
@@ -278,7 +286,7 @@ def _write_state(state: dict, file) -> None:
         torch.save(state, file)
     except RuntimeError as error:
         cause = error.__context__
-        while cause and not isinstance(cause, OSError):
+        while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         if cause is None:
             raise

@@ -169,7 +169,9 @@ def parser(script: str) -> argparse.ArgumentParser:
             both are read from the source, as `python -OO` keeps no docstring in memory.
     """
     source = Path(script).read_text("utf-8")
-    lines = ast.get_docstring(ast.parse(source)).splitlines()
+    docstring = ast.get_docstring(ast.parse(source))
+    assert docstring is not None  # every script has one
+    lines = docstring.splitlines()
     made = _Parser(
         description=lines[0],
         epilog=f"example: {lines[2].strip()}",

@@ -40,7 +40,7 @@ def report_error(error: BaseException) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-        name = str(error.filename)[:MAX_SHOWN_NAME]
+        name = str(getattr(error, "filename", None))[:MAX_SHOWN_NAME]
         error = ValueError(f"the name {name}... is too long for this disk: give a shorter one")
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, (*BAD_INPUT, *OF_THE_MACHINE)):

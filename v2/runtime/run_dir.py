@@ -16,13 +16,14 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from v2.runtime.files import sweep_temporaries, sync_directory, write_text
 
 try:
     import fcntl
 except ImportError:  # Windows plays; two trainings in one folder are not noticed there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # where the module is absent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
@@ -34,7 +35,8 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._lock = self._metrics = None  # open files
+        self._lock: TextIO | None = None  # open files
+        self._metrics: TextIO | None = None
 
     @classmethod
     def create(cls, root: Path, kind: str, config: dict) -> "RunDir":

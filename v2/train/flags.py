@@ -6,13 +6,23 @@ a resumed run was given anew is told apart, so that it can be logged. Knows noth
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Generic
 
 from v2.runtime import cli
 from v2.runtime.run_dir import read_config
-from v2.train.recipe import Recipe, VQVAERecipe, WorldModelRecipe, recipe_of, with_settings
+from v2.train.recipe import (
+    Recipe,
+    SomeRecipe,
+    VQVAERecipe,
+    WorldModelRecipe,
+    recipe_of,
+    with_settings,
+)
 
-RECIPES = {"vqvae": VQVAERecipe, "world_model": WorldModelRecipe}  # by the kind of a run
+# by the kind of a run
+RECIPES: dict[str, type[Recipe]] = {"vqvae": VQVAERecipe, "world_model": WorldModelRecipe}
 OF_THE_START = ("is_smoke", "init_from", "decoder_only")  # fields
 NOT_RESUMED = ("resume", "max_minutes", "skip_bad", "debug", "preset", "set")
 KINDS = {  # of the recipe's fields that have a flag of their own
@@ -22,15 +32,15 @@ KINDS = {  # of the recipe's fields that have a flag of their own
 
 
 @dataclasses.dataclass(frozen=True)
-class Parsed:
+class Parsed(Generic[SomeRecipe]):
     """What the command line asks for."""
 
     args: argparse.Namespace  # where things are and how long
-    recipe: Recipe
+    recipe: SomeRecipe
     changed: dict  # of a resumed run, flag or field -> its new value
 
 
-def training_parser(script: str, presets: dict[str, Recipe]) -> argparse.ArgumentParser:
+def training_parser(script: str, presets: Mapping[str, Recipe]) -> argparse.ArgumentParser:
     """Make the parser that both scripts share, of `cli.parser`."""
     parser = cli.parser(script)
     parser.add_argument("--game", default="breakout", help="any ALE game")
@@ -57,8 +67,8 @@ def training_parser(script: str, presets: dict[str, Recipe]) -> argparse.Argumen
 
 
 def parse(
-    parser: argparse.ArgumentParser, presets: dict[str, Recipe], argv: list[str] | None
-) -> Parsed:
+    parser: argparse.ArgumentParser, presets: Mapping[str, SomeRecipe], argv: list[str] | None
+) -> Parsed[SomeRecipe]:
     """Parse flags; with --resume the run's own flags and recipe are the defaults.
 
     Raises:
@@ -70,8 +80,8 @@ def parse(
     if args.preset:
         raise ValueError("--preset is decided when a run begins: leave it out with --resume")
     config = read_config(args.resume)
-    of_kind = RECIPES.get(config.get("kind"))
-    if of_kind is not type(presets["default"]):
+    of_kind = type(presets["default"])
+    if RECIPES.get(config.get("kind", "")) is not of_kind:
         raise ValueError(
             f"{args.resume} is a {config.get('kind')} run: resume it with the script that began it"
         )
@@ -95,8 +105,8 @@ def parse(
     return Parsed(args, recipe, changed | fields)
 
 
-def _changed(recipe: Recipe, args: argparse.Namespace) -> Recipe:
-    given = {name: getattr(args, name, None) for name in KINDS}
+def _changed(recipe: SomeRecipe, args: argparse.Namespace) -> SomeRecipe:
+    given: dict[str, Any] = {name: getattr(args, name, None) for name in KINDS}
     given = {name: value for name, value in given.items() if value is not None}
     if "epochs" in given:
         given["steps"] = 0

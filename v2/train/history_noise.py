@@ -47,8 +47,8 @@ def _paste(history: np.ndarray, other: np.ndarray, draw: np.ndarray) -> None:
     first = max(0, int(draw[1] * 7) - 3)  # in most cases all four frames: it has long been there
     height, width = 1 + (draw[2:4] * MAX_PATCH).astype(int)
     top, left = max(0, row - int(draw[4] * height)), max(0, column - int(draw[5] * width))
-    box = np.s_[top : top + height, left : left + width]
-    history[(slice(first, None), *box)] = other[box]
+    box = np.s_[first:, top : top + height, left : left + width]
+    history[box] = other[box[1:]]
 
 
 def _misplaced(window: np.ndarray, draw: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import contextlib
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -35,44 +36,49 @@ def run_trainer(trainer, run: RunDir | None) -> int:
     workers, args = trainer.workers, trainer.args
     # On the CPU equal sums whatever the threads do, so that resume is exact.
     torch.use_deterministic_algorithms(trainer.device.type == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    is_writer = workers.is_writer
-    if is_writer and args.resume:
-        run.acquire()
+    deterministic: Any = torch.utils.deterministic  # torch makes its attribute at run time
+    deterministic.fill_uninitialized_memory = False
+    own = run if workers.is_writer else None  # the folder that this process writes into
+    if own and args.resume:
+        own.acquire()
     try:
         workers.wait()
         if args.resume:
             trainer.load(run)
-            if is_writer:
-                run.forget_after(trainer.step)
-                print(f"resumed {run.path} at step {trainer.step}")
-                run.note_changes(trainer.step, trainer.changed)
+            if own:
+                own.forget_after(trainer.step)
+                print(f"resumed {own.path} at step {trainer.step}")
+                own.note_changes(trainer.step, trainer.changed)
                 if trainer.step < trainer.num_steps:
-                    run.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
-        with StopRequest() as stop, failures_explained(trainer, run.path if is_writer else None):
+                    own.set_status(is_finished=False, step=trainer.step, minutes=trainer.minutes)
+        with StopRequest() as stop, failures_explained(trainer, own.path if own else None):
             with workers.loss_explained():
                 workers.share(trainer.model.state_dict().values())
-                judging, losses = _steps(trainer, run, stop)
-        if is_writer:
-            _finish(trainer, run, judging, losses)
+                judging, losses = _steps(trainer, own, stop)
+        if own:
+            _finish(trainer, own, judging, losses)
         workers.wait()  # one that leaves early aborts the others
         workers.leave()
         return stop.exit_code
     finally:
-        if is_writer:
-            run.release()
+        if own:
+            own.release()
 
 
 def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[str, list]]:
-    """Train; return the share of the time that evaluation took, and the losses that were logged."""
-    args, is_writer = trainer.args, trainer.workers.is_writer
+    """Train; return the share of the time that evaluation took, and the losses that were logged.
+
+    Args:
+        run: the folder that this process writes into; None in the other workers.
+    """
+    args = trainer.args
     began = saved = time.monotonic()
     num_samples, judging, is_ending = 0, 0.0, False
     losses: dict[str, list] = {name: [] for name in LOSSES}
     is_short = trainer.num_steps < SHORT_RUN_STEPS
     log_steps = SHORT_RUN_LOG_STEPS if is_short else LOG_STEPS
     with tqdm(total=trainer.num_steps, initial=trainer.step, unit="step",
-              disable=None if is_writer else True) as bar:  # fmt: skip
+              disable=None if run else True) as bar:  # fmt: skip
         while trainer.step < trainer.num_steps and not is_ending:
             metrics, samples = trainer.train_step()
             trainer.step += 1
@@ -80,7 +86,7 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[
             now = time.monotonic()
             is_out_of_time = bool(args.max_minutes) and now - began > 60 * args.max_minutes
             is_ending = trainer.workers.any(bool(stop) or is_out_of_time, trainer.device)
-            if not is_writer:
+            if run is None:
                 continue
             bar.update()
             is_last = trainer.step == trainer.num_steps

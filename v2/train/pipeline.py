@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 
 from v2.data.atari_dataset import DATA_NAME, data_paths, read_episodes, recorded_files
 from v2.data.games import find_weights, game_directory, game_id
@@ -34,6 +35,7 @@ from v2.runtime.run_dir import all_runs, is_finished, read_config, read_status
 from v2.train.recipe import (
     VQVAE_PRESETS,
     WORLD_MODEL_PRESETS,
+    Recipe,
     VQVAERecipe,
     WorldModelRecipe,
     recipe_of,
@@ -46,7 +48,9 @@ TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
 OF_A_RUN = ("num_actions", "num_cells", "copy_bias", "past_actions", "has_age", "stem_radius",
             "reveal_layer", "num_decided")  # of a model's config: game and recipe
-RECIPES = {"vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS}
+RECIPES: dict[str, Mapping[str, Recipe]] = {
+    "vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS,
+}  # fmt: skip
 SOURCES = {"data_sha256": "another recording", "vqvae_sha256": "another VQ-VAE's tokens"}
 
 
@@ -165,8 +169,8 @@ def share_of_peak(run: Path, peak: float) -> str:
                 windows, steps = recipe.rollout_batch_size, recipe.rollout_steps
             work += windows * steps * flops(steps)
     else:
-        recipe = recipe_of(VQVAERecipe, config["recipe"])
-        work = num_steps * recipe.batch_size * image_flops(VQVAE(VQVAEConfig()))
+        batch_size = recipe_of(VQVAERecipe, config["recipe"]).batch_size
+        work = num_steps * batch_size * image_flops(VQVAE(VQVAEConfig()))
     rate = work / 1e9 / (60 * status["minutes"])
     return f", {rate:.0f} GFLOP/s: {rate / peak:.0%} of the matrix product"
 
@@ -228,7 +232,9 @@ class Pipeline:
             self.run(script, "--resume", run)
         else:
             print(f"{kind}: {run} is finished")
-        return run or self._newest_run(kind, wanted)
+        run = run or self._newest_run(kind, wanted)
+        assert run is not None
+        return run
 
     def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
         for run in reversed(all_runs(self.directory)):

@@ -11,6 +11,7 @@ import math
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Recipe:
 
     def __post_init__(self):
         for each in dataclasses.fields(self):
-            least, most = each.metadata.get("least"), each.metadata.get("most")
+            least, most = each.metadata.get("least"), each.metadata.get("most", math.inf)
             value = getattr(self, each.name)
             if least is not None and not least <= value <= most:  # also false for nan
                 limit = f"{least} to {most}" if most < LARGEST_INT else f"at least {least}"
@@ -65,6 +66,9 @@ class Recipe:
         """Return the fields in which another recipe differs, with its values."""
         theirs = dataclasses.asdict(other)
         return {k: theirs[k] for k, v in dataclasses.asdict(self).items() if theirs[k] != v}
+
+
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ WORLD_MODEL_PRESETS = {
 }
 
 
-def with_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+def with_settings(recipe: SomeRecipe, settings: Iterable[str]) -> SomeRecipe:
     """Change fields of a recipe as `--set FIELD=VALUE` asks for.
 
     Raises:
@@ -186,7 +190,7 @@ def _parsed(text: str, kind: type, value: str):
         raise ValueError(f"--set {text}: must be {word}") from None
 
 
-def recipe_of(kind: type[Recipe], stored: dict) -> Recipe:
+def recipe_of(kind: type[SomeRecipe], stored: dict) -> SomeRecipe:
     """Rebuild a stored recipe; fields that it lacks take today's defaults.
 
     Raises:

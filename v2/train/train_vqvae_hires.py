@@ -41,7 +41,7 @@ from v2.eval.pictures import save_grid
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae
 from v2.runtime import checkpoint
-from v2.runtime.device import autocast, flush_denormals, moved
+from v2.runtime.device import autocast, flush_denormals, laid_out, moved
 from v2.runtime.files import check_writable
 from v2.runtime.run_dir import RunDir
 from v2.train.distributed import Workers, join
@@ -78,7 +78,7 @@ def main(argv=None) -> int:
     check_game(data_path, args.game)
     check_training_games(data_path, read_episodes(data_path))
     data = load_game_data(data_path)
-    model = VQVAE(VQVAEConfig()).to(device, memory_format=torch.channels_last)
+    model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
         earlier = _start_from(Path(recipe.init_from).expanduser(), model, recipe, data_path)
@@ -109,7 +109,8 @@ class Trainer:
 
     script = "train_vqvae_hires.py"
 
-    def __init__(self, parsed: Parsed, model, data: GameData, device, workers: Workers):
+    def __init__(self, parsed: Parsed[VQVAERecipe], model, data: GameData, device,
+                 workers: Workers):  # fmt: skip
         self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
         self.model, self.data, self.device, self.workers = model, data, device, workers
         recipe = self.recipe
@@ -209,13 +210,13 @@ class Trainer:
     def measure(self, run: RunDir) -> tuple[dict, float]:
         """Measure the round trip of held-out frames, as tokenizing does it, and draw some."""
         frames = self.data.frames[self.held_out_rows]
-        decoded, tokens = [], []
+        parts, tokens = [], []
         for rows in np.array_split(self.held_out_rows, max(1, len(self.held_out_rows) // 32)):
             with autocast(self.device):
                 tokens.append(self.model.encode(self.pixels(rows)))
                 pixels = self.model.decode(tokens[-1])
-            decoded.append(float_to_frames(pixels).cpu().numpy())
-        decoded = np.concatenate(decoded)
+            parts.append(float_to_frames(pixels).cpu().numpy())
+        decoded = np.concatenate(parts)
         held_out = {"held_out_psnr": float(np.mean(psnr(decoded, frames)))}
         held_out |= {f"held_out_{k}": v for k, v in self.code_use(torch.cat(tokens)).items()}
         game = self.data.emulator.game

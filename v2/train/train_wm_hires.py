@@ -108,6 +108,7 @@ def main(argv=None) -> int:
     if stop:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
+    assert tokens is not None
     model = _new_model(recipe, vqvae, tokens).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
@@ -175,8 +176,8 @@ class Trainer:
 
     script = "train_wm_hires.py"
 
-    def __init__(self, parsed: Parsed, model, vqvae: VQVAE, tokens: TokenData, data: Path, device,
-                 workers: Workers):  # fmt: skip
+    def __init__(self, parsed: Parsed[WorldModelRecipe], model, vqvae: VQVAE, tokens: TokenData,
+                 data: Path, device, workers: Workers):  # fmt: skip
         self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
         self.model, self.tokens, self.device = model, tokens, device
         self.workers, recipe = workers, self.recipe
@@ -222,16 +223,16 @@ class Trainer:
             others = self.tokens.tokens[self.workers.part(rng.choice(self.train_rows, count))]
             noisy = add_noise(tokens, others, grid, recipe.history_noise, draws)
             windows.history = torch.from_numpy(noisy)
-        if recipe.has_age:
+        if self.ages is not None:
             T = self.model.config.history
             age = torch.from_numpy(self.ages[starts + T - 1]).long()
             is_unknown = self.workers.part(rng.random(count)) < recipe.unknown_age_share
             of_history = known_age(windows.tokens[:, :T])  # as after a reset
             windows.age = torch.where(torch.from_numpy(is_unknown)[:, None], of_history, age)
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
-        is_forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
-        windows, is_forced = windows.to(self.device), self.workers.part(is_forced)
-        is_forced = torch.from_numpy(is_forced)
+        forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
+        windows, forced = windows.to(self.device), self.workers.part(forced)
+        is_forced = torch.from_numpy(forced)
         reveal_draws = None
         if recipe.revealed_share:
             reveal_draws = self._drawn(rng, count, steps, 2 + self.model.config.num_positions)
