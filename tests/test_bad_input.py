@@ -918,3 +918,25 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
             cli.run(lambda: collect_atari.main(["--game", "Breakot"]))
         error = capsys.readouterr().err
         assert ("Traceback" in error) == debug and (len(error.splitlines()) == 1) != debug
+
+
+FULL_OUTPUT = """
+import sys
+from v2.runtime import cli
+from pathlib import Path
+def main():
+    for k in range(3000):
+        print("a line of a log", k)
+    Path(sys.argv[1]).write_text("done")
+cli.run(main)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_under_the_output_costs_no_work_and_is_told_by_the_exit_code(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", FULL_OUTPUT, str(tmp_path / "result")]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (tmp_path / "result").read_text() == "done"
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip() == "error: all is done, but what was said is lost: its disk is full"

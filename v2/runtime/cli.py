@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from v2.runtime.errors import report_error
+from v2.runtime.files import DISK_FULL
 
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -106,12 +107,14 @@ def explain_errors() -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's main and exit with its code; errors become one line on stderr."""
     _open_closed_streams()
-    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
+    output = sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         code = main() or 0
     except (Exception, KeyboardInterrupt) as error:  # the one place: every error becomes one line
         code = report_error(error)
     sys.stdout.flush()
+    if code == 0 and any(stream.is_cut for stream in output):
+        code = report_error(OSError("all is done, but what was said is lost: its disk is full"))
     sys.exit(code)
 
 
@@ -125,10 +128,10 @@ def _open_closed_streams() -> None:
 
 
 class _Output:
-    """A text stream that goes quiet when its reader is gone: hours of work do not end with it."""
+    """A text stream that goes quiet when its reader is gone or its disk full: work goes on."""
 
     def __init__(self, stream):
-        self._stream = stream
+        self._stream, self.is_cut = stream, False  # cut: something that was said is lost
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a path that the locale cannot show
 
@@ -149,8 +152,9 @@ class _Output:
         return getattr(self._stream, name)
 
     def _silence(self, error: OSError) -> None:
-        if error.errno not in (errno.EPIPE, errno.EIO):
+        if error.errno not in (errno.EPIPE, errno.EIO, *DISK_FULL):
             raise error
+        self.is_cut |= error.errno in DISK_FULL
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
