@@ -5,13 +5,18 @@ Contract: all numbers come from the result document. Knows nothing of engines.
 
 from v2.eval import documents
 
+TERMS = (
+    "The weights are released under the same MIT terms as the code; the games they imitate belong "
+    "to their owners, so use them for research and play."
+)
+
 
 def model_card(document: dict) -> str:
     """Return the model card in Markdown."""
     lines = [
         f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
         f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card FILE` from "
-        f"{documents.provenance(document)}.", "",
+        f"{documents.provenance(document)}.", "", TERMS, "",
         *(line for note in document["notes"] for line in (f"> {note}", "")),
         "| | this model | copy-last |", "|---|---|---|",
         *(f"| {title} | {value} | {copied} |"
@@ -41,11 +46,7 @@ def _training_lines(training: dict[str, list[dict]]) -> list[str]:
     ]  # fmt: skip
     for script, runs in training.items():
         for k, run in enumerate(runs):
-            flags = " ".join(
-                f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-                for name, value in run["flags"].items()
-            )
-            start = " --init-from the run above" if k else ""
+            flags, start = _flags(run), " --init-from the run above" if k else ""
             time = f", {run['minutes']:.0f} minutes" if run["minutes"] else ""
             planned = run["flags"].get("steps") or 0
             stopped = f" of {planned} (stopped there)" if planned > (run["steps"] or 0) else ""
@@ -59,3 +60,13 @@ def _training_lines(training: dict[str, list[dict]]) -> list[str]:
                 lines += [f"Then averaged with the weights of model hash {hashes}: "
                           "`python v2/train/ship.py --average`.", ""]  # fmt: skip
     return lines
+
+
+def _flags(run: dict) -> str:
+    """Return the flags of a run: its whole recipe, or those of before there were recipes."""
+    if run.get("is_recipe"):
+        return "--set " + " ".join(f"{name}={value}" for name, value in run["flags"].items())
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in run["flags"].items()
+    )
