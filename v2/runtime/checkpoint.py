@@ -161,9 +161,15 @@ def rebuilt(state: dict, path: Path, model_class: type, config_class: type) -> t
     except FOREIGN_BYTES as error:
         raise ValueError(f"{path}: its config is of another version ({error})") from error
     _check_weights(state["model"], model, path)
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in state["model"].items()}
+    weights = {name: _own_copy(tensor) for name, tensor in state["model"].items()}
     model.load_state_dict(weights, assign=True)  # whatever the user's default dtype is
     return model.eval()
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous copy, float32 where it is a weight, with memory of its own."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 class _ShapesOnly(TorchFunctionMode):
