@@ -27,7 +27,7 @@ SECTIONS = {
     "actions": "loss of PSNR when actions are shuffled",
     "reward": "sign of the reward (teacher-forced)",
     "termination": "end of the game (teacher-forced)",
-    "long": "long dreams under a player that sees only the dream",
+    "long": "long dreams under a scripted policy that sees only the dream",
     "speed": "speed of one dream on this device",
 }
 REQUIRED = {"data_sha256": str, "evaluator": int, "settings": dict, "metrics": dict}

@@ -1,4 +1,4 @@
-"""Long dreams: a scripted player in the dream, who sees only dreamed frames.
+"""Long dreams: a scripted policy in the dream that sees only dreamed frames.
 
 Contract: a dream has no memory to read and no truth to meet, so what is asked is whether it still
 looks like the game: one ball while one is in play, frames that move, codes used as in the game,
@@ -42,7 +42,7 @@ def long_dream_scores(
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
         episodes: (B,), the game that each begins in, over which intervals are resampled.
-        real_clips: recorded games of the same player, uint8 (M, 84, 64, 3), for the figures beside.
+        real_clips: recorded games of the same policy, uint8 (M, 84, 64, 3), for the figures beside.
         real_ends: which of them went on until they were over, bool (number of games,).
         real_frames: recorded ones of boards as late as those that dreams begin on, (R, 84, 64, 3);
             every second one sets the limit of the distribution.
@@ -137,7 +137,7 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
     """Dream one batch; return balls, tokens, ends, sampled frames and pictures."""
     can_read = detector.has_truth(game)
     config = SCRIPTED if can_read else STICKY
-    players = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
+    policies = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
                for k in range(len(history))]  # fmt: skip
     engine.reset(history, past_actions)
     num_balls, balls, tokens, ends, sampled = [], [], [], [], []
@@ -147,7 +147,7 @@ def _play(engine, game, meanings, history, past_actions, steps, first_seed, prog
         _, ram = detector.seen_memory(game, history[:, -1])
     first_ram = ram
     for step in range(1, steps + 1):
-        actions = np.array([player.act(ram[k]) for k, player in enumerate(players)])
+        actions = np.array([policy.act(ram[k]) for k, policy in enumerate(policies)])
         frames = engine.step(actions)
         tokens.append(flat(engine.tokens).astype(np.uint16))
         if can_read:
@@ -179,7 +179,7 @@ def _one_ball(
 
     A ball is in play from its first sight until it has been seen where it may leave and then not
     any more; one that vanishes elsewhere stays in play, and is missed, until one is seen again.
-    `SERVE_STEPS` after a loss one is in play again, seen or not, since the player serves.
+    `SERVE_STEPS` after a loss one is in play again, seen or not, since the policy serves.
 
     Args:
         games: number of balls and place of the strongest at each step, of each game.

@@ -83,7 +83,7 @@ intervals over whole games.
 - *{BASELINES[COPY]}* repeats the last real frame, *{BASELINES[FLOWN]}* flies its ball on.
 - *{BASELINES["ceiling"]}* is the real frame after a round trip: no world model on it can do better.
 - *Right branch*: of the real outcomes of all held actions, a dream is nearest to that of its own.
-- *Long dreams* are played by a scripted player who sees only the dream.
+- *Long dreams* are played by a scripted policy that sees only the dream.
 - *Out of distribution*: the tokenizer keeps the frame worse than 99 % of the game's frames.
 """
 COLOURS = {COPY: "#868e96", FLOWN: "#1c7ed6", "ceiling": "#2f9e44"}

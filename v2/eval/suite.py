@@ -257,7 +257,7 @@ def _rollouts(engine, clips: Clips, dreams: Dreams) -> Scores:
 
 
 def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, progress):
-    """Start long dreams where the ball is in play, and show its player's real games beside them."""
+    """Start long dreams where the ball is in play, and show its policy's real games beside them."""
     strata = strata_of(data.meta["game"])
     flying = np.flatnonzero(~np.isin(clips.strata, ("serve", strata[-1])) | (len(strata) == 1))
     chosen: tuple[np.ndarray, ...] = (
@@ -272,9 +272,9 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
             for pair in zip(chosen, (more.history, more.past_actions, more.episodes), strict=True)
         )
     history, past, episodes = (_spread(part, tier.long_dreams) for part in chosen)
-    player = (SCRIPTED if detector.has_truth(data.meta["game"]) else STICKY).name
+    policy = (SCRIPTED if detector.has_truth(data.meta["game"]) else STICKY).name
     ids = np.unique(data.episode_ids)
-    played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == player]
+    played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == policy]
     ids = ids[np.isin(ids, played)] if np.isin(ids, played).any() else ids
     games = [data.frames[data.episode_ids == k] for k in ids]
     ends = np.array([data.terminated[data.episode_ids == k].any() for k in ids])

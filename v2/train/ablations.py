@@ -2,9 +2,9 @@
 
     python v2/train/ablations.py --out ablations
 
-A row should take about 23 minutes on 2 cores (estimated), 5 of them for judging; run it again to
+A row should take about 23 minutes on 2 cores (estimated), 5 of them for evaluation; run it again to
 go on where it stopped.
-Every model is judged on the validation games of --data, never on the gold set.
+Every model is evaluated on the validation games of --data, never on the gold set.
 """
 
 import sys

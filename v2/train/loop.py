@@ -54,9 +54,9 @@ def run_trainer(trainer, run: RunDir | None) -> int:
         with StopRequest() as stop, failures_explained(trainer, own.path if own else None):
             with workers.loss_explained():
                 workers.share(trainer.model.state_dict().values())
-                judging, losses = _steps(trainer, own, stop)
+                evaluating, losses = _steps(trainer, own, stop)
         if own:
-            _finish(trainer, own, judging, losses)
+            _finish(trainer, own, evaluating, losses)
         workers.wait()  # one that leaves early aborts the others
         workers.leave()
         return stop.exit_code
@@ -73,7 +73,7 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[
     """
     args = trainer.args
     began = saved = time.monotonic()
-    num_samples, judging, is_ending = 0, 0.0, False
+    num_samples, evaluating, is_ending = 0, 0.0, False
     losses: dict[str, list] = {name: [] for name in LOSSES}
     is_short = trainer.num_steps < SHORT_RUN_STEPS
     log_steps = SHORT_RUN_LOG_STEPS if is_short else LOG_STEPS
@@ -98,22 +98,22 @@ def _steps(trainer, run: RunDir | None, stop: StopRequest) -> tuple[float, dict[
                     losses[name].append(float(metrics[name]))
             if trainer.step % trainer.recipe.eval_steps == 0 or is_last:
                 trainer.evaluate(run)
-                judging += time.monotonic() - now
+                evaluating += time.monotonic() - now
             if is_last or is_ending or now - saved > 60 * trainer.recipe.save_minutes:
                 check_weights(trainer.model)
                 trainer.save(run)
                 saved = now
-    return judging / max(time.monotonic() - began, 1e-9), losses
+    return evaluating / max(time.monotonic() - began, 1e-9), losses
 
 
-def _finish(trainer, run: RunDir, judging: float, losses: dict[str, list]) -> None:
+def _finish(trainer, run: RunDir, evaluating: float, losses: dict[str, list]) -> None:
     is_finished = trainer.step >= trainer.num_steps
     for name, values in losses.items():
         if len(values) > 1:
             print(f"{name} {values[0]:.4f} -> {values[-1]:.4f}")
     run.set_status(is_finished=is_finished, step=trainer.step, minutes=trainer.minutes)
-    print(f"{trainer.step} of {trainer.num_steps} steps, {judging:.1%} of the time for evaluation: "
-          f"{run.path}")  # fmt: skip
+    print(f"{trainer.step} of {trainer.num_steps} steps, "
+          f"{evaluating:.1%} of the time for evaluation: {run.path}")  # fmt: skip
     resume = f"python v2/train/{trainer.script} --resume {shlex.quote(str(run.path))}"
     print(f"next: {trainer.next_command(run) if is_finished else resume}")
 

@@ -106,13 +106,13 @@ def main(argv=None) -> int:
         "--data", data, "--tokens", tokens, "--vqvae", vqvae,
     )  # fmt: skip
     if game_id(args.game) in GOLD_SHA256:
-        judged, card = world_model / "best.pt", world_model / "gold.md"
-        if not (card.exists() and card.stat().st_mtime > judged.stat().st_mtime):
+        evaluated, card = world_model / "best.pt", world_model / "gold.md"
+        if not (card.exists() and card.stat().st_mtime > evaluated.stat().st_mtime):
             results = ("--json", world_model / "gold.json", "--model-card", card)
-            pipeline.run(EVALUATE, "--checkpoint", judged, *results, *preset.evaluation)
+            pipeline.run(EVALUATE, "--checkpoint", evaluated, *results, *preset.evaluation)
         print(f"its results: {card}")
     else:
-        print(f"no gold set for {args.game}: gold_eval.py --data FILE judges a recording")
+        print(f"no gold set for {args.game}: gold_eval.py --data FILE evaluates a recording")
     peak = max(matrix_products(choose_device("auto"), 1.0).values())
     print(f"a matrix product now: {peak:.0f} GFLOP/s")
     runs = {TRAIN_VQVAE: vqvae, TRAIN_WM: world_model}

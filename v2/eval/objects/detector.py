@@ -71,7 +71,7 @@ def seen_memory(game: str, frames: np.ndarray) -> tuple[Objects, np.ndarray]:
     Args:
         frames: uint8 (N, 84, 64, 3).
     Raises:
-        ValueError: a game without a reader, or other arrays.
+        ValueError: a game without an object detector, or other arrays.
     """
     objects = read_frames(game, frames)
     return objects, write_ram(game, objects)
