@@ -153,10 +153,10 @@ def test_a_value_that_was_never_measured_is_a_dash_and_a_gap(wholes, docs):
      "evaluators 9 and 10"),
     (lambda folder: (folder / "pong.json").write_text(
         (folder / "pong.json").read_text().replace('"flags"', '"other"')), "say its 'flags'"),
-    (lambda folder: (folder / "ablations.json").write_text('{"command": "x", "columns": {}}'),
+    (lambda folder: (folder / "ablations.json").write_text('{"command": "x", "notes": [], "columns": {}}'),
      "its 'rows' is no list"),
     (lambda folder: (folder / "ablations.json").write_text(
-        '{"command": "x", "columns": {}, "rows": [{"name": "a"}]}'), "its 'metrics' is no dict"),
+        '{"command": "x", "notes": [], "columns": {}, "rows": [{"name": "a"}]}'), "its 'metrics' is no dict"),
 ])  # fmt: skip
 def test_documents_that_make_no_page_are_one_clear_line(spoil, text, wholes, docs, capsys):
     _run(docs, *wholes.values())
@@ -196,15 +196,16 @@ def test_ablations_are_a_table_where_there_are_any(wholes, docs):
     assert "Ablations" not in (docs / "results.md").read_text()
     recipe = {"x@10": {"value": 0.5, "low": 0.4, "high": 0.6}}
     table = {
-        "command": "python v2/train/ablations.py --budget 9", "columns": {"ball at 10": "x@10"},
+        "command": "python v2/train/ablations.py --budget 9", "notes": ["One seed."],
+        "columns": {"ball at 10": "x@10"},
         "rows": [{"name": "the recipe", "metrics": recipe}, {"name": "no rollouts", "metrics": {}}],
     }  # fmt: skip
     (docs / "results" / "ablations.json").write_text(json.dumps(table))
     _run(docs)
     page = (docs / "results.md").read_text()
     assert "## Ablations\n\n    python v2/train/ablations.py --budget 9\n" in page
-    assert "| change | ball at 10 |\n" in page
-    assert "| the recipe | 0.500 [0.400, 0.600] |\n| no rollouts | - |\n" in page
+    assert "\n- One seed.\n\n| change | ball at 10 |\n" in page
+    assert "| the recipe | 0.5000 [0.4000, 0.6000] |\n| no rollouts | - |\n" in page
 
 
 STORED = results_page.REPOSITORY / "docs" / "results"

@@ -153,8 +153,8 @@ def read_results(folder: Path, games: Collection[str]) -> dict[str, dict]:
 def read_ablations(path: Path) -> dict | None:
     """Read a table of ablations, None where there is none.
 
-    It is `{"command": text, "columns": {title: metric}, "rows": [{"name": text, "metrics":
-    {metric: {"value", "low", "high"}}}]}`; its first row is the recipe.
+    It is `{"command": text, "notes": [text], "columns": {title: metric}, "rows": [{"name": text,
+    "metrics": {metric: {"value", "low", "high"}}}]}`; its first row is the recipe.
 
     Raises:
         ValueError: the file is of another form.
@@ -162,7 +162,7 @@ def read_ablations(path: Path) -> dict | None:
     if not path.exists():
         return None
     table = _read_json(path)
-    _check_kinds(path, table, {"command": str, "columns": dict, "rows": list})
+    _check_kinds(path, table, {"command": str, "notes": list, "columns": dict, "rows": list})
     for row in table["rows"]:
         _check_kinds(path, row, {"name": str, "metrics": dict})
     return table

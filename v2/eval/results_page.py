@@ -218,11 +218,12 @@ def with_results(readme: str, lines: list[str]) -> tuple[str, bool]:
 
 def _ablation_section(ablations: dict) -> list[str]:
     lines = ["## Ablations", "", f"    {ablations['command']}", "",
-             "The first row is the recipe, the baseline of the others.", ""]  # fmt: skip
+             "The first row is the recipe, the baseline of the others.", "",
+             *(f"- {note}" for note in ablations["notes"]), ""]  # fmt: skip
     lines += _head("change", *ablations["columns"])
     for row in ablations["rows"]:
         names = ablations["columns"].values()
-        cells = [_value(row["metrics"].get(name, documents.NO_VALUE), 3) for name in names]
+        cells = [_value(row["metrics"].get(name, documents.NO_VALUE), 4) for name in names]
         lines.append(_row(row["name"], *cells))
     return [*lines, ""]
 
