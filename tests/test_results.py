@@ -153,10 +153,12 @@ def test_a_value_that_was_never_measured_is_a_dash_and_a_gap(wholes, docs):
      "evaluators 9 and 10"),
     (lambda folder: (folder / "pong.json").write_text(
         (folder / "pong.json").read_text().replace('"flags"', '"other"')), "say its 'flags'"),
-    (lambda folder: (folder / "ablations.json").write_text('{"command": "x", "notes": [], "columns": {}}'),
+    (lambda folder: (folder / "ablations.json").write_text(
+        '{"command": "x", "notes": [], "columns": {}}'),
      "its 'rows' is no list"),
     (lambda folder: (folder / "ablations.json").write_text(
-        '{"command": "x", "notes": [], "columns": {}, "rows": [{"name": "a"}]}'), "its 'metrics' is no dict"),
+        '{"command": "x", "notes": [], "columns": {}, "rows": [{"name": "a"}]}'),
+     "its 'metrics' is no dict"),
 ])  # fmt: skip
 def test_documents_that_make_no_page_are_one_clear_line(spoil, text, wholes, docs, capsys):
     _run(docs, *wholes.values())
