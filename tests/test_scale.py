@@ -42,6 +42,7 @@ MAX_BYTES = 8 << 30
 DRIVER = """
 import functools, io, os, resource, sys, tempfile
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL
+from tests.test_scale import MAX_BYTES, Holes
 from v2.runtime import cli
 from v2.train import train_vqvae_hires, train_wm_hires
 resource.setrlimit(resource.RLIMIT_DATA, (MAX_BYTES, MAX_BYTES))
