@@ -17,6 +17,7 @@ from typing import NamedTuple, overload
 
 import torch
 
+from v2.models.cells import at_cells
 from v2.models.temporal_world_model import MAX_AGE, Prediction, TemporalWorldModel
 from v2.runtime.cli import MIN_TEMPERATURE
 
@@ -81,7 +82,7 @@ def predict_next(
         known = torch.full_like(last, num_codes) if revealed is None else revealed
         with torch.no_grad():
             for _ in range(num_decided):
-                place = _least_certain(logits, _at(known, cells) < num_codes)  # (B, 1)
+                place = _least_certain(logits, at_cells(known, cells) < num_codes)  # (B, 1)
                 cell = place if cells is None else cells.gather(1, place)
                 known = known.scatter(1, cell, chosen.gather(1, place))
                 logits = model.finish(trunk, cells, known).logits
@@ -115,10 +116,6 @@ def _least_certain(logits: torch.Tensor, is_known: torch.Tensor) -> torch.Tensor
     """Return the place whose likeliest code is the least probable, of those not known, (B, 1)."""
     certainty = logits.softmax(-1).amax(-1).masked_fill(is_known, torch.inf)
     return certainty.argmin(1, keepdim=True)
-
-
-def _at(values: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
-    return values if cells is None else values.gather(1, cells)
 
 
 def dense_logits(step: Step, last: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,15 @@ def active_cells(
     return order.topk(count, largest=False, sorted=False).indices.sort(1).values
 
 
+def at_cells(values: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
+    """Return values (B, N) or (B, N, K) at some cells (B, M); None: at all."""
+    if cells is None:
+        return values
+    if values.ndim == 2:
+        return values.gather(1, cells)
+    return values.gather(1, cells.unsqueeze(2).expand(-1, -1, values.shape[2]))
+
+
 def far_changes(history: torch.Tensor, following: torch.Tensor, grid) -> torch.Tensor:
     """Count, for each cell, the changes that came far from any motion, (N,).
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from v2.models.cells import active_cells
+from v2.models.cells import active_cells, at_cells
 
 COPY_BIAS = 4.0
 AGE_LIMITS = (1, 2, 3, 4, 6, 9, 13, 19, 28, 41, 60, 88, 129, 190)  # steps, first of a bucket
@@ -160,7 +160,7 @@ class TemporalWorldModel(nn.Module):
         action = actions[:, -1]
         # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
         bias = F.embedding(action, self.spatial_bias.flatten(1)).view(B, N, -1)
-        x = _at(self.position + bias, cells) + self._look_up(history, cells)  # (B, M, D)
+        x = at_cells(self.position + bias, cells) + self._look_up(history, cells)  # (B, M, D)
         rows = None
         if cells is not None:
             of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
@@ -168,11 +168,11 @@ class TemporalWorldModel(nn.Module):
         if self.config.has_age:
             limits = torch.tensor(AGE_LIMITS, device=history.device)
             age = torch.zeros_like(history[:, -1]) if age is None else age
-            x = x + self.age_table(torch.bucketize(_at(age, cells), limits, right=True))
+            x = x + self.age_table(torch.bucketize(at_cells(age, cells), limits, right=True))
         if read := self.config.past_actions:
             past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
             x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
-        trunk = Trunk(x, _at(history[:, -1], cells), action, rows)
+        trunk = Trunk(x, at_cells(history[:, -1], cells), action, rows)
         if self.config.reveal_layer == 0:
             return trunk
         return self._run(trunk, self.blocks[: self.config.reveal_layer])
@@ -180,7 +180,7 @@ class TemporalWorldModel(nn.Module):
     def finish(self, trunk: Trunk, cells=None, revealed=None) -> Prediction:
         """Compute the other layers and the outputs; see `forward`."""
         if revealed is not None:
-            trunk = trunk._replace(x=trunk.x + self.given(_at(revealed, cells)))
+            trunk = trunk._replace(x=trunk.x + self.given(at_cells(revealed, cells)))
         x = self._run(trunk, self.blocks[self.config.reveal_layer :]).x
         x = F.layer_norm(x, x.shape[-1:])
         logits = self.to_logits(x) + self.copy_table(trunk.last)
@@ -199,14 +199,14 @@ class TemporalWorldModel(nn.Module):
         codes, radius = self.config.num_codes, self.config.stem_radius
         slots = torch.arange(T, device=history.device).view(1, T, 1)
         if not radius:
-            history = _at(history.transpose(1, 2), cells).transpose(1, 2)  # (B, T, M)
+            history = at_cells(history.transpose(1, 2), cells).transpose(1, 2)  # (B, T, M)
             return self.token_tables(history + slots * codes).sum(1)
         size = 2 * radius + 1
         padded = F.pad(history.unflatten(2, self.config.grid), (radius,) * 4, value=codes)
         windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, T, h, w, size, size)
         windows = windows.reshape(B, T, N, size * size).permute(0, 2, 1, 3)  # (B, N, T, span)
         tables = torch.arange(T * size * size, device=history.device) * (codes + 1)
-        index = _at(windows.flatten(2), cells) + tables  # (B, M, T * span)
+        index = at_cells(windows.flatten(2), cells) + tables  # (B, M, T * span)
         bags = F.embedding_bag(index.flatten(0, 1), self.token_tables.weight, mode="sum")
         return bags.view(B, -1, bags.shape[1])
 
@@ -226,15 +226,6 @@ class TemporalWorldModel(nn.Module):
         nn.init.zeros_(self.to_logits.bias)
         with torch.no_grad():
             self.copy_table.weight.zero_().fill_diagonal_(self.config.copy_bias)
-
-
-def _at(values: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
-    """Return values (B, N) or (B, N, D) at some cells (B, M); None: at all."""
-    if cells is None:
-        return values
-    if values.ndim == 2:
-        return values.gather(1, cells)
-    return values.gather(1, cells.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
 class Block(nn.Module):

@@ -18,7 +18,7 @@ from v2.play.branches import Branches
 from v2.play.clip_saver import BackgroundClips
 from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
-from v2.play.loop import NOTICE_SECONDS, Speed
+from v2.play.loop import NOTICE_SECONDS, Commanded, Speed
 from v2.play.picture import View, render
 from v2.play.play_view import divergence_curves, video_view, window_view
 from v2.play.session import REWIND_STEPS, Moment, PlaySession
@@ -34,7 +34,7 @@ class PlaySettings:
     scale: int  # of videos
 
 
-class PlayGame:
+class PlayGame(Commanded):
     """A session with its controllers, its speed and its videos.
 
     Args:
@@ -48,7 +48,6 @@ class PlayGame:
         self.actions: ActionMap = controllers.actions
         self.video = video
         self.speed = Speed()
-        self.is_over = self.is_paused = self.shows_help = False
         self.branches: Branches | None = None
         self.branches_began = 0.0
         self._script = list(script)[::-1]
@@ -97,7 +96,7 @@ class PlayGame:
     def commands(self) -> dict[str, Callable[[], None]]:
         """What can be asked, as `v2.play.keys.PLAY_KEYS` names it."""
         return {
-            "quit": self._quit, "help": self._toggle_help, "pause": self._toggle_pause,
+            **super().commands,
             "one step": self._ask_step, "controller": self._hand_over, "clip": self._save_clip,
             "branches": lambda: self._urgent.append((self._toggle_branches,)),
             "sync": lambda: self._urgent.append((self.session.sync,)),
@@ -105,19 +104,9 @@ class PlayGame:
             "mode": lambda: self._urgent.append((self.session.next_mode,)),
         }  # fmt: skip
 
-    def command(self, name: str) -> None:
-        """Take one of `commands`."""
-        self.commands[name]()
-
-    def _quit(self) -> None:
-        self.is_over = True
-
-    def _toggle_help(self) -> None:
-        self.shows_help = not self.shows_help
-
     def _toggle_pause(self) -> None:
         if self.branches is None:  # else the game stands still already
-            self.is_paused = not self.is_paused
+            super()._toggle_pause()
             self.speed.interrupted()
 
     def _ask_step(self) -> None:

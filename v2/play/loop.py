@@ -120,6 +120,30 @@ class ModelThread:
         self._timing = (began, time.perf_counter())
 
 
+class Commanded:
+    """What a window plays: its commands, and whether it is over, stands still, shows the keys."""
+
+    is_over = is_paused = shows_help = False
+
+    @property
+    def commands(self) -> dict[str, Callable[[], None]]:
+        """What can be asked, as `v2.play.keys` names it."""
+        return {"quit": self._quit, "help": self._toggle_help, "pause": self._toggle_pause}
+
+    def command(self, name: str) -> None:
+        """Take one of `commands`."""
+        self.commands[name]()
+
+    def _quit(self) -> None:
+        self.is_over = True
+
+    def _toggle_help(self) -> None:
+        self.shows_help = not self.shows_help
+
+    def _toggle_pause(self) -> None:
+        self.is_paused = not self.is_paused
+
+
 def run_window(game, window, thread: ModelThread, stop, max_steps: int = 0) -> None:
     """Play in a window until someone quits, `stop` is set or `max_steps` are done.
 

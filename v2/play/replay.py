@@ -17,7 +17,7 @@ from v2.data.games import EmulatorConfig
 from v2.play.clip_saver import BackgroundClips
 from v2.play.episodes import Episode, EpisodeFile
 from v2.play.keys import REPLAY_KEYS, ActionMap, help_rows, hint_line
-from v2.play.loop import NOTICE_SECONDS
+from v2.play.loop import NOTICE_SECONDS, Commanded
 from v2.play.picture import CURVE_STEPS, Curve, Pane, View
 from v2.play.session import HISTORY_FRAMES
 
@@ -97,7 +97,7 @@ class OpenLoop:
         self.time += 1
 
 
-class Replay:
+class Replay(Commanded):
     """The browser as `v2.play.loop.run_window` sees it.
 
     Args:
@@ -113,7 +113,6 @@ class Replay:
         self.game = emulator.game
         self.actions = ActionMap(self.file.action_meanings)
         self.steps_per_second = fps or emulator.steps_per_second
-        self.is_over = self.shows_help = False
         self.is_paused = True
         self.time = HISTORY_FRAMES - 1
         self.num_steps = 0
@@ -142,24 +141,12 @@ class Replay:
         """What can be asked, as `v2.play.keys.REPLAY_KEYS` names it."""
         moves = {"back": -1, "on": 1, "far back": -FAR_STEPS, "far on": FAR_STEPS,
                  "first": -self.last, "last": self.last}  # fmt: skip
-        return {name: partial(self._move, steps) for name, steps in moves.items()} | {
-            "quit": self._quit, "help": self._toggle_help, "pause": self._toggle_pause,
+        return {
+            **super().commands,
+            **{name: partial(self._move, steps) for name, steps in moves.items()},
             "sync": lambda: self._shown.restart(self.time), "clip": self._save_clip,
             "next": lambda: self._ask_episode(1), "previous": lambda: self._ask_episode(-1),
         }  # fmt: skip
-
-    def command(self, name: str) -> None:
-        """Take one of `commands`."""
-        self.commands[name]()
-
-    def _quit(self) -> None:
-        self.is_over = True
-
-    def _toggle_help(self) -> None:
-        self.shows_help = not self.shows_help
-
-    def _toggle_pause(self) -> None:
-        self.is_paused = not self.is_paused
 
     def _move(self, steps: int) -> None:
         self.is_paused = True

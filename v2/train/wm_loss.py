@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from v2.data.tokens import TokenData
 from v2.decoding import advance, next_age, predict_next
+from v2.models.cells import at_cells
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.runtime.device import autocast, moved
@@ -124,20 +125,20 @@ class WorldModelLoss:
             is_hidden = revealed == len(self.distances)
         if recipe.is_calibrated:
             weights = candidate_weights(seen, recipe, self.distances, self.rarity, self.grid)
-            weights = _at(weights, step.cells)  # (B, M, K)
+            weights = at_cells(weights, step.cells)  # (B, M, K)
             logits = logits + weights.log()
-            goal = _at(target, step.cells)
+            goal = at_cells(target, step.cells)
             weights = weights.gather(2, goal.unsqueeze(2)).squeeze(2)
             entropy = F.cross_entropy(logits.transpose(1, 2), goal, reduction="none")
         else:
             weights = importance_weights(seen, recipe, self.distances, self.rarity, self.grid)
-            goal, weights = _at(target, step.cells), _at(weights, step.cells)
+            goal, weights = at_cells(target, step.cells), at_cells(weights, step.cells)
             entropy = F.cross_entropy(logits.transpose(1, 2), goal, reduction="none")
-            is_changed = goal != _at(last, step.cells)
+            is_changed = goal != at_cells(last, step.cells)
             weights = weights * false_change_weights(
                 entropy, is_changed, recipe.false_change_scale
             )
-        weights = weights * _at(is_hidden, step.cells)
+        weights = weights * at_cells(is_hidden, step.cells)
         tokens = (entropy * weights).sum() / num_tokens
         prediction = step.prediction
         reward = F.cross_entropy(prediction.reward_logits, windows.reward_signs[:, k])
@@ -146,12 +147,3 @@ class WorldModelLoss:
         )
         metrics = {"reward_loss": reward.detach(), "terminated_loss": ended.detach()}
         return tokens + recipe.outcome_weight * (reward + ended), metrics
-
-
-def _at(values: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
-    """Return values (B, N) or (B, N, K) at the active cells (B, M); None: at all."""
-    if cells is None:
-        return values
-    if values.ndim == 2:
-        return values.gather(1, cells)
-    return values.gather(1, cells.unsqueeze(2).expand(-1, -1, values.shape[2]))
