@@ -3,7 +3,7 @@
     python v2/train/ablations.py --out ablations
 
 A row takes about 12 minutes on one core; run it again to go on where it stopped. Two may run at
-once, each with `--rows` of its own. Every model is evaluated by *one step at turns* on the
+once, each with a `--row` of its own. Every model is evaluated by *one step at turns* on the
 validation games of --data, never on the gold set. The table is `ablations.json` in --out, as
 `v2/eval/results_page.py` reads it.
 """
@@ -92,7 +92,7 @@ def build_parser():
                         help="directory of the runs and results")  # fmt: skip
     parser.add_argument("--budget", type=cli.positive_int, default=560,
                         help="steps of the first row; the others cost as much")  # fmt: skip
-    parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
+    parser.add_argument("--row", choices=ROWS, metavar="NAME", help="only this one (default: all)")
     return parser
 
 
@@ -103,7 +103,7 @@ def main(argv=None) -> int:
     args.tokens = args.tokens or args.out / f"{TOKENS_NAME}.npz"
     _check_same(args)
     for name, changes in ROWS.items():
-        if args.rows in name:
+        if args.row in (None, name):
             _train_and_evaluate(args, name, changes)
     rows = [json.loads(file.read_text()) for name in ROWS if (file := _result(args, name)).exists()]
     write_text(args.out / TABLE, json.dumps({
