@@ -7,7 +7,7 @@ process: no global setting is changed, and none changes what is dreamed. Reads f
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,8 +32,14 @@ class DreamState(NamedTuple):
     is_batched: bool  # what is returned has a batch axis
 
 
+SomeEngine = TypeVar("SomeEngine", bound="DreamEngine")
+
+
 class DreamEngine:
     """Dreams of one game, or B of them at once."""
+
+    runtime = "PyTorch"  # what computes a step
+    has_cast_weights = True  # `load` rounds them as `autocast` would at each use
 
     def __init__(
         self,
@@ -61,9 +67,9 @@ class DreamEngine:
 
     @classmethod
     def load(
-        cls, name: str = "latest", game: str = "breakout", device: str = "auto",
+        cls: type[SomeEngine], name: str = "latest", game: str = "breakout", device: str = "auto",
         temperature: float = 0.0, top_k: int = 0, seed: int = 0,
-    ) -> "DreamEngine":  # fmt: skip
+    ) -> SomeEngine:  # fmt: skip
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
 
         Raises:
@@ -77,7 +83,7 @@ class DreamEngine:
         models = {"vqvae": vqvae, "world_model": world_model}
         hashes = {name: checkpoint.model_sha256(model) for name, model in models.items()}
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
-        for model in models.values():
+        for model in models.values() if cls.has_cast_weights else ():
             cast_weights(model, choose_device(device))
         sampling = Sampling(temperature, top_k)
         return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
@@ -196,25 +202,31 @@ class DreamEngine:
         Raises:
             ValueError: no action of the game, or not one for each dream.
         """
-        tokens, past, age, is_batched = self._state
-        now = _integers(action, self.num_actions, "action").reshape(-1)
-        if len(now) != len(tokens):
-            raise ValueError(f"{len(tokens)} dreams need as many actions, got {len(now)}")
-        taken = torch.from_numpy(now).to(self.device)
-        actions = torch.cat([past, taken.unsqueeze(1)], dim=1)  # (B, 4)
+        state, actions = self._state, self._with_action(action)
         with autocast(self.device):
             step = predict_next(
-                self.world_model, tokens, actions, self.sampling, self.generator, age
+                self.world_model, state.tokens, actions, self.sampling, self.generator, state.age
             )
-        last, prediction = tokens[:, -1], step.prediction
-        new_age = next_age(age, last, step.tokens)
-        self.history = DreamState(advance(tokens, step.tokens), actions[:, 1:], new_age, is_batched)
-        self.logits = dense_logits(step, last)
-        sign = prediction.reward_logits.argmax(-1).float() - 1
-        ended = prediction.terminated_logits.float().sigmoid()
-        self.last_reward = self._unbatched(sign.cpu().numpy())
-        self.last_terminated = self._unbatched(ended.cpu().numpy())
+        self.logits = dense_logits(step, state.tokens[:, -1])
+        ended = step.prediction.terminated_logits.float().sigmoid()
+        self._go_on(actions, step.tokens, step.prediction.reward_logits, ended)
         return self.tokens
+
+    def _with_action(self, action: int | np.ndarray) -> torch.Tensor:
+        """Check an action for each dream; return it after the three before, int64 (B, 4)."""
+        past = self._state.actions
+        now = _integers(action, self.num_actions, "action").reshape(-1)
+        if len(now) != len(past):
+            raise ValueError(f"{len(past)} dreams need as many actions, got {len(now)}")
+        return torch.cat([past, torch.from_numpy(now).to(self.device).unsqueeze(1)], dim=1)
+
+    def _go_on(self, actions, tokens, reward_logits, end_prob) -> None:
+        """Make predicted tokens (B, N) the last frame, and keep what the step brought."""
+        history, _, age, is_batched = self._state
+        new_age = next_age(age, history[:, -1], tokens)
+        self.history = DreamState(advance(history, tokens), actions[:, 1:], new_age, is_batched)
+        self.last_reward = self._unbatched((reward_logits.argmax(-1).float() - 1).cpu().numpy())
+        self.last_terminated = self._unbatched(end_prob.cpu().numpy())
 
     def frame(self) -> np.ndarray:
         """Decode the last frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""

@@ -23,7 +23,7 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig
-from v2.dream import DreamEngine
+from v2.export.engine import load_quickest
 from v2.play.controllers import Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ALIASES, PLAY_KEYS, REPLAY_KEYS, ActionMap
@@ -101,8 +101,8 @@ def main(argv=None) -> int:
         thread = stack.enter_context(ModelThread())
         name = args.run or args.checkpoint or "latest"
         sampling = {"temperature": args.temperature, "seed": args.seed}
-        engine = thread.call(DreamEngine.load, name, game, args.device, **sampling)
-        print(f"weights: {engine.source}", flush=True)
+        engine = thread.call(load_quickest, name, game, args.device, **sampling)
+        print(f"weights: {engine.source}, steps by {engine.runtime}", flush=True)
         emulator = emulator_of(engine, game)
         stop = stack.enter_context(cli.StopRequest())
         if data:

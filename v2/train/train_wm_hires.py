@@ -239,7 +239,8 @@ class Trainer:
         batch = windows, is_forced, reveal_draws
         if self.forward is not self.model:
             self._check_compiled(*batch)
-        loss, metrics = self.loss(self.forward, *batch)
+        num_cells = recipe.cells_at(self.step, self.num_steps, self.model.config.num_cells)
+        loss, metrics = self.loss(self.forward, *batch, num_cells)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(
             self.step, self.num_steps, recipe.lr, recipe.warmup_steps, recipe.decay
