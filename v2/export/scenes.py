@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from v2.data.collector import GameJob, Segment, record_game
 from v2.data.emulator import make_atari_env
@@ -118,7 +119,8 @@ def make_scenes(
     """
     if game not in KINDS:
         raise ValueError(f"no scenes for {game}: there are some for {', '.join(KINDS)}")
-    return [_make_scene(game, kind, vqvae, world_model, num_steps) for kind in KINDS[game]]
+    kinds = tqdm(KINDS[game], unit="scene", disable=None)
+    return [_make_scene(game, kind, vqvae, world_model, num_steps) for kind in kinds]
 
 
 def _make_scene(game: str, kind: SceneKind, vqvae, world_model, num_steps: int) -> Scene:
@@ -128,7 +130,7 @@ def _make_scene(game: str, kind: SceneKind, vqvae, world_model, num_steps: int) 
     history = _encode(vqvae, segment.frames[: row + 1])  # (row + 1, N): their ages are known
     age = known_age(history.unsqueeze(0))
     tokens, past = history[-HISTORY:], segment.actions[row - HISTORY + 1 : row]
-    dreamed = _dream(world_model, tokens, past, age, actions[:PARITY_STEPS])
+    dreamed = dream_tokens(world_model, tokens, past, age, actions[:PARITY_STEPS])
     return Scene(
         kind, segment.seed, _bytes(tokens), past, _bytes(age[0]), actions,
         segment.rewards[row:last], objects.ball[row : last + 1],
@@ -156,8 +158,13 @@ def _encode(vqvae: VQVAE, frames: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _dream(world_model, tokens, past, age, actions) -> np.ndarray:
-    """Return the tokens dreamed under actions (T,), uint8 (T, N)."""
+def dream_tokens(world_model: TemporalWorldModel, tokens, past, age, actions) -> np.ndarray:
+    """Dream in float32 and return the tokens after each step, uint8 (T, N).
+
+    Args:
+        tokens: int64 (4, N); past: the actions between them, (3,); age: int64 (1, N).
+        actions: (T,).
+    """
     history, taken, made = tokens.unsqueeze(0), [int(action) for action in past], []
     for action in actions:
         now = torch.tensor([[*taken[-HISTORY + 1 :], int(action)]])

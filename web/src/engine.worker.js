@@ -15,17 +15,17 @@ self.onmessage = async ({ data }) => {
   }
 }
 
-async function load({ folder, engine, threads, graph, profile }) {
+async function load({ folder, engine, threads, graph, profile, isChosen }) {
   const isGpu = engine === 'webgpu'
   const build = !isGpu ? 'wasm' : 'Suspending' in WebAssembly ? 'jspi' : 'webgpu'
   ort = await import(/* @vite-ignore */ `${folder}ort.${build}.min.mjs`)
   ort.env.wasm.wasmPaths = folder
   ort.env.wasm.numThreads = threads
-  if (isGpu) await checkAdapter()
+  if (isGpu) await checkAdapter(isChosen)
   session = await ort.InferenceSession.create(graph, {
-    executionProviders: [engine === 'webgpu' ? 'webgpu' : 'wasm'],
+    executionProviders: [isGpu ? 'webgpu' : 'wasm'],
     graphOptimizationLevel: 'all',
-    enableProfiling: profile,
+    enableProfiling: Boolean(profile),
     logSeverityLevel: 3,
   })
   const has = [session.inputNames, session.outputNames].map((names) => [...names].sort().join(', '))
@@ -41,8 +41,11 @@ function endProfile() {
   session.endProfiling()
 }
 
-async function checkAdapter() {
-  if (!(await navigator.gpu?.requestAdapter())) throw new Error('no WebGPU adapter answers')
+async function checkAdapter(isChosen) {
+  const adapter = await navigator.gpu?.requestAdapter()
+  if (!adapter) throw new Error('no WebGPU adapter answers')
+  const isSoftware = adapter.info?.isFallbackAdapter || adapter.info?.architecture === 'swiftshader'
+  if (isSoftware && !isChosen) throw new Error('its adapter is software, slower than WASM')
 }
 
 async function step({ tokens, actions, age }) {

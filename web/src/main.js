@@ -87,7 +87,8 @@ async function chooseEngine(choice) {
   showProblem(null)
   engine?.close()
   engine = null
-  const names = choice === 'auto' ? Object.keys(ENGINES) : [choice]
+  const isChosen = choice !== 'auto'
+  const names = Object.keys(ENGINES).sort((a, b) => (b === choice) - (a === choice)) // the others if it fails
   loaded.start = performance.now()
   const graphs = new Map()
   const graphOf = async (kind) => {
@@ -95,7 +96,10 @@ async function chooseEngine(choice) {
     if (!graphs.has(facts.file)) graphs.set(facts.file, await loadGraph(facts))
     return graphs.get(facts.file)
   }
-  const options = { threads: Number(asked.get('threads')) || undefined, profile: asked.has('profile') }
+  const options = {
+    isChosen, paceMs: 1000 / game.stepsPerSecond,
+    threads: Number(asked.get('threads')) || undefined, profile: asked.has('profile'),
+  } // prettier-ignore
   const started = await startEngine(names, graphOf, scenes, (title) => showLoading(`Starting ${title}`), options)
   engine = started.engine
   describeEngine(started.left)
@@ -123,7 +127,7 @@ function describeEngine(left) {
   ].join(' · ')
   $('engine-facts').textContent = text
   console.info(text)
-  const failed = left.filter(({ name, reason }) => whyNot(name) !== reason)
+  const failed = left.filter(({ name, reason }) => whyNot(name) !== reason && !reason.startsWith('no WebGPU'))
   const noThreads = left.find(({ name, reason }) => name === 'threads' && whyNot(name) === reason)
   if (failed.length) {
     showStatus(failed.map(({ name, reason }) => `${ENGINES[name].title} was left: ${reason}.`).join(' '))
