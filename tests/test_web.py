@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.web_games import NUM_STEPS, PADDLE_ROW, write_games
 from v2.data.frames import FRAME_SHAPE
+from v2.decoding import next_age
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -233,13 +235,36 @@ def test_keys_move_the_paddle_and_buttons_do_what_they_say(open_page):
     assert page.errors == []
 
 
+def test_a_dream_goes_on_from_the_real_games_last_four_frames(open_page):
+    page = open_page()
+    page.keyboard.press("t")  # at the start: what it began with
+    page.evaluate("() => dreamPage.takeStep().then(dreamPage.takeStep)")
+    page.keyboard.press("t")
+    state, arrays = page.evaluate("""() => {
+        const { session } = dreamPage
+        return [session.now.state, session.arrays].map((value) => JSON.parse(JSON.stringify(value,
+            (_, part) => (ArrayBuffer.isView(part) ? Array.from(part) : part))))
+    }""")
+    tokens = np.concatenate([np.reshape(arrays["tokens"], (4, 336)),
+                             np.reshape(arrays["real_tokens"], (-1, 336))[1:3]])  # fmt: skip
+    np.testing.assert_array_equal(state["history"], tokens[-4:])
+    assert state["actions"] == [arrays["past"][2], *arrays["actions"][:2]]
+    age = torch.tensor(arrays["age"])[None]
+    for last, now in zip(torch.tensor(tokens[3:5]), torch.tensor(tokens[4:6]), strict=True):
+        age = next_age(age, last[None], now[None])
+    assert state["age"] == age[0].tolist()
+    press(page, "ArrowRight")
+    assert page.is_disabled("#sync")  # somebody else plays
+
+
 def test_every_control_is_reached_by_tab_and_worked_by_the_keyboard(open_page):
     page = open_page()
     reached = set()
     for _ in range(40):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("() => document.activeElement.id || document.activeElement.name"))
-    buttons = {"pause", "step", "rewind", "restart", "clip", "full", "help", "speed", "engine"}
+    buttons = {"pause", "step", "rewind", "restart", "clip", "full", "help", "speed", "engine",
+               "sync"}  # fmt: skip
     assert reached >= buttons | {"games", "scenes", "player"}
     page.focus("#step")
     page.keyboard.press("Space")  # of the button, not of the game
@@ -255,12 +280,20 @@ def test_the_recorded_player_plays_the_recording_beside_it(open_page):
     page = open_page("?")
     step_to(page, NUM_STEPS)
     page.wait_for_function("() => document.getElementById('status').textContent.includes('ends')")
-    same, distances = page.evaluate("""() => {
-        const { moments, arrays, distances } = dreamPage.session
-        return [moments.slice(1).every((at, k) => at.action === arrays.actions[k]), distances]
+    same, distances, shown, real = page.evaluate("""() => {
+        const { moments, arrays, distances, realFrames } = dreamPage.session
+        const canvas = document.getElementById('real'), side = canvas.width / 64
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)
+        const at = (k) => canvas.width * Math.floor((Math.floor(k / 64) + 0.5) * side)
+                        + Math.floor((k % 64 + 0.5) * side)
+        return [moments.slice(1).every((moment, k) => moment.action === arrays.actions[k]),
+                distances, Array.from({ length: 84 * 64 * 3 }, (_, k) =>
+                    data[4 * at(Math.floor(k / 3)) + k % 3]), Array.from(realFrames.at(-1))]
     }""")
     assert same and len(distances) == NUM_STEPS + 1
-    assert distances[0] is None or distances[0] < 1  # the first frame is the real one
+    assert distances[0] < 1  # the first frame is the real one; the toy has no ball
+    assert np.isnan(distances[1:]).all() and "of 1 steps" in page.inner_text("#near")
+    assert shown == real
 
 
 def test_a_finger_moves_the_paddle_on_a_phone(open_page):
@@ -314,12 +347,12 @@ def test_a_clip_holds_the_steps_and_the_actions(open_page):
         press(page, "ArrowRight")
     page.keyboard.press("v")
     page.wait_for_selector("#saved[open]")
-    gif, actions = page.evaluate("""async () => {
-        const at = (id) => fetch(document.getElementById(id).href)
-        return [Array.from(new Uint8Array(await (await at('saved-gif')).arrayBuffer())),
-                await (await at('saved-actions')).json()]
-    }""")
-    gif = bytes(gif)
+    files = {}
+    for name in ("saved-gif", "saved-actions"):
+        with page.expect_download() as download:
+            page.click(f"#{name}")
+        files[download.value.suggested_filename] = download.value.path().read_bytes()
+    gif, actions = files["breakout-serve.gif"], json.loads(files["breakout-serve.json"])
     assert gif.startswith(b"GIF89a") and gif.count(b"\x21\xf9\x04") == 3
     assert actions["actions"] == ["RIGHT"] * 3 and actions["game"] == "breakout"
 
@@ -357,7 +390,7 @@ def test_files_of_another_version_or_not_there_are_named(open_page, site):
 def test_without_shared_memory_one_thread_plays_and_it_is_said(open_page):
     page = open_page(service_workers="block")
     assert page.evaluate("() => [crossOriginIsolated, dreamPage.engine.name]") == [False, "single"]
-    assert "share memory" in page.inner_text("#status") or "keep this page" in page.inner_text("#status")
+    assert "may not share memory between threads" in page.inner_text("#engine-facts")
     press(page, "ArrowRight")
     assert paddle(page) == [7, 8, 9]
 

@@ -22,7 +22,7 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.play.keys import ALIASES
 
-NUM_STEPS = 70
+FIRST_STEP, NUM_STEPS = 30, 70  # of a recorded game; at the first a ball is in play
 FIRE, RIGHT, LEFT = 1, 2, 3
 PADDLE, PADDLE_ROW = 1, 18
 
@@ -84,6 +84,7 @@ def small_models(num_actions: int) -> tuple[VQVAE, TemporalWorldModel]:
 def _export(module: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shapes = (4, 336), (4,), (336,)
+    module.eval()
     arguments = tuple(torch.zeros(shape, dtype=torch.long) for shape in shapes)
     torch.onnx.export(module, arguments, path, dynamo=True, verbose=False, external_data=False,
                       input_names=INPUTS, output_names=OUTPUTS)  # fmt: skip
@@ -91,16 +92,24 @@ def _export(module: nn.Module, path: Path) -> None:
 
 def _scene(game: str, number: int, tokens: torch.Tensor, world: nn.Module) -> Scene:
     policy = dataclasses.replace(SCRIPTED, share=1.0)
-    (segment,) = record_game(GameJob(EmulatorConfig(game), policy, 7 + number, NUM_STEPS))
-    past, age = segment.actions[:3], known_age(tokens[None])
+    job = GameJob(EmulatorConfig(game), policy, 7 + number, FIRST_STEP + NUM_STEPS)
+    (segment,) = record_game(job)
+    actions, frames = segment.actions[FIRST_STEP:], segment.frames[FIRST_STEP:]
+    past, age = segment.actions[FIRST_STEP - 3 : FIRST_STEP], known_age(tokens[None])
     dream = dream_tokens if isinstance(world, TemporalWorldModel) else _toy_tokens
-    frames = segment.frames
     return Scene(
         KINDS[game][number], segment.seed, tokens.numpy().astype(np.uint8), past,
-        age[0].numpy().astype(np.uint8), segment.actions, segment.rewards,
-        detector.read_ram(game, segment.ram).ball, detector.read_frames(game, frames).ball,
-        frames, dream(world, tokens, past, age, segment.actions[:PARITY_STEPS]),
+        age[0].numpy().astype(np.uint8), actions, segment.rewards[FIRST_STEP:],
+        detector.read_ram(game, segment.ram[FIRST_STEP:]).ball,
+        detector.read_frames(game, frames).ball, frames, _real_tokens(tokens[-1]),
+        dream(world, tokens, past, age, actions[:PARITY_STEPS]),
     )  # fmt: skip
+
+
+def _real_tokens(last: torch.Tensor) -> np.ndarray:
+    """Return tokens of which each row differs from those before: none is of these frames."""
+    rows = torch.arange(NUM_STEPS + 1)[:, None]
+    return ((last + rows * (torch.arange(336) % 7 == 0)) % 32).numpy().astype(np.uint8)
 
 
 def _toy_tokens(world: ToyGraph, tokens, past, age, actions) -> np.ndarray:

@@ -65,6 +65,7 @@ class Scene:
     ball: np.ndarray  # float32 (T + 1, 2): from memory, NaN where there is none
     seen_ball: np.ndarray  # float32 (T + 1, 2): by the detector, from the real frames
     frames: np.ndarray  # uint8 (T + 1, 84, 64, 3): the start's last, then those after each step
+    real_tokens: np.ndarray  # uint8 (T + 1, N): of the real frames
     dreamed: np.ndarray  # uint8 (60, N): the tokens dreamed under the recorded actions
 
 
@@ -127,14 +128,14 @@ def _make_scene(game: str, kind: SceneKind, vqvae, world_model, num_steps: int) 
     segment, objects, row = _find(game, kind)
     last = min(row + num_steps, len(segment) - 1)
     frames, actions = segment.frames[row : last + 1], segment.actions[row:last]
-    history = _encode(vqvae, segment.frames[: row + 1])  # (row + 1, N): their ages are known
-    age = known_age(history.unsqueeze(0))
-    tokens, past = history[-HISTORY:], segment.actions[row - HISTORY + 1 : row]
-    dreamed = dream_tokens(world_model, tokens, past, age, actions[:PARITY_STEPS])
+    encoded = _encode(vqvae, segment.frames[: last + 1])  # from its first on: ages are known
+    tokens, past = encoded[row - HISTORY + 1 : row + 1], segment.actions[row - HISTORY + 1 : row]
+    age = known_age(encoded[None, : row + 1])
     return Scene(
         kind, segment.seed, _bytes(tokens), past, _bytes(age[0]), actions,
         segment.rewards[row:last], objects.ball[row : last + 1],
-        detector.read_frames(game, frames).ball, frames, dreamed,
+        detector.read_frames(game, frames).ball, frames, _bytes(encoded[row:]),
+        dream_tokens(world_model, tokens, past, age, actions[:PARITY_STEPS]),
     )  # fmt: skip
 
 

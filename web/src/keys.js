@@ -12,15 +12,16 @@ export const KEY_TABLE = [
   ['space', 'fire (serves in Breakout)'],
   ['P', 'pause'],
   ['.', 'one step'],
+  ['T', 'sync: the dream goes on from the real game’s last four frames'],
   ['R', 'restart the scene'],
   ['backspace', 'rewind ten seconds'],
-  ['M', 'who plays: you, the recorded player'],
+  ['M', 'who plays: you, the recording'],
   ['F', 'full screen'],
   ['V', 'save the last ten seconds'],
   ['H', 'show or hide these keys'],
 ]
 const COMMANDS = {
-  KeyP: 'pause', Period: 'step', KeyR: 'restart', Backspace: 'rewind', KeyM: 'player', KeyF: 'full', KeyV: 'clip',
+  KeyP: 'pause', Period: 'step', KeyR: 'restart', KeyT: 'sync', Backspace: 'rewind', KeyM: 'player', KeyF: 'full', KeyV: 'clip',
   KeyH: 'help', Escape: 'escape',
 } // prettier-ignore
 

@@ -125,15 +125,13 @@ function describeEngine(left) {
     `${equal.toLocaleString('en')} of ${all.toLocaleString('en')} tokens as in Python`,
     `${megabytes(loaded.bytes)} ready in ${seconds(performance.now() - loaded.start)}`,
   ].join(' · ')
-  $('engine-facts').textContent = text
   console.info(text)
   const failed = left.filter(({ name, reason }) => whyNot(name) !== reason && !reason.startsWith('no WebGPU'))
   const noThreads = left.find(({ name, reason }) => name === 'threads' && whyNot(name) === reason)
-  if (failed.length) {
-    showStatus(failed.map(({ name, reason }) => `${ENGINES[name].title} was left: ${reason}.`).join(' '))
-  } else if (noThreads && engine.name === 'single') {
-    showStatus(`Slower than it could be: ${noThreads.reason}.`)
-  }
+  const notes = failed.map(({ name, reason }) => `${ENGINES[name].title} was left: ${reason}.`)
+  if (noThreads && engine.name === 'single') notes.push(`Slower than it could be: ${noThreads.reason}.`)
+  if (notes.length) showStatus(notes.join(' '))
+  $('engine-facts').textContent = [text, ...notes].join('. ')
   fillEngines(engine.name)
 }
 
@@ -217,6 +215,11 @@ const COMMANDS = {
     show(session)
     schedule()
   },
+  sync() {
+    const isDone = session.sync()
+    showStatus(isDone ? 'The dream goes on from the real game.' : 'There is no real game beside this moment.')
+    show(session)
+  },
   player: () => setPlayer(session.isWatching ? 'you' : 'recorded'),
   full: toggleFull,
   clip: saveClip,
@@ -238,7 +241,7 @@ function setPlayer(name) {
   $('players').querySelector(`[value=${name}]`).checked = true
   const touch = matchMedia('(pointer: coarse)').matches
   const keys = isVertical(actions) ? '↑ ↓' : '← →'
-  $('hint').textContent = touch ? 'Touch the picture or the buttons to take over' : `Press ${keys} to take over`
+  $('hint').textContent = touch ? 'Touch to take over' : `Press ${keys} to take over`
   $('hint').hidden = !session.isWatching
   showStatus(session.isWatching ? '' : 'You play: from here on there is no real game beside the dream.')
   show(session)
@@ -327,7 +330,7 @@ function setState(state) {
 const seconds = (ms) => `${(ms / 1000).toFixed(1)} s`
 
 function listen() {
-  for (const id of ['pause', 'step', 'rewind', 'restart', 'clip', 'full', 'help']) {
+  for (const id of ['pause', 'step', 'rewind', 'sync', 'restart', 'clip', 'full', 'help']) {
     $(id).addEventListener('click', (event) => {
       if (event.detail) $(id).blur() // so that space fires again
       if (session) COMMANDS[id]()

@@ -9,6 +9,7 @@ const REAL_COLOUR = '#5ad1ff'
 const PAD_INPUTS = ['UP', 'DOWN', 'LEFT', 'RIGHT', 'FIRE']
 const MIN_SCALE = 3
 const MAX_SCALE = 8
+let fading
 
 /** Show progress of loading; null hides it. */
 export function showLoading(text, share = null) {
@@ -28,8 +29,12 @@ export function showProblem(error) {
   $('problem-fix').textContent = error.fix ?? 'Reload the page; if it happens again, choose another engine below.'
 }
 
+/** Say something over the picture; it fades after a while. */
 export function showStatus(text) {
   $('status').textContent = text
+  $('status').classList.remove('is-old')
+  clearTimeout(fading)
+  fading = setTimeout(() => $('status').classList.add('is-old'), 8000)
 }
 
 /** Fill a fieldset with radio buttons [{value, title}] and call `onChoice(value)`. */
@@ -100,8 +105,8 @@ export function layOut() {
   const isFull = $('stage').classList.contains('is-full')
   const isNarrow = innerWidth <= 900
   const pad = getComputedStyle($('pad')).display === 'none' ? 0 : 76
-  const width = isFull ? innerWidth : isNarrow ? document.body.clientWidth - 28 : innerWidth - 540
-  const height = innerHeight - (isFull ? pad : isNarrow ? pad + 130 : 230)
+  const width = isFull ? innerWidth : isNarrow ? document.body.clientWidth - 28 : Math.min(innerWidth, 1160) - 540
+  const height = innerHeight - (isFull ? pad : isNarrow ? pad + 116 : 206)
   const most = isFull ? 100 : MAX_SCALE
   const room = Math.min(width / FRAME_WIDTH, height / FRAME_HEIGHT, most)
   const scale = Math.max(Math.floor(room * ratio) / ratio, Math.min(MIN_SCALE, width / FRAME_WIDTH))
@@ -117,6 +122,7 @@ export function show(session) {
     drawFrame($('real'), real)
   }
   $('recorded').classList.toggle('is-past', !real)
+  $('sync').disabled = !real
   const distances = session.distances
   drawCurve($('curve'), distances, session.length, session.game.stepsPerSecond)
   const measured = distances.filter(Number.isFinite)
@@ -124,7 +130,7 @@ export function show(session) {
   const last = real ? distances.at(-1) : NaN
   setFact('apart', Number.isFinite(last) ? last.toFixed(1) : '–', Number.isFinite(last) ? 'px' : why(session, real))
   setFact('near', measured.length ? `${Math.round((100 * near) / measured.length)} %` : '–', `of ${measured.length} steps`)
-  setFact('scored', String(session.now.score), real ? `real ${session.realScore()}` : 'in the dream')
+  setFact('scored', String(session.now.score).replace('-', '−'), real ? `real ${session.realScore()}` : 'in the dream')
 }
 
 function why(session, real) {

@@ -1,7 +1,7 @@
 // What is being played: a scene, its dream, what was recorded beside it, and the way back.
 // Contract: the real side is shown only while every action was the recorded one. Knows no DOM.
 
-import { beginState, nextState } from './dream.js'
+import { beginState, CELLS, nextState } from './dream.js'
 import { undoDifferences } from './files.js'
 
 export const SECONDS_BACK = 10
@@ -69,6 +69,19 @@ export class Session {
       this.moments.shift()
       this.first++
     }
+  }
+
+  /** Go on from the real game's last four frames, as far as the recording goes beside the dream. */
+  sync() {
+    const frame = this.realFrame()
+    if (!frame) return false
+    const { real_tokens: tokens, actions } = this.arrays
+    let state = beginState(this.arrays)
+    for (let step = 1; step <= this.step; step++) {
+      state = nextState(state, actions[step - 1], tokens.subarray(step * CELLS, (step + 1) * CELLS))
+    }
+    this.moments[this.moments.length - 1] = { ...this.now, state, frame, ball: this.detector.find(frame) }
+    return true
   }
 
   /** Go back ten seconds, or to the start. */
