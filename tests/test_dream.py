@@ -110,6 +110,29 @@ def test_arrays_that_cannot_be_written_are_taken_without_a_warning(engine, recwa
     assert not recwarn.list
 
 
+def test_a_step_copies_all_it_brought_to_the_host_at_once(engine, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.uint8)
+    engine.reset(frames)
+    copies, copy = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t) or copy(t))
+    frame = engine.step([1, 2])
+    tokens = engine.tokens
+    np.testing.assert_array_equal(frame, engine.frame())
+    assert len(copies) == 1
+    engine.history = engine.history._replace(is_batched=True)  # forgets what lies on the host
+    np.testing.assert_array_equal(tokens, engine.tokens)
+    np.testing.assert_array_equal(frame, engine.frame())
+    assert len(copies) == 3
+
+
+def test_what_a_user_writes_into_a_frame_changes_no_dream(engine):
+    engine.reset(np.zeros((4, 84, 64, 3), np.uint8))
+    frame = engine.step(1)
+    kept = frame.copy()
+    frame[:], engine.tokens[:], engine.frame()[:] = 0, 0, 0
+    np.testing.assert_array_equal(engine.frame(), kept)
+
+
 def test_a_step_before_a_reset_says_so(engine):
     with pytest.raises(ValueError, match=r"call reset\(frames\) first"):
         engine.step(0)

@@ -62,6 +62,8 @@ class DreamEngine:
         self.grid = vqvae.config.grid
         self.history: DreamState | None = None
         self.logits: torch.Tensor | None = None
+        # the state after the last step, with its tokens (B, N) and frames on the host
+        self._last: tuple[DreamState, np.ndarray, np.ndarray] | None = None
         self.last_reward: Any = 0.0  # of a batch (B,)
         self.last_terminated: Any = 0.0
 
@@ -106,7 +108,11 @@ class DreamEngine:
     @property
     def tokens(self) -> np.ndarray:
         """The tokens of the last frame, (21, 16) or (B, 21, 16)."""
-        return self._unbatched(self._state.tokens[:, -1].unflatten(1, self.grid).cpu().numpy())
+        if self._last is not None and self._last[0] is self._state:
+            tokens = self._last[1].copy()
+        else:
+            (tokens,) = on_host(self._state.tokens[:, -1])
+        return self._unbatched(tokens.reshape(-1, *self.grid))
 
     def reset(
         self, frames: np.ndarray, actions: np.ndarray | None = None, age: np.ndarray | None = None
@@ -191,26 +197,31 @@ class DreamEngine:
         self.history = DreamState._make([*merged, now.is_batched])
 
     def step(self, action: int | np.ndarray) -> np.ndarray:
-        """Take an action and return the dreamed frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
-        self.step_tokens(action)
-        return self.frame()
-
-    @torch.inference_mode()
-    def step_tokens(self, action: int | np.ndarray) -> np.ndarray:
-        """Take an action and return the dreamed tokens, without decoding them.
+        """Take an action and return the dreamed frame, uint8 (84, 64, 3) or (B, 84, 64, 3).
 
         Raises:
             ValueError: no action of the game, or not one for each dream.
         """
+        self._step(action, is_decoded=True)
+        return self.frame()
+
+    def step_tokens(self, action: int | np.ndarray) -> np.ndarray:
+        """Take an action and return the dreamed tokens, without decoding them; see `step`."""
+        self._step(action, is_decoded=False)
+        return self.tokens
+
+    @torch.inference_mode()
+    def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
         state, actions = self._state, self._with_action(action)
         with autocast(self.device):
             step = predict_next(
                 self.world_model, state.tokens, actions, self.sampling, self.generator, state.age
             )
         self.logits = dense_logits(step, state.tokens[:, -1])
+        frames = self._decoded(step.tokens) if is_decoded else step.tokens[:, :0]
+        sign = step.prediction.reward_logits.argmax(-1).float() - 1
         ended = step.prediction.terminated_logits.float().sigmoid()
-        self._go_on(actions, step.tokens, step.prediction.reward_logits, ended)
-        return self.tokens
+        self._go_on(actions, step.tokens, *on_host(step.tokens, frames, sign, ended))
 
     def _with_action(self, action: int | np.ndarray) -> torch.Tensor:
         """Check an action for each dream; return it after the three before, int64 (B, 4)."""
@@ -220,18 +231,25 @@ class DreamEngine:
             raise ValueError(f"{len(past)} dreams need as many actions, got {len(now)}")
         return torch.cat([past, torch.from_numpy(now).to(self.device).unsqueeze(1)], dim=1)
 
-    def _go_on(self, actions, tokens, reward_logits, end_prob) -> None:
-        """Make predicted tokens (B, N) the last frame, and keep what the step brought."""
+    def _go_on(self, actions, following, tokens, frames, sign, end_prob) -> None:
+        """Make predicted tokens (B, N) the last frame, and keep what the step brought.
+
+        Args:
+            actions, following: on the device; the others are arrays.
+        """
         history, _, age, is_batched = self._state
-        new_age = next_age(age, history[:, -1], tokens)
-        self.history = DreamState(advance(history, tokens), actions[:, 1:], new_age, is_batched)
-        self.last_reward = self._unbatched((reward_logits.argmax(-1).float() - 1).cpu().numpy())
-        self.last_terminated = self._unbatched(end_prob.cpu().numpy())
+        new_age = next_age(age, history[:, -1], following)
+        self.history = DreamState(advance(history, following), actions[:, 1:], new_age, is_batched)
+        self._last = self.history, tokens, frames
+        self.last_reward, self.last_terminated = self._unbatched(sign), self._unbatched(end_prob)
 
     def frame(self) -> np.ndarray:
-        """Decode the last frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
-        tokens = self._state.tokens[:, -1]
-        return self._unbatched(self.decode(tokens.unflatten(1, self.grid).cpu().numpy()))
+        """Return the last frame decoded, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
+        if self._last is not None and self._last[0] is self._state and self._last[2].size:
+            return self._unbatched(self._last[2].copy())
+        with torch.inference_mode():
+            (frames,) = on_host(self._decoded(self._state.tokens[:, -1]))
+        return self._unbatched(frames)
 
     def restore(self, state: DreamState, rng_state: torch.Tensor | None = None) -> None:
         """Go back to a state that `history` held, and of the sampling to one of `rng_state`."""
@@ -256,9 +274,12 @@ class DreamEngine:
     def decode(self, tokens: np.ndarray) -> np.ndarray:
         """Turn tokens (n, 21, 16) into frames, uint8 (n, 84, 64, 3)."""
         flat = torch.from_numpy(np.array(tokens)).long().flatten(1).to(self.device)
+        return self._decoded(flat).cpu().numpy()
+
+    def _decoded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Turn tokens (B, N) into frames, uint8 (B, 84, 64, 3), on the device."""
         with autocast(self.device):
-            pixels = self.vqvae.decode(flat)
-        return float_to_frames(pixels).cpu().numpy()
+            return float_to_frames(self.vqvae.decode(tokens))
 
     @property
     def _state(self) -> DreamState:
@@ -270,6 +291,16 @@ class DreamEngine:
         if self._state.is_batched:
             return array
         return array[0] if array.ndim > 1 else float(array[0])
+
+
+def on_host(*parts: torch.Tensor) -> list[np.ndarray]:
+    """Copy tensors into arrays, all in one transfer from the device."""
+    packed = torch.cat([part.reshape(-1).view(torch.uint8) for part in parts]).cpu()
+    sizes = [part.numel() * part.element_size() for part in parts]
+    return [
+        of.view(part.dtype).view(part.shape).numpy()
+        for of, part in zip(map(torch.clone, packed.split(sizes)), parts, strict=True)
+    ]
 
 
 def _integers(values, limit: int, name: str) -> np.ndarray:

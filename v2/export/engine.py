@@ -16,7 +16,7 @@ import torch
 
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import game_directory
-from v2.dream import DreamEngine, DreamState
+from v2.dream import DreamEngine
 from v2.export.graph import GRAPH_VERSION, INPUTS, export_graph
 from v2.runtime.device import has_fast_bfloat16
 from v2.runtime.files import check_writable, write_text
@@ -31,28 +31,22 @@ class OnnxDream(DreamEngine):
     runtime = "ONNX Runtime"
     has_cast_weights = False
     _session: onnxruntime.InferenceSession | None = None
-    _decoded: tuple[DreamState, np.ndarray] | None = None  # the last step's frame
 
     def use_graph(self, path: Path) -> None:
         """Step with an exported graph of these models."""
         self._session = open_graph(path)
 
-    def step(self, action: int | np.ndarray) -> np.ndarray:
+    def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
         state = self._state
         if self._session is None or len(state.tokens) > 1 or self.sampling.temperature:
-            return super().step(action)
+            return super()._step(action, is_decoded)
         actions = self._with_action(action)
         values = (part[0].numpy() for part in (state.tokens, actions, state.age))
-        *found, frame = self._session.run(None, dict(zip(INPUTS, values, strict=True)))
-        self._go_on(actions, *(torch.from_numpy(np.array(part))[None] for part in found))
-        self.logits, self._decoded = None, (self._state, frame)
-        return self.frame()
-
-    def frame(self) -> np.ndarray:
-        if self._decoded and self._decoded[0] is self._state:
-            frame = self._decoded[1]
-            return frame[None] if self._state.is_batched else frame
-        return super().frame()
+        found = self._session.run(None, dict(zip(INPUTS, values, strict=True)))
+        tokens, reward, end, frames = (np.asarray(part)[None] for part in found)
+        sign = (reward.argmax(-1) - 1).astype(np.float32)
+        self._go_on(actions, torch.from_numpy(tokens), tokens, frames, sign, end)
+        self.logits = None
 
 
 def load_quickest(
