@@ -25,8 +25,9 @@ from v2.data.atari_dataset import DATA_NAME, GameData, recorded_files, save_game
 from v2.data.collector import SEEDS_PER_RUN, Segment, join_segments, record
 from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory
-from v2.data.policies import POLICY_NAMES, policy_mix
+from v2.data.policies import POLICY_NAMES, PolicyConfig, policy_mix
 from v2.runtime.files import check_writable
+from v2.runtime.lock import Lock
 
 MAX_SEED = 98
 
@@ -64,20 +65,26 @@ def main(argv=None) -> int:
     if args.frames < 2 * len(mix):
         raise ValueError(f"--frames must be at least {2 * len(mix)}, got {args.frames}")
     directory = args.out or game_directory(emulator.game)
-    single = Path(directory) / f"{DATA_NAME}.npz"
+    check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lock(directory / "collecting.lock", f"collecting into {directory}"):
+        return _collect(args, emulator, mix, directory)
+
+
+def _collect(args, emulator: EmulatorConfig, mix: list[PolicyConfig], directory: Path) -> int:
+    single = directory / f"{DATA_NAME}.npz"
     old = recorded_files(single)
     if old and not args.overwrite:
         raise FileExistsError(f"{old[0]} is there already: --overwrite replaces it")
-    check_writable(directory)
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,
         "ale_py": emulator_version(), "policy": args.policy,
         "mix": {config.name: config.share for config in mix}, "seed": args.seed,
     }  # fmt: skip
-    folder = single.parent
+    folder = directory
     if old:  # they stay until all of the new ones are there
-        folder = single.parent / "overwrite.tmp"
+        folder = directory / "overwrite.tmp"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     began = time.perf_counter()
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)

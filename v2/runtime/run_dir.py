@@ -3,12 +3,12 @@
 Contract: a run writes only into its own folder (and the game's tokens, where they are missing or
 stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
 last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
-lock (held by whoever has it locked, and by nobody once that process is gone). `latest` is the
-run that finished last and is no smoke run, else the shipped weights. Which of two was last is told
-by a number in status.json, larger than all others when it is written: neither a name nor a clock
-that goes back matters. Knows nothing of models.
+and a lock while it trains. `latest` is the run that finished last and is no smoke run, else the
+shipped weights. Which of two was last is told by a number in status.json, larger than all others
+when it is written: neither a name nor a clock that goes back matters. Knows nothing of models.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -18,12 +18,8 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from v2.runtime.files import sweep_temporaries, sync_directory, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows plays; two trainings in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]  # where the module is absent
+from v2.runtime.files import disk_explained, sweep_temporaries, sync_directory, write_text
+from v2.runtime.lock import Lock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
@@ -35,7 +31,7 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._lock: TextIO | None = None  # open files
+        self._lock = Lock(self.path / "lock", f"training in {self.path}")
         self._metrics: TextIO | None = None
 
     @classmethod
@@ -62,40 +58,33 @@ class RunDir:
 
         Raises:
             FileExistsError: a living process holds it.
-            OSError: the file system knows no locks.
         """
-        self._lock = open(self.path / "lock", "a+")
-        try:
-            if fcntl:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise FileExistsError(
-                f"process {self._lock.read()} is training in {self.path}: wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise OSError(
-                f"cannot lock {self.path}: {error.strerror}; give an --out on another disk"
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        self._lock.acquire()
         (self.path / "samples").mkdir(exist_ok=True)
         sweep_temporaries(self.path)
 
+    def check_free(self) -> None:
+        """Raise a FileExistsError where another process trains here, before any work is done."""
+        with self._lock:
+            pass
+
     def release(self) -> None:
-        for file in filter(None, (self._metrics, self._lock)):
-            file.close()
-        self._lock = self._metrics = None
+        if self._metrics:
+            with contextlib.suppress(OSError):  # of a full disk, which `log` has said
+                self._metrics.close()
+            self._metrics = None
+        self._lock.release()
 
     def log(self, step: int, **metrics) -> None:
         """Append one line of metrics; numbers are rounded for people."""
-        if self._metrics is None:
-            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
-        line = {"step": step} | {k: _plain(v) for k, v in metrics.items()}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())  # never behind the checkpoint
+        path, line = self.path / "metrics.jsonl", {"step": step}
+        line |= {k: _plain(v) for k, v in metrics.items()}
+        with disk_explained(path):
+            if self._metrics is None:
+                self._metrics = open(path, "a", encoding="utf-8")
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())  # never behind the checkpoint
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will do again."""

@@ -27,6 +27,7 @@ from v2.data.games import game_directory
 from v2.data.tokens import TOKENS_NAME
 from v2.eval import documents
 from v2.runtime.files import check_writable, write_text
+from v2.runtime.lock import Lock
 from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
@@ -97,7 +98,10 @@ def main(argv=None) -> int:
     rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
     for name, changes in rows.items():
         if args.rows in name:
-            _train_and_evaluate(args, name, changes)
+            directory = args.out / _slug(name)
+            directory.mkdir(exist_ok=True)
+            with Lock(directory / "row.lock", f"working on {directory}"):
+                _train_and_evaluate(args, directory, name, changes)
     print_table(args.out, list(rows), args.budget)
     return 0
 
@@ -113,8 +117,9 @@ def _check_same(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.out} was begun with {file.read_text()}: give another --out")
 
 
-def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> None:
-    directory = args.out / _slug(name)
+def _train_and_evaluate(
+    args: argparse.Namespace, directory: Path, name: str, changes: dict
+) -> None:
     result = directory / "result.json"
     if result.exists():
         return

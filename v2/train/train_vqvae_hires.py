@@ -71,6 +71,8 @@ def main(argv=None) -> int:
     torch.manual_seed(args.seed)
     directory = game_directory(args.game)
     check_writable(args.resume or args.out or directory)
+    if args.resume and workers.is_writer:
+        RunDir(args.resume).check_free()
     data_path = args.data or directory / f"{DATA_NAME}.npz"
     if args.skip_bad and workers.is_writer:
         set_bad_aside(data_path)

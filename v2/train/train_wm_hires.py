@@ -87,6 +87,8 @@ def main(argv=None) -> int:
     torch.manual_seed(args.seed)
     directory = game_directory(args.game)
     check_writable(args.resume or args.out or directory)
+    if args.resume and workers.is_writer:
+        RunDir(args.resume).check_free()
     if args.tokens:
         check_target(args.tokens)
         check_output(args.tokens)
