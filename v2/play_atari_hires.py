@@ -66,7 +66,8 @@ def _add_model_flags(group) -> None:
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--latest", action="store_true", help="newest finished run, else the "
                          "shipped weights; so without any of these three")  # fmt: skip
-    weights.add_argument("--run", metavar="NAME", help="a run's folder name")
+    weights.add_argument("--run", metavar="RUN", help="a run: its name or folder, or the "
+                         "--out that was trained with")  # fmt: skip
     weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--temperature", type=cli.temperature, default=0.0,
@@ -233,8 +234,8 @@ def _report(args, game: PlayGame, tape, stop) -> int:
         print(f"data: {saved} ({num_frames} frames, {num_episodes} episodes)")
         if num_left_out:
             print(f"left out: {num_left_out}, the same was played before in the other split")
-        if not tape.has_held_out_game:
-            print("note: training holds out the second game: play two that differ")
+        if num_frames and not tape.has_held_out_game:
+            print("note: of a single game training holds out the last tenth")
     if args.record and game.video.is_saved:
         figures["record"] = str(args.record)
         print(f"video: {args.record} ({game.video.num_frames} frames)")

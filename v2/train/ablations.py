@@ -22,8 +22,7 @@ import argparse
 import dataclasses
 import json
 
-from v2.data.atari_dataset import DATA_NAME
-from v2.data.games import game_directory
+from v2.data.recordings import default_data, shown
 from v2.data.tokens import TOKENS_NAME
 from v2.eval import documents
 from v2.runtime.files import check_writable, write_text
@@ -77,8 +76,8 @@ COLUMNS = {
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path,
-                        help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+",
+                        help="recordings, or folders of them (default: the game's)")  # fmt: skip
     parser.add_argument("--random-data", type=cli.path,
                         help="npz of a random policy's frames, for one more row")  # fmt: skip
     parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
@@ -93,7 +92,7 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     check_writable(args.out)
-    args.data = args.data or game_directory(args.game) / f"{DATA_NAME}.npz"
+    args.data = args.data or [default_data(args.game, None)]
     _check_same(args)
     rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
     for name, changes in rows.items():
@@ -108,7 +107,8 @@ def main(argv=None) -> int:
 
 def _check_same(args: argparse.Namespace) -> None:
     """Refuse to mix rows of different settings in one directory."""
-    asked = {k: str(vars(args)[k]) for k in ("game", "data", "vqvae", "budget")}
+    asked = {k: str(vars(args)[k]) for k in ("game", "vqvae", "budget")}
+    asked["data"] = shown(args.data)
     file = args.out / "settings.json"
     if not file.exists():
         args.out.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _train_and_evaluate(
         return
     learnt, tokens = args.data, args.out / f"{TOKENS_NAME}.npz"
     if name == RANDOM_DATA:
-        learnt, tokens = args.random_data, args.out / f"random_{TOKENS_NAME}.npz"
+        learnt, tokens = [args.random_data], args.out / f"random_{TOKENS_NAME}.npz"
     runs = _saved_runs(directory)
     if not runs:
         changes = dict(changes)
@@ -134,7 +134,7 @@ def _train_and_evaluate(
         recipe = dataclasses.replace(recipe, steps=num_steps(args.budget, recipe))
         settings = [f"{k}={v}" for k, v in WorldModelRecipe().changes(recipe).items()]
         cli.run_script(
-            "train/train_wm_hires.py", "--game", args.game, "--data", learnt,
+            "train/train_wm_hires.py", "--game", args.game, "--data", *learnt,
             "--tokens", tokens, "--vqvae", args.vqvae,
             "--out", directory, "--seed", seed, "--set", *settings,
         )  # fmt: skip
@@ -142,7 +142,7 @@ def _train_and_evaluate(
         cli.run_script("train/train_wm_hires.py", "--resume", runs[-1])
     last = _saved_runs(directory)[-1] / "last.pt"
     cli.run_script(
-        "eval/gold_eval.py", "--game", args.game, "--data", args.data, "--checkpoint", last,
+        "eval/gold_eval.py", "--game", args.game, "--data", *args.data, "--checkpoint", last,
         "--tier", "short", "--json", result,
     )  # fmt: skip
 

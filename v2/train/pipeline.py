@@ -20,9 +20,9 @@ import functools
 import time
 from collections.abc import Mapping
 
-from v2.data.atari_dataset import DATA_NAME, data_paths, read_episodes, recorded_files
 from v2.data.games import find_weights, game_directory, game_id
 from v2.data.policies import policy_mix
+from v2.data.recordings import DATA_NAME, data_paths, list_episodes, recorded_files
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_SHA256
@@ -136,7 +136,7 @@ def check_frames(data: Path, asked: int | None, game: str) -> int:
     Raises:
         FileExistsError: with both numbers and what to do.
     """
-    held = sum(episode["frames"] for episode in read_episodes(data))
+    held = sum(episode["frames"] for episode in list_episodes(data).episodes)
     num_policies = len(policy_mix("mix", game_id(game)))  # each may lack a frame
     if asked and not 0 <= asked - held <= num_policies:
         raise FileExistsError(

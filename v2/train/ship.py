@@ -28,7 +28,7 @@ KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
+    parser.add_argument("--run", default="latest", help="latest, a run, a home or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
     return parser
