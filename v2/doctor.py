@@ -27,7 +27,8 @@ from v2.runtime.files import check_writable
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 10)
-PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "pillow", "av")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "filelock", "pillow",
+            "av")  # fmt: skip
 USERS = {"pygame": "play", "av": "play --record", "pillow": "training, recording"}
 INSTALL = "python -m pip install -r requirements.txt"
 LITTLE_DISK_GB, TOO_LITTLE_DISK_GB = 5.0, 0.5

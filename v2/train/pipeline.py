@@ -14,14 +14,15 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import argparse
 import dataclasses
 import functools
 import time
 from collections.abc import Mapping
 
-from v2.data.atari_dataset import DATA_NAME, data_paths, read_episodes, recorded_files
 from v2.data.games import find_weights, game_directory, game_id
 from v2.data.policies import policy_mix
+from v2.data.recordings import DATA_NAME, data_paths, list_episodes, recorded_files
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_SHA256
@@ -30,7 +31,8 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.device import choose_device
-from v2.runtime.files import file_sha256, write_text
+from v2.runtime.files import check_writable, file_sha256, write_text
+from v2.runtime.lock import Lock
 from v2.runtime.run_dir import all_runs, is_finished, read_config, read_status
 from v2.train.recipe import (
     VQVAE_PRESETS,
@@ -84,12 +86,19 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    preset = PRESETS[args.preset]
     directory = game_directory(args.game)
     is_smoke = args.preset == "smoke"
     if is_smoke:
         directory = directory / "runs" / "smoke"  # apart from the data and runs that count
-    pipeline = Pipeline((args.out or directory).resolve(), args.game, args.preset)
+    directory = (args.out or directory).resolve()
+    check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lock(directory / "pipeline.lock", f"running all stages in {directory}"):
+        return _run_all(Pipeline(directory, args.game, args.preset), args)
+
+
+def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
+    preset = PRESETS[args.preset]
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
     pipeline.collect(data, args.frames or preset.frames)
@@ -127,7 +136,7 @@ def check_frames(data: Path, asked: int | None, game: str) -> int:
     Raises:
         FileExistsError: with both numbers and what to do.
     """
-    held = sum(episode["frames"] for episode in read_episodes(data))
+    held = sum(episode["frames"] for episode in list_episodes(data).episodes)
     num_policies = len(policy_mix("mix", game_id(game)))  # each may lack a frame
     if asked and not 0 <= asked - held <= num_policies:
         raise FileExistsError(
@@ -190,7 +199,6 @@ class Pipeline:
 
     def __init__(self, directory: Path, game: str, preset: str):
         self.directory, self.game, self.preset = directory, game, preset
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
     def run(self, script: str, *flags) -> None:

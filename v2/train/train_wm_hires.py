@@ -22,16 +22,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2.data.atari_dataset import (
-    DATA_NAME,
-    check_emulator,
-    check_game,
-    set_bad_aside,
-    window_starts,
-)
+from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside, window_starts
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
-from v2.data.tokens import TOKENS_NAME, TokenData, check_target, load_tokens, staleness, tokenize
+from v2.data.recordings import Data, default_data, shown
+from v2.data.tokens import (
+    TokenData,
+    check_target,
+    load_tokens,
+    staleness,
+    tokenize,
+    tokens_path,
+)
 from v2.data.validation import array_sha256
 from v2.decoding import known_age
 from v2.eval.validate import Evaluation
@@ -71,9 +73,10 @@ VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weig
 
 def build_parser():
     parser = training_parser(__file__, WORLD_MODEL_PRESETS)
-    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the game's); "
-                        "made when missing or stale")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
+    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: in --out, else "
+                        "beside --data); made when missing or stale")  # fmt: skip
+    parser.add_argument("--vqvae", default="latest",
+                        help="latest, in --out first; shipped, a run, a home or a file")
     return parser
 
 
@@ -85,12 +88,13 @@ def main(argv=None) -> int:
     workers.check_batch("--batch-size", recipe.batch_size)
     workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
     torch.manual_seed(args.seed)
-    directory = game_directory(args.game)
-    check_writable(args.resume or args.out or directory)
-    if args.tokens:
-        check_target(args.tokens)
-        check_output(args.tokens)
-    data = args.data or directory / f"{DATA_NAME}.npz"
+    home = args.out or game_directory(args.game)
+    check_writable(args.resume or home / "runs")
+    if args.resume and workers.is_writer:
+        RunDir(args.resume).check_free()
+    data: Data = args.data or default_data(args.game, args.out)
+    path = args.tokens or tokens_path(data, args.out)
+    check_target(path)
     if args.skip_bad and workers.is_writer:
         set_bad_aside(data)
     workers.wait()
@@ -98,13 +102,12 @@ def main(argv=None) -> int:
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
     else:
-        vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
+        vqvae_path = find_weights(args.vqvae, "vqvae", args.game, args.out)
     vqvae, vqvae_state = load_vqvae(vqvae_path)
     check_emulator(data, vqvae_path, vqvae_state)
-    print(f"VQ-VAE: {vqvae_path}")
-    tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
+    print(f"data: {shown(data)}\nVQ-VAE: {vqvae_path}")
     with cli.StopRequest() as stop:
-        tokens = _load_or_make_tokens(tokens_path, vqvae, data, device, args.resume, workers, stop)
+        tokens = _load_or_make_tokens(path, vqvae, data, device, args.resume, workers, stop)
     if stop:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
@@ -118,14 +121,14 @@ def main(argv=None) -> int:
         is_smoke = recipe.is_smoke or is_of_smoke(vqvae_state)
         config = {"args": plain_args(args), "recipe": dataclasses.asdict(recipe),
                   "is_smoke": is_smoke, "game": tokens.emulator.game}  # fmt: skip
-        run = RunDir.create(args.out or directory, "world_model", config)
+        run = RunDir.create(home, "world_model", config)
         kept = {key: vqvae_state[key] for key in checkpoint.HISTORY if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **kept)
     return run_trainer(trainer, run)
 
 
 def _load_or_make_tokens(
-    path: Path, vqvae: VQVAE, data: Path, device, resumed, workers: Workers, stop
+    path: Path, vqvae: VQVAE, data: Data, device, resumed, workers: Workers, stop
 ) -> TokenData | None:
     tokens = load_tokens(path, vqvae, data)
     if tokens is None and workers.count > 1:  # the others would wait in vain
@@ -137,6 +140,7 @@ def _load_or_make_tokens(
                 f"{resumed} needs other tokens than {path} ({stale}): restore --data, or name a "
                 "new file in --tokens to make them"
             )
+        check_output(path)
         print(f"{path}: {stale}; making it")
         tokens = tokenize(data, vqvae, device, stop=stop)
         if tokens is not None:
@@ -177,7 +181,7 @@ class Trainer:
     script = "train_wm_hires.py"
 
     def __init__(self, parsed: Parsed[WorldModelRecipe], model, vqvae: VQVAE, tokens: TokenData,
-                 data: Path, device, workers: Workers):  # fmt: skip
+                 data: Data, device, workers: Workers):  # fmt: skip
         self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
         self.model, self.tokens, self.device = model, tokens, device
         self.workers, recipe = workers, self.recipe
@@ -330,7 +334,7 @@ class Trainer:
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
 
-    def start_from(self, path: Path, data: Path) -> None:
+    def start_from(self, path: Path, data: Data) -> None:
         """Take the weights of another world model and nothing else.
 
         Convolutions that it lacks start at zero, and so change nothing at first.
