@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from v2.runtime.checks import whole_number
 from v2.runtime.run_dir import find_checkpoint
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints" / "v2"
@@ -42,8 +43,7 @@ class EmulatorConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "game", game_id(self.game))
-        if not 1 <= self.frameskip <= 60:
-            raise ValueError(f"frameskip must be 1 to 60, got {self.frameskip}")
+        object.__setattr__(self, "frameskip", whole_number(self.frameskip, 1, 60, "frameskip"))
         if not 0 <= self.repeat_action_probability < 1:
             raise ValueError(
                 f"repeat_action_probability must be in [0, 1), got {self.repeat_action_probability}"
@@ -61,7 +61,7 @@ def game_id(name: str) -> str:
         ValueError: no such ROM; names the closest ones. An id that names settings as well, such as
             `BreakoutNoFrameskip-v4`: says which are in force.
     """
-    short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
+    short = re.sub(r"-v\d+$", "", str(name).removeprefix("ALE/"))
     letters, known = re.sub(r"[\W_]", "", short).lower(), ATARI_GAMES
     spelt = {game.replace("_", ""): game for game in known}  # separators are free
     if letters not in spelt:
