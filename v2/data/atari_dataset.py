@@ -32,6 +32,7 @@ from v2.data.validation import (
     check_steps,
     checked_blocks,
 )
+from v2.runtime.commands import command
 from v2.runtime.files import DISK_FULL
 
 DATA_NAME = "atari_game_data"
@@ -180,9 +181,8 @@ def data_paths(path: Path) -> list[Path]:
     path = Path(path)
     paths = recorded_files(path)
     if not paths:
-        raise FileNotFoundError(
-            f"no game data at {path}: run python v2/data/collect_atari.py --out {path.parent}"
-        )
+        collect = command("data/collect_atari.py", out=path.parent)
+        raise FileNotFoundError(f"no game data at {path}: run {collect}")
     return paths[:1] if paths[0] == path else paths
 
 

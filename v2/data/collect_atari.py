@@ -26,6 +26,7 @@ from v2.data.collector import SEEDS_PER_RUN, Segment, join_segments, record
 from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, policy_mix
+from v2.runtime.commands import command
 from v2.runtime.files import check_writable
 
 MAX_SEED = 98
@@ -95,7 +96,9 @@ def main(argv=None) -> int:
     seconds = time.perf_counter() - began
     print(f"{num_frames} frames of {len(scores)} episodes (mean score {np.mean(scores):.1f}) in "
           f"{seconds:.0f} s, {num_frames / seconds:.0f} frames a second: {directory}")  # fmt: skip
-    print(f"next: python v2/train/train_vqvae_hires.py --game {emulator.game}")
+    train = command("train/train_vqvae_hires.py", game=emulator.game,
+                    data=args.out and single, out=args.out)  # fmt: skip
+    print(f"next: {train}")
     return stop.exit_code
 
 

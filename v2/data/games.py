@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from v2.runtime.checks import whole_number
-from v2.runtime.run_dir import find_checkpoint
+from v2.runtime.commands import IS_INSTALLED, PACKAGED, ROOT, command
+from v2.runtime.run_dir import SHIPPED, find_checkpoint
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints" / "v2"
+# Of an installed package what you collect and train lies below the folder that you are in.
+CHECKPOINTS = (Path() if IS_INSTALLED else ROOT) / "checkpoints" / "v2"
 ATARI_GAMES = """
     adventure air_raid alien amidar assault asterix asteroids atlantis atlantis2 backgammon
     bank_heist basic_math battle_zone beam_rider berzerk blackjack bowling boxing breakout
@@ -79,8 +81,16 @@ def game_id(name: str) -> str:
 
 
 def game_directory(game: str) -> Path:
-    """Return the directory of a game's data and weights; `atari` is Breakout's."""
+    """Return the directory of a game's data and runs; `atari` is Breakout's."""
     return CHECKPOINTS / ("atari" if game_id(game) == "breakout" else game_id(game))
+
+
+def shipped_directory(game: str) -> Path:
+    """Return the directory of a game's shipped weights: your own, else those of the package."""
+    own = game_directory(game)
+    packaged = PACKAGED / own.name
+    is_own = any((own / name).exists() for name in SHIPPED.values())
+    return packaged if packaged.is_dir() and not is_own else own
 
 
 def emulator_dict(config: EmulatorConfig) -> dict:
@@ -94,6 +104,9 @@ def find_weights(name: str, kind: str, game: str) -> Path:
         name: `latest`, `shipped`, a run's name, a run's folder or a file.
         kind: vqvae or world_model.
     """
+    train = f"make train GAME={game_id(game)}"
+    if IS_INSTALLED:
+        train = command("train/pipeline.py", game=game_id(game))
     return find_checkpoint(
-        name, kind, game_directory(game), f"run make train GAME={game_id(game)}"
+        name, kind, game_directory(game), f"run {train}", shipped_directory(game)
     )

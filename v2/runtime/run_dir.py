@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from v2.runtime.commands import IS_INSTALLED, ROOT
 from v2.runtime.files import sweep_temporaries, sync_directory, write_text
 
 try:
@@ -25,7 +26,6 @@ try:
 except ImportError:  # Windows plays; two trainings in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]  # where the module is absent
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 
@@ -144,16 +144,19 @@ OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device
                 "skip_bad", "changed")  # fmt: skip
 
 
-def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
+def find_checkpoint(
+    name: str, kind: str, directory: Path, advice: str, shipped_directory: Path | None = None
+) -> Path:
     """Resolve `latest`, `shipped`, a run's name, a run's folder or a file to a checkpoint.
 
     Args:
-        directory: holds runs/ and the shipped weights.
+        directory: holds runs/.
         advice: how to get shipped weights, where there are none.
+        shipped_directory: holds the shipped weights; None: the same.
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
-    shipped = directory / SHIPPED[kind]
+    shipped = (shipped_directory or directory) / SHIPPED[kind]
     if name == "latest":
         runs = finished_runs(directory, kind)
         name = str(runs[-1]) if runs else "shipped"
@@ -174,9 +177,10 @@ def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as people know it: from the repository where it is inside."""
+    """Return a path as people know it: from the checkout where it is inside."""
     path = Path(path).absolute()
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+    is_inside = path.is_relative_to(ROOT) and not IS_INSTALLED
+    return str(path.relative_to(ROOT) if is_inside else path)
 
 
 def all_runs(directory: Path) -> list[Path]:
