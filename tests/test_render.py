@@ -123,6 +123,11 @@ def pixels_of(surface: pygame.Surface, color: str) -> np.ndarray:
     return (pygame.surfarray.array3d(surface) == COLORS[color]).all(-1)
 
 
+def test_a_path_with_bytes_that_are_no_text_is_written():
+    draw = Draw(pygame.Surface((80, 20)), 1)
+    assert draw.width("b\udcff") == draw.width(r"b\udcff") > draw.width("b")
+
+
 def test_a_curve_is_interrupted_where_a_value_is_unknown():
     surface = pygame.Surface((600, 100))
     plot, values = surface.get_rect(), [1.0, 2.0, np.nan, 3.0, np.nan, np.nan, 4.0, 4.0, np.nan]

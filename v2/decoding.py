@@ -19,9 +19,11 @@ import torch
 
 from v2.models.cells import at_cells
 from v2.models.temporal_world_model import MAX_AGE, Prediction, TemporalWorldModel
+from v2.runtime.checks import whole_number
 from v2.runtime.cli import MIN_TEMPERATURE
 
 END_PROB = 0.5  # above it a dream says that its game is over
+MAX_TOP_K = 65_536
 COPY_LOGIT = 20.0  # of the last frame's code in a cell that is copied
 
 
@@ -37,8 +39,7 @@ class Sampling:
             raise ValueError(
                 f"temperature must be 0 or at least {MIN_TEMPERATURE}, got {self.temperature}"
             )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        object.__setattr__(self, "top_k", whole_number(self.top_k, 0, MAX_TOP_K, "top_k"))
 
 
 GREEDY = Sampling()

@@ -27,6 +27,7 @@ from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, PolicyConfig, policy_mix
 from v2.data.recordings import DATA_NAME, recorded_files, say_all_are_there, shard_path
+from v2.runtime.commands import command
 from v2.runtime.files import check_writable
 from v2.runtime.lock import Lock
 
@@ -103,7 +104,9 @@ def _collect(args, emulator: EmulatorConfig, mix: list[PolicyConfig], directory:
     seconds = time.perf_counter() - began
     print(f"{num_frames} frames of {len(scores)} episodes (mean score {np.mean(scores):.1f}) in "
           f"{seconds:.0f} s, {num_frames / seconds:.0f} frames a second: {directory}")  # fmt: skip
-    print(f"next: python v2/train/train_vqvae_hires.py --game {emulator.game}")
+    train = command("train/train_vqvae_hires.py", game=emulator.game,
+                    data=args.out and single, out=args.out)  # fmt: skip
+    print(f"next: {train}")
     return stop.exit_code
 
 

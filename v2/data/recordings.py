@@ -14,6 +14,7 @@ from typing import NamedTuple
 from v2.data.games import game_directory
 from v2.data.npz import BadFileError, add_to_meta, read_meta
 from v2.data.validation import check_episodes
+from v2.runtime.commands import command
 
 DATA_NAME = "atari_game_data"
 META_FIELDS: dict[str, type] = {
@@ -124,7 +125,7 @@ def _in_folder(given: Path) -> list[Path]:
     names = {path.with_name(f"{number.sub('', path.stem)}.npz"): None for path in files}
     if not names:
         raise FileNotFoundError(
-            f"no recording in {given}: run python v2/data/collect_atari.py --out {given}"
+            f"no recording in {given}: run {command('data/collect_atari.py', out=given)}"
         )
     return list(names)
 
@@ -134,7 +135,7 @@ def _files_of(path: Path) -> list[Path]:
     paths = recorded_files(path)
     if not paths:
         raise FileNotFoundError(
-            f"no game data at {path}: run python v2/data/collect_atari.py --out {path.parent}"
+            f"no game data at {path}: run {command('data/collect_atari.py', out=path.parent)}"
         )
     if paths[0] == path:
         return paths[:1]

@@ -20,6 +20,7 @@ from v2.data.games import find_weights
 from v2.data.recordings import Data, default_data, shown
 from v2.data.tokens import check_target, tokenize, tokens_path
 from v2.models.weights import load_vqvae
+from v2.runtime.commands import command, given
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_output
 
@@ -64,8 +65,12 @@ def main(argv=None) -> int:
     rank = far_rank(tokens, vqvae.config.grid)
     chosen = choose_count(tokens, rank, vqvae.config.grid).count
     print(f"held-out games: {coverage(tokens, rank, chosen, vqvae.config.grid)}")
-    print(f"next: python v2/train/train_wm_hires.py --game {args.game} --epochs 100 "
-          "--rollout-steps 5 --rollout-ratio 0.5")  # fmt: skip
+    train = command(
+        "train/train_wm_hires.py", "--epochs", 100, "--rollout-steps", 5, "--rollout-ratio", 0.5,
+        **given(args, "game", "data", "vqvae", "device"), tokens=args.out,
+        out=args.out and args.out.parent,
+    )  # fmt: skip
+    print(f"next: {train}")
     return 0
 
 

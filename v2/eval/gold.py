@@ -27,6 +27,7 @@ from v2.data.recordings import Data, shown
 from v2.data.validation import array_sha256
 from v2.eval.branches import BRANCH_STEPS, Branches
 from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
+from v2.runtime.commands import command
 from v2.runtime.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
@@ -91,7 +92,7 @@ def load_gold(game: str) -> EvaluationSet:
     if found != GOLD_SHA256[game]:
         raise ValueError(
             f"{path} has sha256 {found[:12]}, not {GOLD_SHA256[game][:12]}: restore it with "
-            "git checkout, or rebuild it with python v2/eval/build_gold.py"
+            f"git checkout, or rebuild it with {command('eval/build_gold.py')}"
         )
     gold = read_gold(path)
     gold.is_gold, gold.sha256, gold.source = True, found, f"gold set {path.name} {found[:12]}"

@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 from typing import TextIO
 
+from v2.runtime.commands import IS_INSTALLED, ROOT
 from v2.runtime.files import disk_explained, sweep_temporaries, sync_directory, write_text
 from v2.runtime.lock import Lock
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 
@@ -149,24 +149,26 @@ def find_run(name: str, home: Path) -> Path:
 
 
 def find_checkpoint(
-    name: str, kind: str, directory: Path, advice: str, home: Path | None = None
-) -> Path:
+    name: str, kind: str, directory: Path, advice: str, home: Path | None = None,
+    shipped_directory: Path | None = None,
+) -> Path:  # fmt: skip
     """Resolve `latest`, `shipped`, a run's name, a run's folder, a home or a file to a checkpoint.
 
     Args:
-        directory: holds the game's runs/ and shipped weights.
+        directory: holds the game's runs/.
         advice: how to get shipped weights, where there are none.
         home: a directory that was named, whose runs/ come first.
+        shipped_directory: holds the shipped weights; None: `directory`.
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
+    shipped = (shipped_directory or directory) / SHIPPED[kind]
     if name == "latest":
         if home and (own := _latest_of_home(home, kind)):
             return own
         runs = finished_runs(directory, kind)
         name = str(runs[-1]) if runs else "shipped"
     if name == "shipped":
-        shipped = directory / SHIPPED[kind]
         if not shipped.exists():
             raise FileNotFoundError(f"no shipped weights {shipped}: {advice}")
         return shipped
@@ -211,9 +213,10 @@ def _runs_in(home: Path) -> str:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as people know it: from the repository where it is inside."""
+    """Return a path as people know it: from the checkout where it is inside."""
     path = Path(path).absolute()
-    return str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+    is_inside = path.is_relative_to(ROOT) and not IS_INSTALLED
+    return str(path.relative_to(ROOT) if is_inside else path)
 
 
 def all_runs(directory: Path) -> list[Path]:

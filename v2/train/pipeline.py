@@ -30,6 +30,7 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
+from v2.runtime.commands import command
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, file_sha256, write_text
 from v2.runtime.lock import Lock
@@ -126,7 +127,8 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     print(f"a matrix product now: {peak:.0f} GFLOP/s")
     runs = {TRAIN_VQVAE: vqvae, TRAIN_WM: world_model}
     print("\n".join(stage_lines(pipeline.seconds, runs, num_frames, peak)))
-    print(f"next: python v2/play_atari_hires.py --game {args.game} --checkpoint {world_model}")
+    play = command("play_atari_hires.py", game=args.game, checkpoint=world_model)
+    print(f"next: {play}")
     return 0
 
 

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 from v2.data.games import find_weights, game_directory
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
+from v2.runtime.commands import command
 from v2.runtime.files import check_writable
 from v2.runtime.lock import Lock
 from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
@@ -63,7 +64,8 @@ def main(argv=None) -> int:
             kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
             checkpoint.save_checkpoint(target, kind, model, **kept)
             print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
-    print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint shipped")
+    evaluate = command("eval/gold_eval.py", game=args.game, checkpoint="shipped")
+    print(f"next: {evaluate}")
     return 0
 
 

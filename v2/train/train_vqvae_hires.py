@@ -15,7 +15,6 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 import dataclasses
-import shlex
 import time
 
 import numpy as np
@@ -35,12 +34,14 @@ from v2.data.atari_dataset import (
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.games import game_directory
 from v2.data.recordings import Data, default_data, list_episodes, shown
+from v2.data.tokens import TOKENS_NAME
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
 from v2.eval.pictures import save_grid
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae
 from v2.runtime import checkpoint
+from v2.runtime.commands import command, given
 from v2.runtime.device import autocast, flush_denormals, laid_out, moved
 from v2.runtime.files import check_writable
 from v2.runtime.run_dir import RunDir
@@ -155,8 +156,10 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        path = shlex.quote(str(run.path))
-        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {path}"
+        args = self.args
+        tokens = args.out and args.out / f"{TOKENS_NAME}.npz"
+        return command("data/tokenize_atari.py", vqvae=run.path, out=tokens,
+                       **given(args, "game", "data", "device"))  # fmt: skip
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""

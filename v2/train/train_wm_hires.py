@@ -15,7 +15,6 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 import dataclasses
-import shlex
 import time
 
 import numpy as np
@@ -41,6 +40,7 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
+from v2.runtime.commands import command, given
 from v2.runtime.device import compiled, flush_denormals
 from v2.runtime.files import check_output, check_writable
 from v2.runtime.run_dir import RunDir, is_of_smoke
@@ -106,8 +106,12 @@ def main(argv=None) -> int:
     vqvae, vqvae_state = load_vqvae(vqvae_path)
     check_emulator(data, vqvae_path, vqvae_state)
     print(f"data: {shown(data)}\nVQ-VAE: {vqvae_path}")
+    remake = command("data/tokenize_atari.py", game=args.game, data=data, vqvae=vqvae_path,
+                     out=path)  # fmt: skip
     with cli.StopRequest() as stop:
-        tokens = _load_or_make_tokens(path, vqvae, data, device, args.resume, workers, stop)
+        tokens = _load_or_make_tokens(
+            path, vqvae, data, device, args.resume, workers, stop, remake
+        )
     if stop:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
@@ -128,11 +132,12 @@ def main(argv=None) -> int:
 
 
 def _load_or_make_tokens(
-    path: Path, vqvae: VQVAE, data: Data, device, resumed, workers: Workers, stop
+    path: Path, vqvae: VQVAE, data: Data, device, resumed, workers: Workers, stop, remake: str
 ) -> TokenData | None:
+    """Load the tokens or make them, which `remake` would do alone."""
     tokens = load_tokens(path, vqvae, data)
     if tokens is None and workers.count > 1:  # the others would wait in vain
-        raise ValueError(f"{path} is missing or stale: first run python v2/data/tokenize_atari.py")
+        raise ValueError(f"{path} is missing or stale: first run {remake}")
     if tokens is None:
         stale = staleness(path, vqvae, data) if path.exists() else "it is missing"
         if resumed and path.exists():
@@ -210,8 +215,8 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        path = shlex.quote(str(run.path))
-        return f"python v2/play_atari_hires.py --game {self.args.game} --checkpoint {path}"
+        return command("play_atari_hires.py", checkpoint=run.path,
+                       **given(self.args, "game", "device"))  # fmt: skip
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
