@@ -23,6 +23,7 @@ from v2.runtime.files import disk_explained, sweep_temporaries, sync_directory, 
 from v2.runtime.lock import Lock
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+CARRIED = "carried"  # folder of unfinished runs made small, beside runs/
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 
 

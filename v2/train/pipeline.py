@@ -17,6 +17,8 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import functools
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 
@@ -34,7 +36,7 @@ from v2.runtime.commands import command
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, file_sha256, write_text
 from v2.runtime.lock import Lock
-from v2.runtime.run_dir import all_runs, is_finished, read_config, read_status
+from v2.runtime.run_dir import CARRIED, all_runs, is_finished, read_config, read_status
 from v2.train.recipe import (
     VQVAE_PRESETS,
     WORLD_MODEL_PRESETS,
@@ -235,16 +237,32 @@ class Pipeline:
         Args:
             wanted: hashes of the data and the tokenizer that the run must have learnt from.
         """
+        self._bring_carried()
         run = self._newest_run(kind, wanted)
         if run is None:
             self.run(script, "--preset", self.preset, "--out", self.directory, *flags)
         elif not is_finished(run):
-            self.run(script, "--resume", run)
+            self.run(script, "--resume", run, *flags)
         else:
             print(f"{kind}: {run} is finished")
         run = run or self._newest_run(kind, wanted)
         assert run is not None
         return run
+
+    def _bring_carried(self) -> None:
+        """Go on here with the runs that `v2/train/carry.py` brought."""
+        for carried in sorted((self.directory / CARRIED).glob("*/config.json")):
+            run = self.directory / "runs" / carried.parent.name
+            if run.exists():
+                continue
+            with tempfile.TemporaryDirectory(dir=self.directory) as folder:
+                copy = Path(shutil.copytree(carried.parent, Path(folder) / run.name))
+                if not (copy / "vqvae.pt").exists():
+                    shipped = find_weights("shipped", "vqvae", self.game)
+                    shutil.copyfile(shipped, copy / "vqvae.pt")
+                run.parent.mkdir(exist_ok=True)
+                copy.rename(run)
+            print(f"brought from {carried.parent}: {run}")
 
     def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
         for run in reversed(all_runs(self.directory)):

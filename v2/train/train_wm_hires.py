@@ -69,6 +69,7 @@ from v2.train.wm_loss import WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
+REWARM_STEPS = 300  # of a run that goes on without the optimizer's state
 
 
 def build_parser():
@@ -193,6 +194,7 @@ class Trainer:
         self.forward = compiled(model) if recipe.compile else model
         self.checked: set[int] = set()  # sizes of batches, see `_check_compiled`
         self.step, self.best = 0, -float("inf")
+        self.warm_from = 0  # step at which it went on without the optimizer's state
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs whose weights it began with
         self.loss = WorldModelLoss.of(recipe, vqvae, tokens, device)
@@ -254,6 +256,8 @@ class Trainer:
         rate = learning_rate(
             self.step, self.num_steps, recipe.lr, recipe.warmup_steps, recipe.decay
         )
+        if self.warm_from:
+            rate *= min(1.0, (self.step - self.warm_from + 1) / REWARM_STEPS)
         norm = self.guard.apply(loss, rate)
         if self.ema:
             update_ema(self.ema, self.model, recipe.ema, self.step)
@@ -319,6 +323,7 @@ class Trainer:
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
+            warm_from=self.warm_from,
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -332,7 +337,12 @@ class Trainer:
         if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # not in older ones
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.warm_from = state.get("warm_from", 0)
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:  # of v2/train/carry.py
+            self.warm_from = state["step"]
+            print(f"no optimizer's state: warming up again for {REWARM_STEPS} steps")
         self.ema = resumed_ema(state["ema"], self.model, bool(self.recipe.ema))
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
