@@ -341,7 +341,7 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(ablations.cli, "run_script", run)
     monkeypatch.setattr(ablations, "is_finished", lambda run: True)
     def evaluated(args, world_model):
-        assert (args.data, world_model.name) == (Path("x/d.npz"), "last.pt")
+        assert (args.data, world_model.name) == ([Path("x/d.npz")], "last.pt")
         return {"steps": 7, "minutes": 3.0, "metrics": {"turns/exact flight": {"value": 0.5}}}
 
     monkeypatch.setattr(ablations, "evaluated", evaluated)

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -408,15 +409,13 @@ def test_full_storage_is_said_and_the_page_plays_on(chromium, open_page, site):
 
 
 def test_make_web_serve_sends_the_headers_that_threads_need(built):
-    import urllib.request
-
-    command = ["npx", "vite", "preview", "--outDir", built, "--port", "0"]
+    vite = WEB / "node_modules/vite/bin/vite.js"
+    command = ["node", vite, "preview", "--outDir", built, "--port", "0", "--bypass-lock"]
     with subprocess.Popen(command, cwd=WEB, text=True, stdout=subprocess.PIPE,
                           env={**os.environ, "NO_COLOR": "1"}) as server:  # fmt: skip
         assert server.stdout
         line = next(line for line in server.stdout if "http://" in line)
-        url = "http://" + line.split("http://")[1].split()[0]
-        with urllib.request.urlopen(url) as answer:
+        with urllib.request.urlopen("http://" + line.split("http://")[1].split()[0]) as answer:
             assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
             assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         server.terminate()

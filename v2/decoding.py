@@ -17,11 +17,14 @@ from typing import NamedTuple, overload
 
 import torch
 
-from v2.models.cells import at_cells
+from v2.models.cells import at_cells, nearest_cells
 from v2.models.temporal_world_model import MAX_AGE, Prediction, TemporalWorldModel
+from v2.runtime.checks import whole_number
 from v2.runtime.cli import MIN_TEMPERATURE
 
 END_PROB = 0.5  # above it a dream says that its game is over
+MAX_TOP_K = 65_536
+REFINED_CELLS = 48  # active cells around a revealed one that are predicted again
 COPY_LOGIT = 20.0  # of the last frame's code in a cell that is copied
 
 
@@ -37,8 +40,7 @@ class Sampling:
             raise ValueError(
                 f"temperature must be 0 or at least {MIN_TEMPERATURE}, got {self.temperature}"
             )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be at least 0, got {self.top_k}")
+        object.__setattr__(self, "top_k", whole_number(self.top_k, 0, MAX_TOP_K, "top_k"))
 
 
 GREEDY = Sampling()
@@ -184,9 +186,9 @@ def _with_missing_changes(model, history, actions, age, step: Step) -> Step:
     """Predict frames again in which changes are missing, with the likeliest of these revealed.
 
     They are missing where the sum of all expected changes exceeds those made by more than
-    `max_missing` of the model's config.
+    `max_missing` of the model's config. Of active cells only the nearest are predicted again.
     """
-    last, num_codes = history[:, -1], model.config.num_codes
+    last, num_codes, first = history[:, -1], model.config.num_codes, step.prediction
     logits = dense_logits(step, last)
     change = expected_changes(logits, last, model.config)
     is_made = step.tokens != last
@@ -198,12 +200,16 @@ def _with_missing_changes(model, history, actions, age, step: Step) -> Step:
     def predict_again(rows):
         cells, of_rows = (None if part is None else part[rows] for part in (step.cells, age))
         seen, revealed = history[rows], known[rows]
+        if cells is not None:
+            cells = nearest_cells(cells, place[rows], REFINED_CELLS, model.config.grid)
         second = model(seen, actions[rows], cells, revealed, of_rows)
-        tokens = dense_logits(Step(revealed, second, cells), seen[:, -1]).argmax(-1)
+        chosen = second.logits.argmax(-1)
+        tokens = chosen if cells is None else step.tokens[rows].scatter(1, cells, chosen)
         tokens = torch.where(revealed < num_codes, revealed, tokens)
-        return tokens, second.reward_logits, second.terminated_logits
+        if cells is None:
+            return tokens, second.reward_logits, second.terminated_logits
+        return tokens, first.reward_logits[rows], first.terminated_logits[rows]
 
-    first = step.prediction
     found: tuple[torch.Tensor, ...] = step.tokens, first.reward_logits, first.terminated_logits
     if torch.compiler.is_exporting():  # one dream: a branch of the graph
         found = torch.cond(

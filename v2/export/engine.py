@@ -15,13 +15,13 @@ import onnxruntime
 import torch
 
 from v2.data.frames import FRAME_SHAPE
-from v2.data.games import game_directory
-from v2.dream import DreamEngine, DreamState
+from v2.data.games import find_weights, game_directory, shipped_directory
+from v2.dream import DreamEngine
 from v2.export.graph import GRAPH_VERSION, INPUTS, export_graph
 from v2.runtime.device import has_fast_bfloat16
 from v2.runtime.files import check_writable, write_text
 
-GRAPHS = "graphs"  # folder of exported graphs beside a game's data
+GRAPHS = "graphs"  # folder of exported graphs
 NUM_TIMED = 20  # steps
 
 
@@ -31,28 +31,22 @@ class OnnxDream(DreamEngine):
     runtime = "ONNX Runtime"
     has_cast_weights = False
     _session: onnxruntime.InferenceSession | None = None
-    _decoded: tuple[DreamState, np.ndarray] | None = None  # the last step's frame
 
     def use_graph(self, path: Path) -> None:
         """Step with an exported graph of these models."""
         self._session = open_graph(path)
 
-    def step(self, action: int | np.ndarray) -> np.ndarray:
+    def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
         state = self._state
         if self._session is None or len(state.tokens) > 1 or self.sampling.temperature:
-            return super().step(action)
+            return super()._step(action, is_decoded)
         actions = self._with_action(action)
         values = (part[0].numpy() for part in (state.tokens, actions, state.age))
-        *found, frame = self._session.run(None, dict(zip(INPUTS, values, strict=True)))
-        self._go_on(actions, *(torch.from_numpy(np.array(part))[None] for part in found))
-        self.logits, self._decoded = None, (self._state, frame)
-        return self.frame()
-
-    def frame(self) -> np.ndarray:
-        if self._decoded and self._decoded[0] is self._state:
-            frame = self._decoded[1]
-            return frame[None] if self._state.is_batched else frame
-        return super().frame()
+        found = self._session.run(None, dict(zip(INPUTS, values, strict=True)))
+        tokens, reward, end, frames = (np.asarray(part)[None] for part in found)
+        sign = (reward.argmax(-1) - 1).astype(np.float32)
+        self._go_on(actions, torch.from_numpy(tokens), tokens, frames, sign, end)
+        self.logits = None
 
 
 def load_quickest(
@@ -60,15 +54,15 @@ def load_quickest(
 ) -> DreamEngine:
     """Load an engine as `DreamEngine.load` does: the one whose step is quickest on this machine.
 
-    On a CPU both are timed once for these weights; the graph and the times are kept beside the
-    game's data. Where nothing can be kept there, it is PyTorch.
+    On a CPU both are timed once for these weights; the graph and the times are kept beside them,
+    or beside the user's data. Where nothing can be kept there, it is PyTorch.
     """
     plain = DreamEngine.load(name, game, device, **sampling)
     if plain.device.type != "cpu" or plain.sampling.temperature:
         return plain
     quick = OnnxDream.load(name, game, device, **sampling)
     try:
-        graph = cached_graph(quick, game_directory(game) / GRAPHS)
+        graph = cached_graph(quick, _graphs_of(find_weights(name, "world_model", game), game))
         quick.use_graph(graph)
         times = _times(graph.with_suffix(f".{_processor()}.json"), (plain, quick))
     except OSError as error:
@@ -95,6 +89,12 @@ def cached_graph(engine: DreamEngine, folder: Path) -> Path:
         print("exporting the step for ONNX Runtime, once for these weights ...", flush=True)
         export_graph(engine.vqvae, engine.world_model, path)
     return path
+
+
+def _graphs_of(weights: Path, game: str) -> Path:
+    """Return the folder beside a run's weights, or beside the user's data for shipped ones."""
+    is_shipped = weights.parent == shipped_directory(game)
+    return (game_directory(game) if is_shipped else weights.parent) / GRAPHS
 
 
 def _times(file: Path, engines: tuple[DreamEngine, ...]) -> dict[str, float]:

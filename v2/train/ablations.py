@@ -25,8 +25,8 @@ import json
 
 import numpy as np
 
-from v2.data.atari_dataset import DATA_NAME
-from v2.data.games import find_weights, game_directory
+from v2.data.games import find_weights
+from v2.data.recordings import default_data, shown
 from v2.data.tokens import TOKENS_NAME, load_tokens
 from v2.dream import DreamEngine
 from v2.eval.intervals import Metric
@@ -35,6 +35,7 @@ from v2.eval.validate import Evaluation, quick_scores
 from v2.models.weights import load_vqvae
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, write_text
+from v2.runtime.lock import Lock
 from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
@@ -83,8 +84,8 @@ TABLE = "ablations.json"
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path,
-                        help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+",
+                        help="recordings, or folders of them (default: the game's)")  # fmt: skip
     parser.add_argument("--tokens", type=cli.path,
                         help="npz of their tokens (default: made in --out)")  # fmt: skip
     parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
@@ -99,12 +100,15 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     check_writable(args.out)
-    args.data = args.data or game_directory(args.game) / f"{DATA_NAME}.npz"
+    args.data = args.data or [default_data(args.game, None)]
     args.tokens = args.tokens or args.out / f"{TOKENS_NAME}.npz"
     _check_same(args)
     for name, changes in ROWS.items():
         if args.row in (None, name):
-            _train_and_evaluate(args, name, changes)
+            directory = _result(args, name).parent
+            directory.mkdir(exist_ok=True)
+            with Lock(directory / "row.lock", f"working on {directory}"):
+                _train_and_evaluate(args, name, changes)
     rows = [json.loads(file.read_text()) for name in ROWS if (file := _result(args, name)).exists()]
     write_text(args.out / TABLE, json.dumps({
         "command": f"python v2/train/ablations.py --budget {args.budget}",
@@ -121,7 +125,8 @@ def main(argv=None) -> int:
 
 def _check_same(args: argparse.Namespace) -> None:
     """Refuse to mix rows of different settings in one directory."""
-    asked = {k: str(vars(args)[k]) for k in ("game", "data", "vqvae", "budget")}
+    asked = {k: str(vars(args)[k]) for k in ("game", "vqvae", "budget")}
+    asked["data"] = shown(args.data)
     file = args.out / "settings.json"
     if not file.exists():
         args.out.mkdir(parents=True, exist_ok=True)
@@ -142,7 +147,7 @@ def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> N
         recipe = dataclasses.replace(recipe, steps=num_steps(args.budget, recipe))
         settings = [f"{k}={v}" for k, v in WorldModelRecipe().changes(recipe).items()]
         cli.run_script(
-            "train/train_wm_hires.py", "--game", args.game, "--data", args.data,
+            "train/train_wm_hires.py", "--game", args.game, "--data", *args.data,
             "--tokens", args.tokens, "--vqvae", args.vqvae,
             "--out", result.parent, "--seed", seed, "--set", *settings,
         )  # fmt: skip
