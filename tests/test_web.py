@@ -274,7 +274,12 @@ def test_every_control_is_reached_by_tab_and_worked_by_the_keyboard(open_page):
     page.focus("[name=games][value=breakout]")
     page.keyboard.press("ArrowRight")
     page.wait_for_function("() => dreamPage.session?.game.game === 'pong'")
+    page.keyboard.press("ArrowLeft")  # while the other is still loading
+    page.wait_for_function("() => dreamPage.session?.game.game === 'breakout'")
     wait(page, "ready")
+    page.evaluate("() => dreamPage.takeStep()")
+    assert page.evaluate("() => document.activeElement.value") == "breakout"
+    assert page.errors == [] and page.is_hidden("#problem")
 
 
 def test_the_recorded_player_plays_the_recording_beside_it(open_page):

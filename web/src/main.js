@@ -22,8 +22,9 @@ const held = new HeldInputs()
 const loaded = { bytes: 0, start: performance.now() }
 let games, game, scenes, detector, engine, actions, session
 let isPaused = asked.has('paused')
-let isStepping = false
-let timer
+let stepping = null
+let timer, draw
+let turn = 0 // counts what was chosen, so that what was left does not arrive later
 let stepTimes = []
 
 /** What the console and the tests may use. */
@@ -54,6 +55,7 @@ async function openFirst() {
 }
 
 async function openNamed(name, sceneName) {
+  const mine = ++turn
   clearTimeout(timer)
   setState('loading')
   const entry = games.find(({ game: id }) => id === name)
@@ -62,10 +64,14 @@ async function openNamed(name, sceneName) {
   showLoading(`Loading ${entry.title}`)
   engine?.close()
   engine = session = null
-  game = await openGame(entry)
+  const opened = await openGame(entry)
+  const tables = await fetchArrays(opened.folder, opened.detector)
+  const arrays = await Promise.all(opened.scenes.map((scene) => fetchArrays(opened.folder, scene)))
+  if (mine !== turn) return // another was chosen meanwhile
+  game = opened
+  scenes = arrays
+  detector = new BallDetector(tables)
   document.title = `${game.title}, dreamed`
-  detector = new BallDetector(await fetchArrays(game.folder, game.detector))
-  scenes = await Promise.all(game.scenes.map((scene) => fetchArrays(game.folder, scene)))
   actions = new ActionMap(game.actions, game.aliases)
   fillPad(actions, onPointer)
   openScene(sceneName)
@@ -82,6 +88,7 @@ function openScene(name) {
 }
 
 async function chooseEngine(choice) {
+  const mine = ++turn
   clearTimeout(timer)
   setState('loading')
   showProblem(null)
@@ -101,6 +108,7 @@ async function chooseEngine(choice) {
     threads: Number(asked.get('threads')) || undefined, profile: asked.has('profile'),
   } // prettier-ignore
   const started = await startEngine(names, graphOf, scenes, (title) => showLoading(`Starting ${title}`), options)
+  if (mine !== turn) return started.engine.close()
   engine = started.engine
   describeEngine(started.left)
   showLoading(null)
@@ -146,44 +154,58 @@ function fillEngines() {
 
 // The clock.
 
-function schedule(delay = 0) {
+/** Go on with steps, or stop, as `isPaused` says. */
+function schedule() {
   clearTimeout(timer)
   setPaused(isPaused)
-  if (!isPaused && engine) timer = setTimeout(tick, delay)
+  if (!isPaused && engine) timer = setTimeout(play)
 }
 
-async function tick() {
-  const start = performance.now()
-  if (session.isWatching && !session.canWatch) return endOfRecording()
-  await takeStep().catch(fail)
-  if (session?.isOver) return stop('The dream says that its game is over. R restarts the scene.')
-  const speed = Number($('speed').value)
-  const due = speed ? 1000 / (speed * game.stepsPerSecond) : 0
-  schedule(Math.max(0, start + due - performance.now()))
-}
-
-function endOfRecording() {
-  stop('The recording ends here. R shows it again; with an arrow key you play on.')
+/** Take steps until something changes; the picture is drawn while the next step is computed. */
+async function play() {
+  const mine = timer
+  while (mine === timer && !isPaused && engine) {
+    const start = performance.now()
+    if (session.isWatching && !session.canWatch) {
+      return stop('The recording ends here. R shows it again; with an arrow key you play on.')
+    }
+    await takeStep().catch(fail)
+    if (session?.isOver) return stop('The dream says that its game is over. R restarts the scene.')
+    const speed = Number($('speed').value)
+    const due = speed ? start + 1000 / (speed * game.stepsPerSecond) : 0
+    if (due > performance.now()) await new Promise((resolve) => setTimeout(resolve, due - performance.now()))
+  }
 }
 
 function stop(text) {
   isPaused = true
   showStatus(text)
+  show(session)
   schedule()
 }
 
-/** Take one step: under the recorded action while watching, else under the keys that are down. */
-async function takeStep(chosen) {
-  if (isStepping || !engine) return
-  isStepping = true
+/** Take one step, or wait for the one that is being taken. */
+function takeStep() {
+  stepping ??= step().finally(() => (stepping = null))
+  return stepping
+}
+
+/** Step under the recorded action while watching, else under the keys that are down. */
+async function step() {
+  if (!engine || !session) return
+  const [running, played] = [engine, session]
+  const own = actions.action(held.take())
   try {
-    const own = actions.action(held.take())
-    await session.advance(engine, chosen ?? (session.isWatching && session.canWatch ? session.recordedAction : own))
-    measureRate()
-    show(session)
-  } finally {
-    isStepping = false
+    await played.advance(running, played.isWatching && played.canWatch ? played.recordedAction : own)
+  } catch (error) {
+    if (running === engine) throw error // else it was stopped for another
   }
+  if (played !== session) return
+  measureRate()
+  draw ??= requestAnimationFrame(() => {
+    draw = undefined
+    if (session) show(session)
+  })
 }
 
 function measureRate() {
@@ -316,6 +338,7 @@ function relay() {
 }
 
 function fail(error) {
+  turn++
   console.warn(error)
   clearTimeout(timer)
   setState('failed')

@@ -39,6 +39,7 @@ export function showStatus(text) {
 
 /** Fill a fieldset with radio buttons [{value, title}] and call `onChoice(value)`. */
 export function fillChoice(fieldset, options, chosen, onChoice) {
+  const hasFocus = fieldset.contains(document.activeElement)
   fieldset.querySelectorAll('label').forEach((label) => label.remove())
   for (const { value, title } of options) {
     const label = document.createElement('label')
@@ -46,6 +47,7 @@ export function fillChoice(fieldset, options, chosen, onChoice) {
     input.addEventListener('change', () => onChoice(value))
     label.append(input, Object.assign(document.createElement('span'), { textContent: title }))
     fieldset.append(label)
+    if (hasFocus && value === chosen) input.focus()
   }
 }
 
