@@ -37,7 +37,7 @@ missing = [
     name for name, is_there in (
         ("npm", shutil.which("npm")),
         ("chromium", CHROMIUM),
-        ("playwright (pip install -r requirements-web.txt)", importlib.util.find_spec("playwright")),
+        ("playwright, of requirements-web.txt", importlib.util.find_spec("playwright")),
     ) if not is_there
 ]  # fmt: skip
 pytestmark = [
@@ -89,8 +89,9 @@ def built(tmp_path_factory) -> Path:
                        check=True, capture_output=True)  # fmt: skip
     games, folder = tmp_path_factory.mktemp("games"), tmp_path_factory.mktemp("dist")
     write_games(games)
+    environment = {**os.environ, "DREAM_PUBLIC": str(games)}
     subprocess.run(["npx", "vite", "build", "--outDir", folder, "--emptyOutDir"], cwd=WEB,
-                   check=True, capture_output=True, env={**os.environ, "DREAM_PUBLIC": str(games)})  # fmt: skip
+                   check=True, capture_output=True, env=environment)  # fmt: skip
     return folder
 
 
@@ -408,7 +409,8 @@ def test_full_storage_is_said_and_the_page_plays_on(chromium, open_page, site):
     session.send("Storage.overrideQuotaForOrigin", {"origin": site.url, "quotaSize": 100_000})
     page.reload()
     wait(page, "ready")
-    page.wait_for_function("() => document.getElementById('status').textContent.includes('no room')")
+    said = "() => document.getElementById('status').textContent"
+    page.wait_for_function(f"{said}.includes('no room')")
     press(page, "ArrowRight")
     assert paddle(page) == [7, 8, 9]
 
