@@ -54,9 +54,6 @@ class Site:
         site = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
-            extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map,
-                              ".mjs": "text/javascript"}  # fmt: skip
-
             def __init__(self, *args):
                 super().__init__(*args, directory=str(folder))
 

@@ -20,7 +20,7 @@ const MIN_AGREEMENT = 0.98 // of the tokens that change; floats differ in their 
 /** Return why an engine cannot run in this browser; '' if it can. */
 export function whyNot(name) {
   if (name === 'webgpu' && !navigator.gpu) return 'this browser has no WebGPU'
-  if (name === 'threads' && !globalThis.crossOriginIsolated) return 'this page may not share memory between threads'
+  if (name === 'threads' && !globalThis.crossOriginIsolated) return 'this page may not share memory between threads (open it by https, and not in a private window)'
   if (name === 'threads' && numThreads() < 2) return 'this machine has one core'
   return ''
 }

@@ -25,6 +25,7 @@ async function load({ folder, engine, threads, graph, profile, isChosen }) {
   session = await ort.InferenceSession.create(graph, {
     executionProviders: [isGpu ? 'webgpu' : 'wasm'],
     graphOptimizationLevel: 'all',
+    extra: { session: { intra_op: { allow_spinning: '0' } } },
     enableProfiling: Boolean(profile),
     logSeverityLevel: 3,
   })

@@ -167,10 +167,9 @@ async function play() {
   while (mine === timer && !isPaused && engine) {
     const start = performance.now()
     if (session.isWatching && !session.canWatch) {
-      return stop('The recording ends here. R shows it again; with an arrow key you play on.')
+      return stop('The recording ends here. Restart shows it again; or play on yourself.')
     }
     await takeStep().catch(fail)
-    if (session?.isOver) return stop('The dream says that its game is over. R restarts the scene.')
     const speed = Number($('speed').value)
     const due = speed ? start + 1000 / (speed * game.stepsPerSecond) : 0
     if (due > performance.now()) await new Promise((resolve) => setTimeout(resolve, due - performance.now()))
@@ -201,6 +200,7 @@ async function step() {
     if (running === engine) throw error // else it was stopped for another
   }
   if (played !== session) return
+  if (played.hasJustEnded) showStatus('The dream says that its game is over. Restart begins the scene again.')
   measureRate()
   draw ??= requestAnimationFrame(() => {
     draw = undefined

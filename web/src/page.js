@@ -25,6 +25,7 @@ export function showProblem(error) {
   showLoading(null)
   $('problem').hidden = !error
   if (!error) return
+  $('hint').hidden = true
   $('problem-what').textContent = error.fix ? error.message : `Something broke: ${error.message}`
   $('problem-fix').textContent = error.fix ?? 'Reload the page; if it happens again, choose another engine below.'
 }

@@ -40,8 +40,9 @@ export class Session {
     return this.first + this.moments.length - 1
   }
 
-  get isOver() {
-    return this.now.end > END_PROB
+  /** Whether the last step, and not the one before, said that the game is over. */
+  get hasJustEnded() {
+    return this.now.end > END_PROB && !(this.moments.at(-2)?.end > END_PROB)
   }
 
   /** Whether the recording has a next action for this dream. */
