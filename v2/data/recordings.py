@@ -186,7 +186,8 @@ def _episodes_of(paths: list[Path], metas: list[dict]) -> list[dict]:
     for key in ("emulator", "action_meanings", "policy", "seed"):
         if any(meta.get(key) != metas[0].get(key) for meta in metas):
             raise ValueError(
-                f"the shards of {paths[0]} differ in {key!r}: collect with --overwrite"
+                f"the shards of {paths[0]} differ in {key!r}: collect with --overwrite, or name "
+                "each recording apart, not as shards, and give all of them to --data"
             )
     episodes = [episode for meta in metas for episode in meta["episodes"]]
     ids = [episode["id"] for episode in episodes]
