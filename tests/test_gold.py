@@ -273,6 +273,8 @@ def _untrained(tmp_path, game, num_actions):
     return path
 
 
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_the_script_evaluates_writes_and_compares(weights, tmp_path, capsys):
     written = tmp_path / "a.json"
     asked = ["--checkpoint", str(weights), "--tier", "canary", "--device", "cpu"]
@@ -292,6 +294,19 @@ def test_the_script_evaluates_writes_and_compares(weights, tmp_path, capsys):
     assert "temperature 1" in document["notes"][-1]
     accuracy = "one_step/token_accuracy"  # drawn codes are seldom those of the still board
     assert document["metrics"][accuracy]["value"] < first["metrics"][accuracy]["value"]
+
+
+def test_a_person_reads_a_table_and_where_the_file_is(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path / "own")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    found = {"rollout/token_accuracy@5": mean_metric(np.arange(9.0), range(9))}
+    document = documents.make_document(found, data_sha256="a", evaluator=10, settings={}, notes=[])
+    monkeypatch.setattr(gold_eval, "evaluate", lambda *_: (document, {}))
+    assert gold_eval.main(["--checkpoint", str(weights), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert "{" not in printed and "rollout@5" in printed
+    (file,) = (tmp_path / "own" / "atari" / "results").iterdir()
+    assert printed.endswith(f"result: {file}\n") and documents.read_document(file) == document
 
 
 @pytest.fixture

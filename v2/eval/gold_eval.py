@@ -2,8 +2,8 @@
 
     python v2/eval/gold_eval.py --latest --tier gold --json result.json --report report
 
-Horizons count steps after the last real frame. The document is written to --json FILE; without it,
-and where standard output is no terminal, it is the last line there.
+Horizons count steps after the last real frame. The document is written to --json FILE. Without it,
+it goes to a file below the game's results/ where a person reads, else it is the last line.
 """
 
 import sys
@@ -20,8 +20,9 @@ if __name__ == "__main__":
 import dataclasses
 import json
 import shlex
+import time
 
-from v2.data.games import game_id
+from v2.data.games import game_directory, game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
@@ -71,6 +72,8 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    if not (args.json or args.compare) and sys.stdout.isatty():  # half an hour's work is kept
+        args.json = _file_of_now(args.game)
     if args.json:
         check_output(args.json)
     if args.compare:
@@ -107,7 +110,7 @@ def _write(args, document: dict, pictures: dict) -> None:
         print(f"model card: {args.model_card}")
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
-    _hand_on(document, documents.one_line(document), args.json)
+    documents.hand_on(document, documents.one_line(document), args.json)
 
 
 def _compare(first: Path, second: Path, file: Path | None) -> int:
@@ -116,19 +119,12 @@ def _compare(first: Path, second: Path, file: Path | None) -> int:
     for name, difference, mark in rows:
         print(f"  {name:40} {difference} {mark}".rstrip())
     found = {name: difference for name, difference, _ in rows}
-    _hand_on(found, json.dumps(found), file)
+    documents.hand_on(found, json.dumps(found), file)
     return 0
 
 
-def _hand_on(whole: dict, line: str, file: Path | None) -> None:
-    """Give a machine its JSON: in the file, else as the last line where nobody reads it."""
-    if file:
-        write_text(file, json.dumps(whole))
-        print(f"result: {file}")
-    elif sys.stdout.isatty():
-        print("--json FILE keeps this as a document")
-    else:
-        print(line)
+def _file_of_now(game: str) -> Path:
+    return game_directory(game) / "results" / time.strftime("%Y%m%d_%H%M%S.json")
 
 
 def _sizes(args) -> dict[str, int]:

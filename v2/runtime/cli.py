@@ -82,8 +82,8 @@ def run_script(script: str, *flags) -> None:
     """Show and run a script of v2, as "data/collect_atari.py"; stop where it fails, as it does."""
     path = Path(__file__).resolve().parents[1] / script
     print(f"\n$ {command(script, *flags)}", flush=True)
-    process = subprocess.Popen([sys.executable, str(path), *map(str, flags)],
-                               start_new_session=True, env=os.environ | {OF_A_SCRIPT: "1"})  # fmt: skip
+    called = [sys.executable, str(path), *map(str, flags)]
+    process = subprocess.Popen(called, start_new_session=True, env=os.environ | {OF_A_SCRIPT: "1"})
     with forwarded_signals(process):
         code = process.wait()
     if code:
