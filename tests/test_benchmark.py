@@ -41,7 +41,7 @@ def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, t
     path = tmp_path / "speed.json"
     assert benchmark.main(["--seconds", "0.01", "--device", "cpu", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+    assert capsys.readouterr().out.splitlines()[-1] == f"result: {path}"
     names = " ".join(row["name"] for row in figures["rows"])
     for part in ("dream step in PyTorch, 128 cells", "in ONNX Runtime, float32, all cells",
                  "dream step float32, 128 cells", "batch 64, 128 cells, tokens alone", "encode",

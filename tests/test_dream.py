@@ -70,6 +70,24 @@ def test_a_known_age_is_read_and_unknown_is_what_the_frames_tell(engine):
     assert set(engine.history.age.flatten().tolist()) <= {1, 41}
 
 
+def test_a_longer_history_gives_back_the_true_age_of_each_token(engine):
+    """As a dream that saw the same frames come, step by step, would know it."""
+    rng, patches = np.random.default_rng(0), (slice(0, 12), slice(40, 52))
+    frames = np.repeat(FRAMES[0, :1], 30, axis=0)
+    for t, patch in ((9, patches[0]), (20, patches[1]), (28, slice(60, 72))):
+        frames[t:, patch] = rng.integers(0, 256, frames[0, patch].shape)
+    actions = rng.integers(0, 4, 29)
+    engine.reset(frames, actions)
+    long, tokens = engine.history, engine.encode(frames).reshape(30, -1)
+    changed = tokens[1:] != tokens[:-1]
+    expected = np.where(changed.any(0), changed[::-1].argmax(0) + 1, 0)  # 0: never seen to change
+    assert long.age[0].tolist() == expected.tolist() and {2, 10} <= set(expected)
+    engine.reset(frames[-4:], actions[-3:])
+    four = engine.history
+    assert torch.equal(long.tokens, four.tokens) and torch.equal(long.actions, four.actions)
+    assert set(four.age.flatten().tolist()) == {0, 2}
+
+
 @pytest.mark.parametrize("call", [
     lambda e: e.reset(FRAMES[0, :3]), lambda e: e.reset(FRAMES[0].astype(float)),
     lambda e: e.reset(FRAMES[None]), lambda e: e.reset(FRAMES[:0]), lambda e: e.reset(None),

@@ -23,6 +23,7 @@ from v2.data import tokenize_atari
 from v2.data.atari_dataset import save_game_data, window_starts
 from v2.data.tokens import load_tokens
 from v2.dream import DreamEngine
+from v2.eval import validate
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
@@ -35,6 +36,9 @@ from v2.train.optim import GradientGuard, Optimizers
 from v2.train.recipe import VQVAERecipe, WorldModelRecipe
 from v2.train.sampling import Rows, read_windows, step_rng
 from v2.train.vqvae_loss import ReconstructionLoss
+
+UNRAISABLE = "error::pytest.PytestUnraisableExceptionWarning"
+NO_OPEN_FILES = pytest.mark.filterwarnings("error::ResourceWarning", UNRAISABLE)
 
 
 def test_every_main_keeps_actions_beside_their_frames(small_models, data_path, tmp_path):
@@ -643,3 +647,36 @@ def test_a_resumed_training_that_is_killed_resumes(data_path, tmp_path):
 @pytest.mark.slow
 def test_a_killed_training_resumes_twenty_times(data_path, tmp_path):
     _kill_and_resume(20, data_path, tmp_path)
+
+
+def test_validation_of_a_short_run_is_short():
+    """A clip takes 10 predictions, of turns there are seven kinds; a window trained on takes 3."""
+    recipe = WorldModelRecipe()
+    assert validate.sizes(recipe.eval_steps * recipe.batch_size) == (40, 200)
+    for num_windows in range(1, 4000, 7):
+        clips, turns = validate.sizes(num_windows)
+        assert clips >= 1 and 10 * clips + 7 * turns <= max(10, num_windows)
+        assert turns == 0 or turns >= validate.MIN_TURNS
+
+
+@NO_OPEN_FILES
+def test_both_trainings_of_a_few_steps_validate_on_a_few_frames(
+    small_models, data_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(validate, "NUM_CLIPS", 40)
+    sizes = []
+
+    def spied(module, name):
+        usual = getattr(module, name)
+
+        def noted(first, second, *others):
+            sizes.append(len(second))
+            return usual(first, second, *others)
+
+        monkeypatch.setattr(module, name, noted)
+
+    spied(train_vqvae_hires, "psnr")
+    spied(validate, "quick_scores")
+    run = train_vqvae(tmp_path / "v", data_path, "--set", "steps=6", "batch_size=4")
+    train_world_model(tmp_path / "w", data_path, run, "--set", "steps=6", "batch_size=8")
+    assert sizes == [6 * 4 // 2, 6 * 8 // 20]

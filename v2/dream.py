@@ -125,26 +125,28 @@ class DreamEngine:
         """Start from real frames and return the last of them as the tokenizer keeps it.
 
         Args:
-            frames: uint8 (4, 84, 64, 3), oldest first, or (B, 4, 84, 64, 3).
-            actions: the three taken between them, (3,) or (B, 3); None: no-ops.
+            frames: uint8 (T, 84, 64, 3), oldest first, or (B, T, 84, 64, 3). The last four begin
+                the dream; more, up to some 200, tell how old their tokens are.
+            actions: those taken between them, (T - 1,) or (B, T - 1); None: no-ops.
             age: for how many steps each of the last tokens has not changed, (21, 16) or
-                (B, 21, 16), 0 unknown; None: what the four frames tell.
+                (B, 21, 16), 0 unknown; None: what the frames tell.
 
         Raises:
             ValueError: other shapes or dtypes, or an action that the game lacks.
         """
         frames, T = _array(frames, "frames"), self.world_model.config.history
         height, width = self.vqvae.config.height, self.vqvae.config.width
-        is_fitting = frames.shape[-4:] == (T, height, width, 3) and frames.ndim in (4, 5)
-        if frames.dtype != np.uint8 or not is_fitting or not len(frames):
+        is_fitting = frames.shape[-3:] == (height, width, 3) and frames.ndim in (4, 5)
+        if frames.dtype != np.uint8 or not is_fitting or not len(frames) or frames.shape[-4] < T:
             raise ValueError(
-                f"frames must be uint8 ({T}, {height}, {width}, 3), a batch of them in front or "
-                f"not, got {frames.dtype} {frames.shape}"
+                f"frames must be uint8 ({T} or more, {height}, {width}, 3), a batch of them in "
+                f"front or not, got {frames.dtype} {frames.shape}"
             )
         batch = frames.reshape(-1, *frames.shape[-4:])
-        past = self._past_actions(actions, len(batch))
-        encoded = self.encode(batch.reshape(-1, *batch.shape[2:]))
-        tokens = torch.from_numpy(encoded).reshape(len(batch), T, -1)
+        past = self._past_actions(actions, len(batch), frames.shape[-4] - 1)[:, 1 - T :]
+        read = batch if self.world_model.config.has_age else batch[:, -T:]
+        encoded = self.encode(read.reshape(-1, *read.shape[2:]))
+        tokens = torch.from_numpy(encoded).reshape(*read.shape[:2], -1)
         return self._begin(tokens, past, age, is_batched=frames.ndim == 5)
 
     def reset_tokens(
@@ -157,12 +159,11 @@ class DreamEngine:
         if given.shape[1:] != shape or not given.size or not (is_batched or len(given) == 1):
             batch = "B" if is_batched else 1
             raise ValueError(f"tokens must be ({batch}, {shape[0]}, {shape[1]}), got {given.shape}")
-        past = self._past_actions(actions, len(given))
+        past = self._past_actions(actions, len(given), shape[0] - 1)
         return self._begin(torch.from_numpy(given), past, age, is_batched)
 
-    def _past_actions(self, actions: np.ndarray | None, batch: int) -> torch.Tensor:
-        """Check the actions between the frames; int64 (B, 3)."""
-        length = self.world_model.config.history - 1
+    def _past_actions(self, actions: np.ndarray | None, batch: int, length: int) -> torch.Tensor:
+        """Check the actions between the frames; int64 (B, length)."""
         if actions is None:
             return torch.zeros(batch, length, dtype=torch.long, device="cpu")
         past = _integers(actions, self.num_actions, "actions")
@@ -180,6 +181,7 @@ class DreamEngine:
             if given.size != known.numel():
                 raise ValueError(f"age must hold one number a token, got {given.shape}")
             known = torch.from_numpy(given.reshape(known.shape)).to(self.device)
+        tokens = tokens[:, -self.world_model.config.history :]
         self.history = DreamState(tokens, past.to(self.device), known, is_batched)
         self._start = self.history
         self.logits, self.last_reward, self.last_terminated = None, 0.0, 0.0

@@ -135,6 +135,7 @@ def load_game_data(data: Data) -> GameData:
     for name, file in files.items():  # a map outlives its file; writable, as torch wants it
         dtype, tail = ARRAY_FIELDS[name]
         joined[name] = np.memmap(file, dtype, "r+", shape=(len(joined["actions"]), *tail))
+        file.close()
     meta = metas[0] | {"episodes": episodes, "shards": [meta["sha256"] for meta in metas]}
     meta.pop(NUM_SHARDS, None)
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}

@@ -29,6 +29,7 @@ import torch
 from v2.data.frames import FRAME_SHAPE, frames_to_float
 from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
+from v2.eval.documents import hand_on
 from v2.eval.flops import count_flops, matrix_products, timed
 from v2.export.engine import OnnxDream
 from v2.export.graph import export_graph
@@ -43,7 +44,7 @@ from v2.runtime.device import (
     laid_out,
     moved,
 )
-from v2.runtime.files import check_output, write_text
+from v2.runtime.files import check_output
 from v2.train.optim import world_model_optimizers
 from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import read_windows
@@ -91,9 +92,7 @@ def main(argv=None) -> int:
     print(f"peak memory {peak_bytes / 2**30:.2f} GiB")
     figures = {"device": str(device), "peaks": bench.peaks, "rows": bench.rows,
                "peak_memory_bytes": peak_bytes}  # fmt: skip
-    if args.json:
-        write_text(args.json, json.dumps(figures, indent=1))
-    print(json.dumps(figures))
+    hand_on(figures, json.dumps(figures), args.json)
     return 0
 
 

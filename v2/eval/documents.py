@@ -6,10 +6,12 @@ two documents are compared only if data and evaluator agree. Knows nothing of en
 
 import json
 import math
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
 from v2.eval.intervals import Metric, paired_difference
+from v2.runtime.files import write_text
 
 FORMAT = 1
 HEADLINES = {
@@ -58,6 +60,17 @@ def one_line(document: dict) -> str:
     return json.dumps(document | {"metrics": {
         name: _without_pairs(metric) for name, metric in document["metrics"].items()
     }})  # fmt: skip
+
+
+def hand_on(whole: dict, line: str, file: Path | None) -> None:
+    """Give a machine its JSON: in the file, else as the last line where no person reads."""
+    if file:
+        write_text(file, json.dumps(whole))
+        print(f"result: {file}")
+    elif sys.stdout.isatty():
+        print("--json FILE keeps this as a document")
+    else:
+        print(line)
 
 
 def _without_pairs(metric: dict) -> dict:

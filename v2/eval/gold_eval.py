@@ -2,8 +2,8 @@
 
     python v2/eval/gold_eval.py --latest --tier gold --json result.json --report report
 
-Horizons count steps after the last real frame. The document is written to --json FILE; without it,
-and where standard output is no terminal, it is the last line there.
+Horizons count steps after the last real frame. The document is written to --json FILE. Without it,
+it goes to a file below the game's results/ where a person reads, else it is the last line.
 """
 
 import sys
@@ -20,10 +20,12 @@ if __name__ == "__main__":
 import dataclasses
 import json
 import shlex
+import time
 
-from v2.data.games import game_id
+from v2.data.games import game_directory, game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
+from v2.eval.gold import GOLD_SETS
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime import checkpoint
 from v2.runtime.device import flush_denormals
@@ -45,8 +47,11 @@ def build_parser():
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
-    parser.add_argument("--data", type=cli.path, nargs="+",
-                        help="recorded data instead of the gold set")  # fmt: skip
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument("--gold", choices=GOLD_SETS, default="new",
+                          help="which gold set (default: new)")  # fmt: skip
+    held_out.add_argument("--data", type=cli.path, nargs="+",
+                          help="recorded data instead of a gold set")  # fmt: skip
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
@@ -59,7 +64,8 @@ def build_parser():
                         help="of sampled tokens; 0: the likeliest")  # fmt: skip
     gold = TIERS["gold"]
     parser.add_argument("--rollouts", type=cli.positive_int,
-                        help=f"clips dreamed under their own actions (gold: {gold.rollouts})")
+                        help=f"clips dreamed under their own actions (gold: {gold.rollouts}, and "
+                        f"{gold.long_rollouts} long ones)")  # fmt: skip
     parser.add_argument("--long-dreams", type=cli.non_negative_int,
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=cli.positive_int,
@@ -71,6 +77,8 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
+    if not (args.json or args.compare) and sys.stdout.isatty():  # half an hour's work is kept
+        args.json = _file_of_now(args.game)
     if args.json:
         check_output(args.json)
     if args.compare:
@@ -86,7 +94,9 @@ def main(argv=None) -> int:
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)
     learnt = {str(run.get("data_sha256")) for run in checkpoint.lineage(engine.info)}
-    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts, learnt)
+    chosen = choose_set(
+        game, tier, args.data, args.starts, args.rollouts, learnt, args.gold
+    )
     check_fits(engine, chosen.data)
     print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
     flags = _flags(args, engine.source)
@@ -107,7 +117,7 @@ def _write(args, document: dict, pictures: dict) -> None:
         print(f"model card: {args.model_card}")
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
-    _hand_on(document, documents.one_line(document), args.json)
+    documents.hand_on(document, documents.one_line(document), args.json)
 
 
 def _compare(first: Path, second: Path, file: Path | None) -> int:
@@ -116,19 +126,12 @@ def _compare(first: Path, second: Path, file: Path | None) -> int:
     for name, difference, mark in rows:
         print(f"  {name:40} {difference} {mark}".rstrip())
     found = {name: difference for name, difference, _ in rows}
-    _hand_on(found, json.dumps(found), file)
+    documents.hand_on(found, json.dumps(found), file)
     return 0
 
 
-def _hand_on(whole: dict, line: str, file: Path | None) -> None:
-    """Give a machine its JSON: in the file, else as the last line where nobody reads it."""
-    if file:
-        write_text(file, json.dumps(whole))
-        print(f"result: {file}")
-    elif sys.stdout.isatty():
-        print("--json FILE keeps this as a document")
-    else:
-        print(line)
+def _file_of_now(game: str) -> Path:
+    return game_directory(game) / "results" / time.strftime("%Y%m%d_%H%M%S.json")
 
 
 def _sizes(args) -> dict[str, int]:
@@ -144,6 +147,7 @@ def _flags(args, source: str) -> str:
     weights = "shipped" if args.checkpoint == "shipped" else source
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
     flags |= {"run": args.run} if args.run else {"checkpoint": weights}
+    flags |= {"gold": args.gold} if args.gold != "new" else {}
     flags |= {"starts": args.starts} if args.starts != "strata" else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}

@@ -4,10 +4,11 @@ Contract: a run writes only into its own folder (and the game's tokens, where th
 stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
 last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
 and a lock while it trains. `latest` is the run that finished last and is no smoke run, else the
-shipped weights. Which of two was last is told by a number in status.json, larger than all others
-when it is written: neither a name nor a clock that goes back matters. Knows nothing of models.
+shipped weights. Which of two was last is told by the time in status.json, of a clock that never
+goes back: a run's is later than those of all others there. Names are free. Knows nothing of models.
 """
 
+import calendar
 import contextlib
 import itertools
 import json
@@ -113,8 +114,9 @@ class RunDir:
         """Say how far the run came; it is now the last one, unless it was finished before."""
         if status["is_finished"] and is_finished(self.path):
             return
-        highest = max(map(_number, self.path.parent.glob("*")))
-        status |= {"number": highest + 1, "time": time.strftime(TIME_FORMAT)}
+        latest = max(map(_number, self.path.parent.glob("*")))
+        now = max(calendar.timegm(time.gmtime()), latest + 1)
+        status |= {"number": now, "time": time.strftime(TIME_FORMAT)}
         write_text(self.path / "status.json", json.dumps(status))
 
 
@@ -261,6 +263,7 @@ def read_status(run: Path) -> dict:
 
 
 def _number(run: Path) -> int:
+    """Return the second since 1970 of a run's end or begin; older versions counted the runs."""
     try:
         return int(read_status(run)["number"])
     except (OSError, ValueError, LookupError, TypeError, OverflowError):  # not there, or damaged

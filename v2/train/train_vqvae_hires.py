@@ -54,8 +54,7 @@ from v2.train.sampling import Rows, rare_motion_chances, step_rng
 from v2.train.vqvae_loss import ReconstructionLoss
 
 NUM_MEDIAN_FRAMES = 1001
-NUM_HELD_OUT_FRAMES = 512
-NUM_PICTURES = 8
+NUM_HELD_OUT_FRAMES, NUM_PICTURES = 512, 8  # at most, and at least
 BALL_FIGURES = ("recall", "precision", "false_balls", "error_median_px")
 
 
@@ -135,7 +134,9 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.args.seed)
         usual = self.pixels(_spread(self.train_rows, NUM_MEDIAN_FRAMES))
         self.loss = ReconstructionLoss(recipe, usual, workers.average)
-        self.held_out_rows = _spread(held_out_rows, NUM_HELD_OUT_FRAMES)
+        num_seen = min(recipe.eval_steps, self.num_steps) * recipe.batch_size
+        num_held_out = max(NUM_PICTURES, min(NUM_HELD_OUT_FRAMES, num_seen // 2))
+        self.held_out_rows = _spread(held_out_rows, num_held_out)
         is_first = np.diff(data.episode_ids, prepend=-1) != 0
         self.before = np.arange(len(is_first)) - ~is_first  # the row before, in the same episode
         chances = None
@@ -158,8 +159,8 @@ class Trainer:
     def next_command(self, run: RunDir) -> str:
         args = self.args
         tokens = args.out and args.out / f"{TOKENS_NAME}.npz"
-        return command("data/tokenize_atari.py", vqvae=run.path, out=tokens,
-                       **given(args, "game", "data", "device"))  # fmt: skip
+        return command("data/tokenize_atari.py", **given(args, "game", "data", "device"),
+                       vqvae=run.path, out=tokens)  # fmt: skip
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""

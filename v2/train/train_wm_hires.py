@@ -209,7 +209,8 @@ class Trainer:
         self.train_rows = tokens.rows_of("train")
         self.ages = token_ages(tokens.tokens, tokens.episode_ids) if recipe.has_age else None
         if workers.is_writer:
-            self.evaluation = Evaluation(vqvae, tokens, data, device)
+            num_windows = min(recipe.eval_steps, self.num_steps) * recipe.batch_size
+            self.evaluation = Evaluation(vqvae, tokens, data, device, num_windows)
 
     @property
     def minutes(self) -> float:
@@ -217,8 +218,8 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        return command("play_atari_hires.py", checkpoint=run.path,
-                       **given(self.args, "game", "device"))  # fmt: skip
+        return command("play_atari_hires.py", **given(self.args, "game", "device"),
+                       checkpoint=run.path)  # fmt: skip
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of frames predicted."""
