@@ -42,7 +42,9 @@ def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, t
     figures = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
     names = " ".join(row["name"] for row in figures["rows"])
-    for part in ("dream step, as played", "as played, 128 active cells", "batch 64",
+    for part in ("1 dreams, rgb", "128 dreams, rgb", "32 dreams, tokens", "the real game",
+                 "32 dreams: decoder alone",
+                 "dream step, as played", "as played, 128 active cells", "batch 64",
                  "dream step, float32", "encode",
                  "token, float32", "image, float32, channels last", "image, autocast", "as trained",
                  "K=1, 128 active cells, float32", "K=5, 128 active cells, float32"):  # fmt: skip

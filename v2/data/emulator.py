@@ -55,6 +55,10 @@ class AtariFrameEnv(gymnasium.Env):
     def action_meanings(self) -> list[str]:
         return self.env.unwrapped.get_action_meanings()
 
+    def get_action_meanings(self) -> list[str]:
+        """Return `action_meanings`, as wrappers of the field ask for them."""
+        return self.action_meanings
+
     @property
     def ram(self) -> np.ndarray:
         """The emulator's memory, uint8 (128,)."""

@@ -25,10 +25,15 @@ from unittest import mock
 import numpy as np
 import torch
 
+from v2.agents.dreams import Dreams
+from v2.data.dream_starts import load_starts
+from v2.data.emulator import make_atari_env
 from v2.data.frames import FRAME_SHAPE, frames_to_float
 from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
+from v2.dream_env import DreamAtariVectorEnv
 from v2.eval.flops import count_flops, matrix_products, timed
+from v2.eval.objects import detector
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.device import (
@@ -52,6 +57,7 @@ from v2.train.step_cost import (
 
 NUM_ACTIONS = 4
 NUM_CELLS = 128  # of the rows with active cells
+NUM_DREAMS = (1, 8, 32, 128)  # in a batch of the environment
 SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt
 
 
@@ -79,6 +85,7 @@ def main(argv=None) -> int:
     print(f"{'what':58s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak"
           "  peak MiB")
     bench.dream_steps(args.compile)
+    bench.environments()
     bench.encoding()
     bench.train_vqvae(args.compile)
     bench.train_world_model(args.compile)
@@ -151,6 +158,33 @@ class Benchmark:
             actions = np.zeros(batch, int)
             self.row(f"dream step, batch {batch}, {NUM_CELLS} active cells",
                      functools.partial(cast.step, actions), batch)  # fmt: skip
+
+    def environments(self) -> None:
+        """Step batches of the environment, what a step is made of, and the real game."""
+        vqvae, model = copy.deepcopy(self.vqvae), copy.deepcopy(self.model(NUM_CELLS))
+        for each in (vqvae, model):
+            cast_weights(each, self.device)
+        starts, of = load_starts("breakout"), f"{NUM_CELLS} active cells"
+        for batch in NUM_DREAMS:
+            for observation in ("rgb", "tokens") if batch == NUM_DREAMS[-2] else ("rgb",):
+                engine = DreamEngine(vqvae, model, self.device)
+                dreams = Dreams(engine, starts, batch, observation)
+                envs = DreamAtariVectorEnv(dreams=dreams, max_episode_steps=500)
+                envs.reset(seed=0)
+                actions = np.zeros(batch, int)
+                self.row(f"environment, {batch} dreams, {observation}, {of}",
+                         functools.partial(envs.step, actions), batch)  # fmt: skip
+                if batch == NUM_DREAMS[-2] and observation == "rgb":
+                    frames, tokens = dreams.frames(), engine.tokens
+                    for name, work in (
+                        ("world model", functools.partial(engine.step_tokens, actions)),
+                        ("decoder", functools.partial(engine.decode, tokens)),
+                        ("lives", functools.partial(detector.read_lives, "breakout", frames)),
+                    ):
+                        self.row(f"environment, {batch} dreams: {name} alone", work, batch)
+        env = make_atari_env("breakout")
+        env.reset()
+        self.row("environment, the real game", functools.partial(_real_step, env))
 
     def model(self, num_cells: int) -> TemporalWorldModel:
         """Return the world model with so many active cells; 0: all."""
@@ -226,6 +260,11 @@ class Benchmark:
             if with_compiled:
                 work = functools.partial(learn_windows, compiled(plain), windows)
                 self.row(f"{name}, compiled", work, batch * steps, flops)
+
+
+def _real_step(env) -> None:
+    if env.step(1)[2]:
+        env.reset()
 
 
 def _precision(name: str):

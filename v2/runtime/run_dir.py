@@ -153,7 +153,7 @@ def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
-    shipped = directory / SHIPPED[kind]
+    shipped = directory / SHIPPED.get(kind, f"{kind}.pt")
     if name == "latest":
         runs = finished_runs(directory, kind)
         name = str(runs[-1]) if runs else "shipped"
