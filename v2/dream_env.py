@@ -77,11 +77,12 @@ class DreamAtariEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """Begin a dream; equal seeds begin equal ones."""
-        super().reset(seed=seed)
         self._check_open()
+        is_seeded = seed is not None or self._np_random is None
+        super().reset(seed=seed)
         pick = self.dreams.draw(self.np_random, options)
-        if seed is not None:
-            self.dreams.engine.generator.manual_seed(seed)
+        if is_seeded:
+            self.dreams.seed(self.np_random_seed)
         self.dreams.begin(np.array([0]), np.array([pick]))
         self._is_running = True
         self._show()
@@ -242,7 +243,7 @@ class DreamAtariVectorEnv(VectorEnv):
         made = [gymnasium.utils.seeding.np_random(each) for each in seeds]
         self._rngs = [rng for rng, _ in made]
         self._np_random, self._np_random_seed = made[0]
-        self.dreams.engine.generator.manual_seed(made[0][1])
+        self.dreams.seed(made[0][1])
 
     def _check_open(self) -> None:
         if self.closed:

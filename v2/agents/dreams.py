@@ -81,6 +81,10 @@ class Dreams:
     def dtype(self) -> np.dtype:
         return np.min_scalar_type(self.highest)
 
+    def seed(self, seed: int) -> None:
+        """Seed what tokens are sampled by."""
+        self.engine.generator.manual_seed(seed % 2**63)
+
     def begin(self, rows: np.ndarray, picks: np.ndarray) -> None:
         """Begin the dreams `rows` anew, from the starts `picks`."""
         frames, actions = self.starts.histories(picks)

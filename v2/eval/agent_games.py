@@ -38,8 +38,10 @@ class Ranking:
         draws = episode_draws(len(self.starts)) / len(self.starts)
         for name, measure in (("pearson", pearson), ("spearman", spearman)):
             value = measure(self.inside.mean(1), self.outside.mean(1))
-            resampled = [measure(self.inside @ draw, self.outside @ draw) for draw in draws]
-            low, high = interval(np.array(resampled), len(self.starts))
+            low = high = np.nan
+            if np.isfinite(value):
+                resampled = [measure(self.inside @ draw, self.outside @ draw) for draw in draws]
+                low, high = interval(np.array(resampled), len(self.starts))
             found[name] = Metric(value, low, high, len(self.names))
         return found
 

@@ -114,7 +114,7 @@ def make_games(args, recipe: AgentRecipe, device: torch.device):
                             weights=args.weights, device=str(device), starts=args.starts,
                             episodic_life=has_lives)  # fmt: skip
         print(f"dreams of {games.get_attr('dreams')[0].engine.source}", flush=True)
-    return games, AgentConfig(games.get_attr("single_action_space")[0].n)
+    return games, AgentConfig(int(games.get_attr("single_action_space")[0].n))
 
 
 def train(args, recipe: AgentRecipe, device, games, config: AgentConfig, run: RunDir) -> int:
