@@ -54,7 +54,8 @@ def paying_models() -> tuple[VQVAE, TemporalWorldModel]:
     frames = np.stack([synthetic_frame(position, 0) for position in range(8)])
     vqvae = VQVAE(VQVAEConfig(**SMALL_VQVAE)).eval()
     pixels = frames_to_float(torch.from_numpy(frames))
-    with torch.inference_mode():
+    with torch.no_grad():
+        vqvae.decoder.to_rgb.weight.mul_(100)  # so that the block can be seen
         vqvae.quantizer.initialise(vqvae.encoder(pixels), torch.Generator().manual_seed(0))
         tokens = vqvae.encode(pixels).view(8, 21, 16)
     block = {int(tokens[p, 10, 2 * p]) for p in range(8)}

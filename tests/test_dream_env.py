@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import signal
 
 import gymnasium
 import numpy as np
@@ -354,9 +355,19 @@ def test_misuse_of_a_batch_is_refused_as_gymnasium_does(dreams):
 
 
 def test_two_processes_of_gymnasiums_dream_the_same_as_this_one(weights):
+    """Also where this process has computed with several threads, of which forks have none."""
     make = lambda: gymnasium.make(ID, weights=weights)  # noqa: E731
-    envs = AsyncVectorEnv([make, make], autoreset_mode=AutoresetMode.SAME_STEP)
-    batch = DreamAtariVectorEnv(2, weights=weights)
-    assert np.array_equal(envs.reset(seed=4)[0], batch.reset(seed=4)[0])
-    assert np.array_equal(envs.step(np.array([2, 3]))[0], batch.step(np.array([2, 3]))[0])
-    envs.close()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    signal.alarm(100)  # ends a test that waits for ever
+    try:
+        assert torch.ones(1000, 1000).exp().sum() > 0
+        batch = DreamAtariVectorEnv(2, weights=weights)
+        envs = AsyncVectorEnv([make, make], autoreset_mode=AutoresetMode.SAME_STEP)
+        assert np.array_equal(envs.reset(seed=4)[0], batch.reset(seed=4)[0])
+        actions = np.array([2, 3])
+        assert np.array_equal(envs.step(actions)[0], batch.step(actions)[0])
+        envs.close()
+    finally:
+        signal.alarm(0)
+        torch.set_num_threads(before)

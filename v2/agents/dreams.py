@@ -1,10 +1,13 @@
 """Dreams that begin anew one by one: what environments of one dream and of many are made of.
 
 Contract: an episode begins from a start, real frames, and is over where the dream says so. Only
-what is observed or shown is decoded, and each frame once. Knows nothing of gymnasium.
+what is observed or shown is decoded, and each frame once. A process that was forked computes in
+one thread: the threads of its parent's OpenMP are gone, and it would wait for them for ever.
+Knows nothing of gymnasium.
 """
 
 import copy
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from v2.eval.objects import detector
 
 OBSERVATIONS = ("rgb", "grey", "tokens")
 OPTIONS = ("start", "phase")  # of a reset
+_is_forked = False  # whether this process is a fork of one that has loaded this module
 
 
 class Dreams:
@@ -177,7 +181,18 @@ def make_dreams(
     Raises:
         ValueError, FileNotFoundError: no such game, weights, device or starts.
     """
+    if _is_forked:
+        torch.set_num_threads(1)
     game = game_id(game)
     chosen = load_starts(game, None if starts is None else Path(starts))
     engine = DreamEngine.load(weights, game, device, temperature)
     return Dreams(engine, chosen, num_dreams, observation, episodic_life)
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_fork)
