@@ -15,7 +15,7 @@ import numpy as np
 from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.games import EmulatorConfig
 
-RENDER_MODES = ("rgb_array",)
+RENDER_MODES = ("rgb_array", "human")
 
 
 class BranchStep(NamedTuple):
@@ -103,7 +103,7 @@ class AtariFrameEnv(gymnasium.Env):
         return index
 
     def render(self) -> np.ndarray | None:
-        """Return the emulator's own screen, uint8 (210, 160, 3); None without a render mode."""
+        """Return the emulator's own screen, uint8 (210, 160, 3), in the mode `rgb_array`."""
         return self.env.render() if self.render_mode else None
 
     def close(self) -> None:
@@ -157,7 +157,8 @@ def make_atari_env(
 
     Args:
         game: name in any common spelling; ignored when `config` is given.
-        render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs.
+        render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs;
+            `human` shows it in the emulator's own window.
 
     Raises:
         ValueError: no such game, setting or render mode.
@@ -165,7 +166,8 @@ def make_atari_env(
     """
     config = config or EmulatorConfig(game=game)
     if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(f"render_mode must be None or rgb_array, got {render_mode!r}")
+        known = " or ".join(RENDER_MODES)
+        raise ValueError(f"render_mode must be None, {known}, got {render_mode!r}")
     try:
         env = gymnasium.make(
             known_games()[config.game],
