@@ -138,6 +138,9 @@ def test_a_run_keeps_the_agent_and_its_curves_and_goes_on(paying_weights, data_p
     counts = [state["optimizer"]["state"][0]["step"] for state in (first, last)]
     assert counts[1] == 2 * counts[0] > 0 and last["trained_in"] == "dream"
     assert not torch.equal(first["model"]["to_logits.weight"], last["model"]["to_logits.weight"])
+    assert last["dream_sha256"] == DreamEngine.load(paying_weights).info["sha256"]
+    kept = sorted(run.glob("step_*.pt"))
+    assert [checkpoint.load_checkpoint(path, "agent")["step"] for path in kept] == [16, 32, 48, 64]
     loaded = load_agent_player(str(run), "breakout", 4)
     assert loaded.player.network.config.num_actions == 4
 

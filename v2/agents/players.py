@@ -50,18 +50,14 @@ class AgentPlayer:
         self.rng = np.random.default_rng(seed)
 
     def act(self, frames: np.ndarray) -> np.ndarray:
-        self.see(frames)
+        self.stack = np.roll(self.stack, -1, axis=1)
+        self.stack[:, -1] = grey_frames(frames)[..., 0]
         with torch.inference_mode():
             logits, _ = self.network(torch.from_numpy(self.stack).float() / 255)
         if self.is_greedy:
             return logits.argmax(1).numpy()
         chance = self.rng.gumbel(size=logits.shape)  # the largest sum is a draw from the softmax
         return (logits.double().numpy() + chance).argmax(1)
-
-    def see(self, frames: np.ndarray) -> None:
-        """Take frames into the stack without acting, where others play."""
-        self.stack = np.roll(self.stack, -1, axis=1)
-        self.stack[:, -1] = grey_frames(frames)[..., 0]
 
 
 class HeldKey:

@@ -163,6 +163,7 @@ class AgentRecipe(Checked):
     value_weight: float = _number(0.5)
     max_grad_norm: float = _number(0.5, 1e-9)
     save_minutes: float = _number(5.0)  # between two saves
+    num_kept: int = _count(6, 1)  # agents kept on the way, to be compared
 
 
 VQVAE_PRESETS = {

@@ -25,7 +25,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from v2.data.games import EmulatorConfig, game_directory, game_id
+from v2.data.games import EmulatorConfig, find_weights, game_directory, game_id
 from v2.eval.objects import detector
 from v2.models.agent_network import AgentConfig, AgentNetwork
 from v2.models.weights import build_model
@@ -70,6 +70,8 @@ def main(argv=None) -> int:
     args.game = game_id(args.game)
     flush_denormals()
     device = choose_device(args.device)
+    if args.env == "dream":  # the very file, also when the run is resumed
+        args.weights = str(find_weights(args.weights, "world_model", args.game).absolute())
     games, config = make_games(args, recipe, device)
     root = args.out or game_directory(args.game)
     check_writable(root)
@@ -79,7 +81,10 @@ def main(argv=None) -> int:
     else:
         run = RunDir.create(root, "agent", _stored(args, recipe))
     try:
-        return train(args, recipe, device, games, config, run)
+        training = AgentTraining(args, recipe, device, games, config, run)
+        code = training.learn()
+        _report(args, run, training.step)
+        return code
     finally:
         games.close()
         run.release()
@@ -117,59 +122,84 @@ def make_games(args, recipe: AgentRecipe, device: torch.device):
     return games, AgentConfig(int(games.get_attr("single_action_space")[0].n))
 
 
-def train(args, recipe: AgentRecipe, device, games, config: AgentConfig, run: RunDir) -> int:
-    """Learn to the last step, a stop or the time limit; return the exit code."""
-    from v2.train.ppo import go_on_from, learn, make_ppo, network_of
+class AgentTraining:
+    """PPO, and what it leaves in its run's folder."""
 
-    ppo, before = make_ppo(games, config, recipe, device, args.seed), 0.0
-    if args.resume:
-        state = checkpoint.load_last(run.path, "agent")
-        network = build_model(state, run.path / "last.pt")
-        assert isinstance(network, AgentNetwork)
-        go_on_from(ppo, network, state["optimizer"], state["step"])
-        run.forget_after(state["step"])
-        before = read_status(run.path)["minutes"]
-        print(f"resumed {run.path} at step {state['step']}")
-    began = saved = time.monotonic()
-    first = ppo.num_timesteps
+    def __init__(self, args, recipe: AgentRecipe, device, games, config: AgentConfig, run: RunDir):
+        from v2.train import ppo  # needs stable-baselines3
 
-    def minutes() -> float:
-        return before + (time.monotonic() - began) / 60
+        self.args, self.recipe, self.config, self.run = args, recipe, config, run
+        self.ppo_module, self.ppo = ppo, ppo.make_ppo(games, config, recipe, device, args.seed)
+        self.minutes_before = 0.0
+        if args.resume:
+            state = checkpoint.load_last(run.path, "agent")
+            network = build_model(state, run.path / "last.pt")
+            assert isinstance(network, AgentNetwork)
+            ppo.go_on_from(self.ppo, network, state["optimizer"], state["step"])
+            run.forget_after(state["step"])
+            self.minutes_before = read_status(run.path)["minutes"]
+            print(f"resumed {run.path} at step {state['step']}")
+        dreams = games.get_attr("dreams")[0] if args.env == "dream" else None
+        self.origin = {
+            "game": args.game, "trained_in": args.env, "seed": args.seed,
+            "recipe": dataclasses.asdict(recipe),
+            "dream_sha256": dreams.engine.info["sha256"] if dreams else None,
+        }  # fmt: skip
+        self.first = self.step = self.ppo.num_timesteps
+        self.began = self.saved = time.monotonic()
 
-    def save(step: int) -> None:
-        network = network_of(ppo, config)
+    @property
+    def minutes(self) -> float:
+        return self.minutes_before + (time.monotonic() - self.began) / 60
+
+    def learn(self) -> int:
+        """Learn to the last step, a stop or the time limit, save, and return the exit code.
+
+        Raises:
+            DivergedError: a weight is not finite; what was saved before is kept.
+        """
+        total = self.args.steps
+        with cli.StopRequest() as self.stop, tqdm(total=total, initial=self.step, unit="step",
+                                                  disable=None) as self.bar:  # fmt: skip
+            try:
+                self.ppo_module.learn(self.ppo, total, self._stepped, self._updated)
+            except ValueError:  # of torch's distributions, which refuse what is not finite
+                check_weights(self.ppo.policy)
+                raise
+        if self.step > self.first:
+            self._save()
+        return self.stop.exit_code
+
+    def _stepped(self) -> bool:
+        self.bar.update(self.recipe.num_games)
+        limit = 60 * self.args.max_minutes
+        return not (self.stop or 0 < limit < time.monotonic() - self.began)
+
+    def _updated(self, step: int, figures: dict) -> None:
+        rate = (step - self.first) / (time.monotonic() - self.began)
+        self.run.log(step, **figures, steps_per_second=rate, minutes=self.minutes)
+        self.bar.set_postfix(episode_return=f"{figures['episode_return']:.2f}")
+        interval = max(1, self.args.steps // self.recipe.num_kept)
+        is_kept, self.step = step // interval > self.step // interval, step
+        if is_kept or time.monotonic() - self.saved > 60 * self.recipe.save_minutes:
+            self._save()
+        if is_kept:
+            network = self.ppo_module.network_of(self.ppo, self.config)
+            path = self.run.path / f"step_{step:09d}.pt"
+            checkpoint.save_checkpoint(path, "agent", network, step=step, **self.origin)
+
+    def _save(self) -> None:
+        network = self.ppo_module.network_of(self.ppo, self.config)
         check_weights(network)
+        optimizer = self.ppo.policy.optimizer.state_dict()
         checkpoint.save_rotating(
-            run.path / "last.pt", "agent", network, game=args.game, step=step,
-            trained_in=args.env, minutes=minutes(), seed=args.seed,
-            optimizer=ppo.policy.optimizer.state_dict(), recipe=dataclasses.asdict(recipe),
+            self.run.path / "last.pt", "agent", network, step=self.step, minutes=self.minutes,
+            optimizer=optimizer, **self.origin,
         )  # fmt: skip
-        draw_curves(run.path)
-        run.set_status(is_finished=step >= args.steps, step=step, minutes=minutes())
-
-    def updated(step: int, figures: dict) -> None:
-        nonlocal saved
-        rate = (step - first) / (time.monotonic() - began)
-        run.log(step, **figures, steps_per_second=rate, minutes=minutes())
-        bar.set_postfix(episode_return=f"{figures['episode_return']:.2f}")
-        if time.monotonic() - saved > 60 * recipe.save_minutes:
-            save(step)
-            saved = time.monotonic()
-        last[:] = [step]
-
-    def stepped() -> bool:
-        bar.update(recipe.num_games)
-        is_out_of_time = args.max_minutes and time.monotonic() - began > 60 * args.max_minutes
-        return not (stop or is_out_of_time)
-
-    last = [first]
-    with cli.StopRequest() as stop, tqdm(total=args.steps, initial=first, unit="step",
-                                         disable=None) as bar:  # fmt: skip
-        learn(ppo, args.steps, stepped, updated)
-    if last[0] > first:
-        save(last[0])
-    _report(args, run, last[0])
-    return stop.exit_code
+        draw_curves(self.run.path)
+        is_finished = self.step >= self.args.steps
+        self.run.set_status(is_finished=is_finished, step=self.step, minutes=self.minutes)
+        self.saved = time.monotonic()
 
 
 def _report(args, run: RunDir, step: int) -> None:
