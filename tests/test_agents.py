@@ -116,8 +116,9 @@ def test_an_agent_learns_in_dreams_alone(paying_weights, data_path, tmp_path, mo
     pytest.importorskip("stable_baselines3")
     monkeypatch.setattr(gymnasium, "make", None)  # which would start the emulator
     run = train(
-        paying_weights, data_path, tmp_path, "--steps", 16_000, "--set", "num_games=16",
-        "rollout_steps=32", "batch_size=128", "max_episode_steps=20", "lr=0.001",
+        paying_weights, data_path, tmp_path, "--steps", 8_000, "--set", "num_games=16",
+        "rollout_steps=32", "batch_size=64", "passes=8", "max_episode_steps=20", "lr=0.001",
+        "discount=0.5", "clip_range=0.2",
     )  # fmt: skip
     returns = [line["episode_return"] for line in lines_of(run) if line["episode_return"]]
     assert returns[0] < 8 < 14 < returns[-1]  # chance: 5 of 20

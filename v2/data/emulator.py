@@ -1,7 +1,7 @@
 """The emulator, made in one way for collecting, evaluating and playing.
 
 Contract: an ALE game under `EmulatorConfig`'s settings whose observation is the model's frame. The
-only module that imports gymnasium and ale_py. Knows nothing of data files, policies or models.
+only module that imports ale_py. Knows nothing of data files, policies or models.
 """
 
 import functools

@@ -143,18 +143,18 @@ def draw_ranking(path: Path, ranking: Ranking) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7, 6))
+    figure, axis = pyplot.subplots(figsize=(9, 5.5))
     sides = zip(ranking.names, ranking.metrics(ranking.inside), ranking.metrics(ranking.outside),
                 strict=True)  # fmt: skip
     for name, one, other in sides:
         axis.errorbar(one.value, other.value, xerr=_arms(one), yerr=_arms(other), fmt="o",
-                      capsize=2, label=name[-40:])  # fmt: skip
+                      elinewidth=0.8, alpha=0.8, label=name[-40:])  # fmt: skip
     ends = axis.get_xlim(), axis.get_ylim()
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     axis.plot((low, high), (low, high), color="grey", linewidth=0.8, label="equal")
     told = ", ".join(f"{name} {value.value:.2f}" for name, value in ranking.correlations().items())
     axis.set(xlabel="mean return inside the dream", ylabel="in the real game", title=told)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
