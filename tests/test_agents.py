@@ -177,7 +177,7 @@ def test_what_is_saved_acts_as_what_was_trained(paying_weights, data_path, tmp_p
 
 
 @pytest.mark.parametrize("flags, told", [
-    (["--game", "seaquest"], "no starts of seaquest"),
+    (["--game", "seaquest"], "no shipped weights .*seaquest"),
     (["--weights", "no/such"], "no run or checkpoint"),
     (["--set", "num_games=0"], "num_games must be"),
     (["--set", "games=3"], "did you mean"),
