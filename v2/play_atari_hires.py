@@ -21,10 +21,11 @@ import os
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
+from v2.agents.players import Player, load_agent_player
 from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig
 from v2.export.engine import load_quickest
-from v2.play.controllers import Controllers, controller_names
+from v2.play.controllers import AGENT, Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ALIASES, PLAY_KEYS, REPLAY_KEYS, ActionMap
 from v2.play.loop import ModelThread, run_headless, run_window
@@ -39,6 +40,7 @@ from v2.runtime.lock import Lock
 
 VIDEO_SCALE, GIF_SCALE = 5, 3
 HEADLESS_STEPS = 300
+NAMES = ("human", "random", "scripted")  # of controllers; any other is an agent's
 CLIPS = Path("recordings")  # where the V key saves
 
 
@@ -77,9 +79,9 @@ def _add_model_flags(group) -> None:
 
 def _add_play_flags(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
-    group.add_argument("--policy", choices=("human", "random", "scripted"), help="the controller "
-                       "that begins; None: human, and headless without --keys scripted, or random "
-                       "where a game has no script")  # fmt: skip
+    group.add_argument("--policy", metavar="NAME", help="who begins to play: human, random, "
+                       "scripted, or the file or run of an agent; None: human, and headless "
+                       "without --keys scripted, or random where a game has no script")  # fmt: skip
     group.add_argument("--dream-only", action="store_true", help="the real game waits")
     group.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the random and "
                        "scripted controllers, of sticky games and of sampled tokens")  # fmt: skip
@@ -186,7 +188,10 @@ def play(
     actions = ActionMap(env.action_meanings, ALIASES.get(emulator.game))
     script = list(actions.script(args.keys)) if args.keys else []
     name = args.policy or _first_controller(args)
-    controllers = Controllers(emulator.game, actions, name, args.seed)
+    agent = None
+    if name not in NAMES:
+        agent, name = _load_agent(args.policy, emulator.game, len(env.action_meanings)), AGENT
+    controllers = Controllers(emulator.game, actions, name, args.seed, agent)
     tape, seed = None, args.seed
     if args.save_data:
         tape = EpisodeTape(emulator, env.action_meanings, args.seed, name)
@@ -215,6 +220,13 @@ def play(
             code = _report(args, game, tape, stop)
     game.close()
     return code
+
+
+def _load_agent(name: str, game: str, num_actions: int) -> Player:
+    try:
+        return load_agent_player(name, game, num_actions).player
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--policy is none of {', '.join(NAMES)}: {error}") from error
 
 
 def _first_controller(args) -> str:

@@ -54,6 +54,12 @@ def area_shares(native: int, pixels: int) -> np.ndarray:
 _COLUMNS = np.kron(area_shares(SCREEN_WIDTH, FRAME_SHAPE[1]).T, np.eye(3, dtype=np.float32))
 
 
+def grey_frames(frames: np.ndarray) -> np.ndarray:
+    """Turn uint8 (..., H, W, 3) into luminance, uint8 (..., H, W, 1), by Rec. 601's weights."""
+    sums = frames.astype(np.uint16) @ np.array([[77], [150], [29]], np.uint16)  # of 256
+    return (sums >> 8).astype(np.uint8)
+
+
 def frames_to_float(frames: torch.Tensor) -> torch.Tensor:
     """Turn uint8 (..., H, W, C) into float32 (..., C, H, W) in [0, 1]."""
     if frames.dtype != torch.uint8 or frames.shape[-1] != 3:

@@ -165,7 +165,7 @@ def find_checkpoint(
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
-    shipped = (shipped_directory or directory) / SHIPPED[kind]
+    shipped = (shipped_directory or directory) / SHIPPED.get(kind, f"{kind}.pt")
     if name == "latest":
         if home and (own := _latest_of_home(home, kind)):
             return own
