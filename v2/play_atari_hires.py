@@ -21,20 +21,23 @@ import os
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
+from v2.data.atari_dataset import DATA_NAME, recorded_files
 from v2.data.emulator import make_atari_env
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, RecordedConfig, game_directory, game_id, stored_config
 from v2.dream import DreamEngine
 from v2.play.controllers import Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ALIASES, PLAY_KEYS, REPLAY_KEYS, ActionMap
 from v2.play.loop import ModelThread, run_headless, run_window
 from v2.play.picture import MAX_SCALE, Pane, View
+from v2.play.recorded import RecordedEnv
 from v2.play.replay import Replay
 from v2.play.session import PlaySession
 from v2.play.tape import EpisodeTape
 from v2.play.video import BackgroundVideo, open_video
 from v2.play.window import PLAY_ADVICE, REPLAY_ADVICE, Window
 from v2.runtime.files import check_output
+from v2.runtime.run_dir import REPOSITORY, START_NAME, shown_path
 
 VIDEO_SCALE, GIF_SCALE = 5, 3
 HEADLESS_STEPS = 300
@@ -93,7 +96,7 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     data, episode = _replayed(args)
     _check_flags(args)
-    game = EmulatorConfig(game=args.game).game
+    game = game_id(args.game)
     with contextlib.ExitStack() as stack:
         window = None
         if not args.headless:  # first of all: a missing display is said before weights are loaded
@@ -155,10 +158,10 @@ def _open_window(game: str, scale: int, is_replay: bool) -> Window:
     return window
 
 
-def emulator_of(engine, game: str) -> EmulatorConfig:
-    """Return the settings of the emulator that the model's data was collected with."""
+def emulator_of(engine, game: str) -> EmulatorConfig | RecordedConfig:
+    """Return the settings of the emulator, or of the recording, that the model learnt from."""
     try:
-        emulator = EmulatorConfig(**engine.info.get("emulator") or {"game": game})
+        emulator = stored_config(engine.info.get("emulator") or {"game": game})
     except TypeError as error:
         raise ValueError(f"{engine.source}: emulator settings of another version") from error
     if emulator.game != game:
@@ -167,16 +170,19 @@ def emulator_of(engine, game: str) -> EmulatorConfig:
 
 
 def play(
-    args, emulator: EmulatorConfig, engine, window: Window | None, thread: ModelThread, stop
-) -> int:
+    args, emulator: EmulatorConfig | RecordedConfig, engine, window: Window | None,
+    thread: ModelThread, stop,
+) -> int:  # fmt: skip
     """Play until the end, then say what was saved and print the figures as the last line."""
-    env = make_atari_env(config=emulator)
+    env = _environment(emulator, engine)
     actions = ActionMap(env.action_meanings, ALIASES.get(emulator.game))
     script = list(actions.script(args.keys)) if args.keys else []
     name = args.policy or _first_controller(args)
     controllers = Controllers(emulator.game, actions, name, args.seed)
     tape, seed = None, args.seed
     if args.save_data:
+        if not isinstance(emulator, EmulatorConfig):
+            raise ValueError(f"{emulator.game} has no emulator: leave --save-data out")
         tape = EpisodeTape(emulator, env.action_meanings, args.seed, name)
         seed = tape.first_game_seed(args.seed)
     session = thread.call(PlaySession, env, engine, seed, tape)
@@ -205,10 +211,22 @@ def play(
     return code
 
 
+def _environment(emulator: EmulatorConfig | RecordedConfig, engine):
+    """Make the emulator; of a game that was only recorded, take its data in place of one."""
+    if isinstance(emulator, EmulatorConfig):
+        return make_atari_env(config=emulator)
+    own = game_directory(emulator.game) / f"{DATA_NAME}.npz"
+    start = REPOSITORY / Path(engine.source).with_name(START_NAME)
+    if not recorded_files(own) and start.exists():
+        own = start
+    print(f"recording: {shown_path(own)}")
+    return RecordedEnv(own, emulator)
+
+
 def _first_controller(args) -> str:
     if not args.headless or args.keys:
         return "human"
-    return controller_names(EmulatorConfig(game=args.game).game)[-1]
+    return controller_names(game_id(args.game))[-1]
 
 
 def _report(args, game: PlayGame, tape, stop) -> int:

@@ -17,6 +17,7 @@ from v2.data.atari_dataset import (
     data_sha256,
     load_game_data,
     split_of_game,
+    with_ram,
 )
 from v2.data.frames import FRAME_SHAPE
 from v2.data.npz import read_npz, write_npz
@@ -112,7 +113,7 @@ def load_recorded(
     if any(split_of_game(episode["seed"]) == "val" for episode in data.meta["episodes"]):
         rows, split = data.rows_of("val"), "held-out games"
     arrays = {name: array[rows] for name, array in data.arrays().items()}
-    data = GameData(**arrays, meta=data.meta)
+    data = GameData(**with_ram(arrays), meta=data.meta)
     rng = np.random.default_rng(0)
     try:
         if which == "any":

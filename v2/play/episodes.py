@@ -15,8 +15,9 @@ from v2.data.atari_dataset import (
     data_paths,
     load_game_data,
     recorded_emulator,
+    split_of_game,
 )
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, RecordedConfig
 from v2.data.npz import read_meta
 from v2.data.validation import check_episodes
 from v2.play.session import HISTORY_FRAMES
@@ -60,7 +61,12 @@ class EpisodeFile:
     def action_meanings(self) -> list[str]:
         return self.metas[0]["action_meanings"]
 
-    def check_fits(self, emulator: EmulatorConfig, num_actions: int) -> None:
+    @property
+    def splits(self) -> list[str]:
+        """The split of each episode."""
+        return [split_of_game(entry["seed"]) for _, entry in self._places]
+
+    def check_fits(self, emulator: EmulatorConfig | RecordedConfig, num_actions: int) -> None:
         """Check that a model knows the game as it was recorded.
 
         Raises:
@@ -94,7 +100,9 @@ class EpisodeFile:
         )  # fmt: skip
 
 
-def _check_fits(path: Path, meta: dict, emulator: EmulatorConfig, num_actions: int) -> None:
+def _check_fits(
+    path: Path, meta: dict, emulator: EmulatorConfig | RecordedConfig, num_actions: int
+) -> None:
     recorded = recorded_emulator(path, meta)
     if recorded.game != emulator.game:
         raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")

@@ -28,6 +28,7 @@ except ImportError:  # Windows plays; two trainings in one folder are not notice
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
+START_NAME = "start.npz"  # beside shared weights: recorded frames that a dream can start from
 
 
 class RunDir:
