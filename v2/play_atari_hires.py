@@ -69,7 +69,8 @@ def _add_model_flags(group) -> None:
     weights.add_argument("--latest", action="store_true", help="newest finished run, else the "
                          "shipped weights; so without any of these three")  # fmt: skip
     weights.add_argument("--run", metavar="NAME", help="a run's folder name")
-    weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
+    weights.add_argument("--checkpoint", "--weights", metavar="FILE", help="a world model file, a "
+                         "folder of shared weights, or `shipped`")  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--temperature", type=cli.temperature, default=0.0,
                        help="of the dreamed tokens, 0.001 or more; "

@@ -35,7 +35,7 @@ from v2.data.frames import FITS
 from v2.data.games import OWN, game_directory, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
-from v2.data.recordings import Source, dataset_source, is_dataset, npz_source
+from v2.data.sources import Source, dataset_source, is_dataset, npz_source
 from v2.data.video_recordings import video_source
 from v2.runtime.files import check_output
 

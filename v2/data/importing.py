@@ -17,7 +17,7 @@ from v2.data.atari_dataset import GOLD_SEED_START, VALIDATION_GAME, GameData
 from v2.data.collector import SEEDS_PER_RUN
 from v2.data.frames import FRAME_SHAPE, fit_frame
 from v2.data.games import RecordedConfig, emulator_dict
-from v2.data.recordings import Recording, Source
+from v2.data.sources import Recording, Source
 
 MIN_FRAMES = 9  # of an episode; shorter ones hold no window with a rollout
 HELD_OUT_SHARE = 0.1  # of the only episode, its end

@@ -14,7 +14,7 @@ import numpy as np
 
 from v2.data.atari_dataset import GameData
 from v2.data.emulator import spaces_of
-from v2.data.recordings import Recording, Source
+from v2.data.sources import Recording, Source
 
 ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 

@@ -30,7 +30,8 @@ def build_parser():
                         help="npz of frames (default: the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
+    parser.add_argument("--vqvae", "--weights", default="latest",
+                        help="latest, shipped, a run, a folder or a file")  # fmt: skip
     parser.add_argument("--out", type=cli.path, help="npz to write (default: the game's)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=cli.batch_size, default=256)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.recordings import Recording, Source, numbered
+from v2.data.sources import Recording, Source, numbered
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif")
 SAME_RATE = 0.01  # by which the frame rates of two videos may differ

@@ -146,7 +146,9 @@ OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device
 
 
 def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
-    """Resolve `latest`, `shipped`, a run's name, a run's folder or a file to a checkpoint.
+    """Resolve `latest`, `shipped`, a run's name, a folder or a file to a checkpoint.
+
+    A folder is a run's, or one of shared weights as `v2/train/ship.py --to` writes it.
 
     Args:
         directory: holds runs/ and the shipped weights.
@@ -165,13 +167,19 @@ def find_checkpoint(name: str, kind: str, directory: Path, advice: str) -> Path:
     for place in (directory / "runs" / name, Path(name).expanduser()):
         if place.is_file():
             return place
-        for file in ("best.pt", "last.pt"):
+        for file in ("best.pt", "last.pt", SHIPPED[kind]):
             if (place / file).exists():
                 return place / file
     there = sorted(p.name for p in (directory / "runs").glob("*")) or ["none"]
     raise FileNotFoundError(
         f"no run or checkpoint {name!r}; runs in {directory}: {', '.join(there)}"
     )
+
+
+def vqvae_beside(world_model: Path) -> Path:
+    """Return the VQ-VAE that lies beside a world model, in its run or among shipped weights."""
+    of_run = world_model.with_name("vqvae.pt")
+    return of_run if of_run.exists() else world_model.with_name(SHIPPED["vqvae"])
 
 
 def shown_path(path: Path) -> str:

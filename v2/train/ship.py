@@ -1,6 +1,9 @@
-"""Replace the shipped weights by those of a world-model run, in the compact dtype.
+"""Replace the shipped weights by those of a world-model run, or share them in a folder.
 
     python v2/train/ship.py --game breakout --run latest
+
+With `--to FOLDER` the shipped ones stay: the folder holds the weights with config, model card,
+hashes and frames to start from, and every script takes it where it takes weights.
 """
 
 import sys
@@ -14,11 +17,17 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import contextlib
+import shlex
 
-from v2.data.games import find_weights, game_directory
+from v2.data.atari_dataset import DATA_NAME, recorded_files
+from v2.data.games import find_weights, game_directory, game_id
+from v2.data.start_scene import cut_start
+from v2.eval.weights_folder import describe_folder
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
+from v2.runtime.files import check_writable
+from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config, vqvae_beside
 
 KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 
@@ -29,15 +38,22 @@ def build_parser():
     parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
+    parser.add_argument("--to", type=cli.path, metavar="FOLDER",
+                        help="an empty or new folder to share (default: the shipped weights)")
+    parser.add_argument("--data", type=cli.path,
+                        help="npz that --to takes frames to start from (default: what the run "
+                        "learnt from)")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     path = find_weights(args.run, "world_model", args.game)
-    if read_config(path.parent).get("is_smoke"):
-        raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
-    vqvae_path = path.with_name("vqvae.pt")
+    if args.to and args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())):
+        raise FileExistsError(f"{args.to} is there and not an empty folder: name another --to")
+    if args.to:
+        check_writable(args.to)
+    vqvae_path = vqvae_beside(path)
     if args.vqvae:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
     vqvae, vqvae_info = load_vqvae(vqvae_path)
@@ -45,10 +61,12 @@ def main(argv=None) -> int:
         raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
+    if is_of_smoke(info):
+        raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
-    directory = game_directory(args.game)
+    directory = args.to or game_directory(args.game)
     for kind, model, state, source in (
         ("vqvae", vqvae, vqvae_info, vqvae_path),
         ("world_model", world_model, info, path),
@@ -58,8 +76,25 @@ def main(argv=None) -> int:
         kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
         checkpoint.save_checkpoint(target, kind, model, **kept)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
-    print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint shipped")
+    if args.to:
+        data = _data(args, path)
+        infos = {"vqvae": vqvae_info, "world_model": info}
+        describe_folder(args.to, game_id(args.game), infos, cut_start(data) if data else None)
+        print(f"start scene: {data or 'none, as there is no data: give --data'}")
+    weights = shlex.quote(str(args.to or "shipped"))
+    print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint {weights}")
     return 0
+
+
+def _data(args, weights: Path) -> Path | None:
+    """Return the data that a start scene is cut from; None where there is none any more."""
+    if args.data:
+        return args.data
+    places = [game_directory(args.game) / f"{DATA_NAME}.npz"]
+    with contextlib.suppress(FileNotFoundError, ValueError):  # not of a run
+        named = read_config(weights.parent)["args"].get("data")
+        places = [Path(named)] if named else places
+    return next((place for place in places if recorded_files(place)), None)
 
 
 def _without_machine(run: dict) -> dict:

@@ -34,7 +34,7 @@ from v2.data.atari_dataset import (
     set_bad_aside,
 )
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.data.games import game_directory
+from v2.data.games import find_weights, game_directory
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
 from v2.eval.pictures import save_grid
@@ -81,7 +81,8 @@ def main(argv=None) -> int:
     model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
-        earlier = _start_from(Path(recipe.init_from).expanduser(), model, recipe, data_path)
+        start = find_weights(recipe.init_from, "vqvae", args.game)
+        earlier = _start_from(start, model, recipe, data_path)
     trainer = Trainer(parsed, model, data, device, workers)
     trainer.earlier = earlier
     run = RunDir(args.resume) if args.resume else None

@@ -73,7 +73,8 @@ def build_parser():
     parser = training_parser(__file__, WORLD_MODEL_PRESETS)
     parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the game's); "
                         "made when missing or stale")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
+    parser.add_argument("--vqvae", "--weights", default="latest",
+                        help="latest, shipped, a run, a folder or a file")  # fmt: skip
     return parser
 
 
@@ -112,7 +113,7 @@ def main(argv=None) -> int:
     model = _new_model(recipe, vqvae, tokens).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
-        trainer.start_from(Path(recipe.init_from).expanduser(), data)
+        trainer.start_from(find_weights(recipe.init_from, "world_model", args.game), data)
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
         is_smoke = recipe.is_smoke or is_of_smoke(vqvae_state)
