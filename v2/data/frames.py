@@ -62,7 +62,8 @@ def fit_frame(picture: np.ndarray, fit: str = FITS[0]) -> np.ndarray:
         scale = min(height / H, width / W)
         height, width = max(1, round(H * scale)), max(1, round(W * scale))
     rows, columns = area_weights(picture.shape[0], height), area_weights(picture.shape[1], width)
-    mean = np.einsum("yh,hwc,xw->yxc", rows, picture, columns, optimize=True)
+    lines = rows @ picture.reshape(len(picture), -1).astype(np.float32)  # (height, W * 3)
+    mean = columns @ lines.reshape(height, -1, 3)
     frame = np.zeros(FRAME_SHAPE, np.uint8)
     top, left = (FRAME_SHAPE[0] - height) // 2, (FRAME_SHAPE[1] - width) // 2
     frame[top : top + height, left : left + width] = np.rint(mean).clip(0, 255)

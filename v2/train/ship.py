@@ -51,6 +51,9 @@ def main(argv=None) -> int:
     path = find_weights(args.run, "world_model", args.game)
     if args.to and args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())):
         raise FileExistsError(f"{args.to} is there and not an empty folder: name another --to")
+    config = _config_of_run(path)
+    if config.get("is_smoke"):
+        raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
     if args.to:
         check_writable(args.to)
     vqvae_path = vqvae_beside(path)
@@ -62,7 +65,7 @@ def main(argv=None) -> int:
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
     if is_of_smoke(info):
-        raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
+        raise ValueError(f"{path} is of a smoke run, which is never shipped")
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
@@ -77,7 +80,7 @@ def main(argv=None) -> int:
         checkpoint.save_checkpoint(target, kind, model, **kept)
         print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
     if args.to:
-        data = _data(args, path)
+        data = args.data or _data_of_run(config, args.game)
         infos = {"vqvae": vqvae_info, "world_model": info}
         describe_folder(args.to, game_id(args.game), infos, cut_start(data) if data else None)
         print(f"start scene: {data or 'none, as there is no data: give --data'}")
@@ -86,15 +89,18 @@ def main(argv=None) -> int:
     return 0
 
 
-def _data(args, weights: Path) -> Path | None:
-    """Return the data that a start scene is cut from; None where there is none any more."""
-    if args.data:
-        return args.data
-    places = [game_directory(args.game) / f"{DATA_NAME}.npz"]
-    with contextlib.suppress(FileNotFoundError, ValueError):  # not of a run
-        named = read_config(weights.parent)["args"].get("data")
-        places = [Path(named)] if named else places
-    return next((place for place in places if recorded_files(place)), None)
+def _config_of_run(weights: Path) -> dict:
+    """Return what a run was begun with; nothing where weights lie in no run's folder."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_config(weights.parent)
+    return {}
+
+
+def _data_of_run(config: dict, game: str) -> Path | None:
+    """Return the data that a run learnt from; None where it is no longer there."""
+    named = config.get("args", {}).get("data")
+    data = Path(named) if named else game_directory(game) / f"{DATA_NAME}.npz"
+    return data if recorded_files(data) else None
 
 
 def _without_machine(run: dict) -> dict:
