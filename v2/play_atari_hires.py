@@ -218,8 +218,13 @@ def _environment(emulator: EmulatorConfig | RecordedConfig, engine):
         return make_atari_env(config=emulator)
     own = game_directory(emulator.game) / f"{DATA_NAME}.npz"
     start = REPOSITORY / Path(engine.source).with_name(START_NAME)
-    if not recorded_files(own) and start.exists():
+    if not recorded_files(own):
         own = start
+    if not recorded_files(own):
+        raise FileNotFoundError(
+            f"no recording of {emulator.game} in {own.parent} nor beside the weights: "
+            "v2/data/import_recordings.py makes one"
+        )
     print(f"recording: {shown_path(own)}")
     return RecordedEnv(own, emulator)
 

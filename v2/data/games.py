@@ -45,7 +45,10 @@ class EmulatorConfig:
     def __post_init__(self):
         object.__setattr__(self, "game", game_id(self.game))
         if self.game.startswith(OWN):
-            raise ValueError(f"{self.game} was only recorded: there is no emulator of it to play")
+            raise ValueError(
+                f"{self.game} was only recorded, there is no emulator of it: its data comes from "
+                "v2/data/import_recordings.py"
+            )
         if not 1 <= self.frameskip <= 60:
             raise ValueError(f"frameskip must be 1 to 60, got {self.frameskip}")
         if not 0 <= self.repeat_action_probability < 1:
