@@ -42,6 +42,10 @@ def minari_source(source: str, names: list[str] | None) -> Source:
     folder = _data_folder(Path(source))
     try:
         dataset = minari.MinariDataset(folder) if folder else minari.load_dataset(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no Minari dataset {source} on this machine: minari download {source} fetches it"
+        ) from error
     except (ValueError, KeyError, AssertionError) as error:
         raise ValueError(f"{source} is no Minari dataset that can be read ({error})") from error
     seen, acts = dataset.observation_space, dataset.action_space

@@ -56,6 +56,8 @@ def numbered(
     texts = sorted({value.upper() for value in used if isinstance(value, str)})
     if names is None and texts:
         names = sorted(texts, key=lambda text: (text != IDLE, text))
+    if names and len(names) > MAX_ACTIONS:
+        raise ValueError(f"at most {MAX_ACTIONS} actions are known, got {len(names)}")
     index = {name.upper(): k for k, name in enumerate(names or [])}
     limit = len(names) if names else MAX_ACTIONS
 

@@ -27,11 +27,11 @@ def video_source(path: Path, names: list[str] | None) -> Source:
         ValueError, FileNotFoundError: no video, a video without a table, a table that cannot be
             read, or videos of different frame rates.
     """
-    videos = [path]
-    if path.is_dir():
-        videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+    places = sorted(path.iterdir()) if path.is_dir() else [path]
+    videos = [place for place in places if place.suffix.lower() in VIDEO_SUFFIXES]
     if not videos:
-        raise FileNotFoundError(f"{path} holds no video ({', '.join(VIDEO_SUFFIXES)})")
+        known = ", ".join(VIDEO_SUFFIXES)
+        raise ValueError(f"{path} holds no video ({known}) and is neither npz nor Minari's")
     tables = {str(video): read_table(table_of(video)) for video in videos}
     rates = {str(video): _frame_rate(video) for video in videos}
     usual = rates[str(videos[0])]
@@ -125,10 +125,15 @@ def _of_json(path: Path, text: str) -> dict:
         raise ValueError(f"{path}: {PLAYS_OWN}")
     if not isinstance(actions, list) or not all(isinstance(a, str | int) for a in actions):
         raise ValueError(f"{path} holds no list of actions, names or whole numbers")
+    names = table.get("action_meanings")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{path}: action_meanings must be a list of names")
     return {
         "actions": actions, "rewards": table.get("rewards"),
         "is_terminated": table.get("terminated") is True,
-        "action_meanings": table.get("action_meanings"),
+        "action_meanings": names,
     }  # fmt: skip
 
 
