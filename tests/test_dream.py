@@ -84,14 +84,24 @@ def test_a_known_age_is_read_and_unknown_is_what_the_frames_tell(engine):
     lambda e: e.reset_tokens(torch.full((1, 4, 336), 32)),
     lambda e: e.reset_tokens(torch.zeros(1, 4, 336)),
     lambda e: e.reset_tokens(torch.zeros(0, 4, 336, dtype=torch.long)),
+    lambda e: e.reset_tokens(torch.zeros(2, 4, 336, dtype=torch.long), is_batched=False),
+    lambda e: e.reset_tokens(3), lambda e: e.step([[1], [1, 2]]),
+    lambda e: e.step(torch.tensor(1.0, dtype=torch.bfloat16)),
+    lambda e: e.encode(FRAMES[0, :0]), lambda e: e.encode(FRAMES[0, 0]),
+    lambda e: e.decode(np.full((1, 21, 16), 32)), lambda e: e.decode(np.zeros((21, 16), int)),
+    lambda e: e.decode(np.zeros((1, 21, 16))),
+    lambda e: e.restore(None), lambda e: e.restore(e.history, torch.zeros(3, dtype=torch.uint8)),
+    lambda e: e.restore(e.history._replace(age=torch.zeros(2, 336, dtype=torch.long))),
 ], ids=str)  # fmt: skip
 def test_what_is_refused_changes_nothing(call, engine):
     engine.reset(FRAMES[0])
     engine.step(1)
     before, last = engine.history, (engine.last_reward, engine.last_terminated)
+    rng_state = engine.rng_state
     with pytest.raises(ValueError, match="must|need|got"):
         call(engine)
     assert engine.history is before and (engine.last_reward, engine.last_terminated) == last
+    assert torch.equal(engine.rng_state, rng_state)
     assert engine.step(1).shape == (84, 64, 3)
 
 
@@ -103,11 +113,51 @@ def test_whole_numbers_of_any_kind_are_taken(one, engine):
     assert np.array_equal(engine.step(1), first)
 
 
+def test_only_what_the_last_reset_began_is_begun_anew(engine):
+    engine.reset(FRAMES)
+    batch = engine.history
+    engine.reset(FRAMES[0])
+    engine.restore(batch)
+    with pytest.raises(ValueError, match="did not begin these 2 dreams"):
+        engine.restart(np.array([False, True]))
+    assert engine.history is batch
+
+
+@pytest.mark.parametrize("seed", [2.5, -1, True, "1", 2**70])
+def test_a_seed_that_is_no_whole_number_is_refused(seed, vqvae):
+    assert DreamEngine(vqvae, _model(), seed=np.int64(4)).rng_state.numel()
+    with pytest.raises(ValueError, match="seed must be an integer"):
+        DreamEngine(vqvae, _model(), seed=seed)
+
+
 def test_arrays_that_cannot_be_written_are_taken_without_a_warning(engine, recwarn):
     frames = FRAMES[0].copy()
     frames.setflags(write=False)
     engine.reset(frames)
     assert not recwarn.list
+
+
+def test_a_step_copies_all_it_brought_to_the_host_at_once(engine, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.uint8)
+    engine.reset(frames)
+    copies, copy = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t) or copy(t))
+    frame = engine.step([1, 2])
+    tokens = engine.tokens
+    np.testing.assert_array_equal(frame, engine.frame())
+    assert len(copies) == 1
+    engine.history = engine.history._replace(is_batched=True)  # forgets what lies on the host
+    np.testing.assert_array_equal(tokens, engine.tokens)
+    np.testing.assert_array_equal(frame, engine.frame())
+    assert len(copies) == 3
+
+
+def test_what_a_user_writes_into_a_frame_changes_no_dream(engine):
+    engine.reset(np.zeros((4, 84, 64, 3), np.uint8))
+    frame = engine.step(1)
+    kept = frame.copy()
+    frame[:], engine.tokens[:], engine.frame()[:] = 0, 0, 0
+    np.testing.assert_array_equal(engine.frame(), kept)
 
 
 def test_a_step_before_a_reset_says_so(engine):

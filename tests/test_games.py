@@ -96,6 +96,18 @@ def test_an_integer_of_any_kind_is_taken(breakout, action):
     assert not np.array_equal(breakout.step(action)[0], other.step(3)[0])
 
 
+def test_settings_and_seeds_are_whole_numbers_of_any_kind(breakout):
+    config = EmulatorConfig(frameskip=np.int64(4))
+    assert config == EmulatorConfig() and type(config.frameskip) is int
+    assert np.array_equal(breakout.reset(seed=np.int64(3))[0], breakout.reset(seed=3)[0])
+    for wrong in (4.5, 4.0, 0, True, "4"):
+        with pytest.raises(ValueError, match="frameskip must be an integer from 1 to 60, got"):
+            EmulatorConfig(frameskip=wrong)
+    for wrong in (3.0, -1, True, "3"):
+        with pytest.raises(ValueError, match="seed must be an integer"):
+            breakout.reset(seed=wrong)
+
+
 @pytest.mark.parametrize("config", [
     EmulatorConfig(), EmulatorConfig("pong", repeat_action_probability=0.25, max_pool=True),
 ])  # fmt: skip

@@ -10,7 +10,7 @@ from tests import ball_world
 from tests.conftest import train_vqvae, train_world_model
 from v2.data import games, import_recordings, tokenize_atari
 from v2.data.action_shift import check_shift
-from v2.data.atari_dataset import load_game_data, split_of_game
+from v2.data.atari_dataset import hold_out_end, load_game_data, split_of_game
 from v2.data.frames import fit_frame
 from v2.data.games import EmulatorConfig, RecordedConfig, game_id, stored_config
 from v2.dream import DreamEngine
@@ -68,11 +68,12 @@ def test_equal_sources_give_equal_files_and_no_game_stands_in_two_splits(filmed,
 
 
 def test_of_a_single_game_the_end_is_held_out(filmed, tmp_path):
-    alone = save_arrays(tmp_path / "alone.npz", filmed[1][:1], episode_ids=None)
+    frames, actions, _ = game = ball_world.play(np.random.default_rng(0), 200)
+    alone = save_arrays(tmp_path / "alone.npz", [game], episode_ids=None)
     data = imported(alone, tmp_path / "data.npz")
-    frames, actions, _ = filmed[1][0]
-    np.testing.assert_array_equal(data.frames[data.rows_of("val")], frames[-18:])
-    np.testing.assert_array_equal(data.actions[data.rows_of("val")][:-1], actions[-18:-1])
+    hold_out_end(data)
+    np.testing.assert_array_equal(data.frames[data.rows_of("val")], frames[-20:])
+    np.testing.assert_array_equal(data.actions[data.rows_of("val")][:-1], actions[-20:-1])
     assert not data.has_action[data.rows_of("train")[-1]]
 
 

@@ -853,13 +853,13 @@ def test_headless_play_saves_data_and_does_not_replace_any(fake_weights, tmp_pat
         play_atari_hires.main(["--headless", "--save-data", str(path)])
 
 
-def test_training_holds_out_the_second_game_and_a_single_one_is_said(
+def test_training_holds_out_the_second_game_and_of_a_single_one_the_end_which_is_said(
     fake_weights, tmp_path, capsys
 ):
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
     _, lines = run_main(capsys, "--headless", "--keys", "FIRE*9", "--save-data", one)
-    assert "play two that differ" in lines[-2]
-    with pytest.raises(ValueError, match="no val game.*play two games"):
+    assert "of a single game training holds out the last tenth" in lines[-2]
+    with pytest.raises(ValueError, match="holds 13 frames and no game to hold out"):
         train_vqvae_hires.main(["--data", str(one), "--out", str(tmp_path)])
     _, lines = run_main(capsys, "--headless", "--keys", "RIGHT*9,FIRE*400", "--save-data", two)
     assert "two.npz" in lines[-2]
@@ -923,7 +923,7 @@ def test_two_equal_games_give_a_file_that_can_be_read(fake_weights, tmp_path, ca
     path = tmp_path / "data.npz"
     _, lines = run_main(capsys, "--headless", "--keys", "FIRE*400", "--save-data", path)
     assert any(line.startswith("left out: 1,") for line in lines)
-    assert "play two that differ" in lines[-2]
+    assert "holds out the last tenth" in lines[-2]
     assert not any(split_of_game(e["seed"]) == "val" for e in load_game_data(path).meta["episodes"])
 
 

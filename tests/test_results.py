@@ -210,7 +210,7 @@ def test_ablations_are_a_table_where_there_are_any(wholes, docs):
     assert "| the recipe | 0.5000 [0.4000, 0.6000] |\n| no rollouts | - |\n" in page
 
 
-STORED = results_page.REPOSITORY / "docs" / "results"
+STORED = results_page.ROOT / "docs" / "results"
 
 
 @pytest.mark.skipif(not (STORED / "breakout.json").exists(), reason="no results are stored yet")
@@ -218,5 +218,5 @@ def test_the_stored_page_and_readme_are_made_of_the_stored_documents():
     found = documents.read_results(STORED, results_page.GAMES)
     page = results_page.page_of(found, documents.read_ablations(STORED / "ablations.json"))
     assert page == (STORED.parent / "results.md").read_text("utf-8")
-    readme = (results_page.REPOSITORY / "README.md").read_text("utf-8")
+    readme = (results_page.ROOT / "README.md").read_text("utf-8")
     assert results_page.with_results(readme, results_page.readme_table(found))[0] == readme

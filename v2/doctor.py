@@ -23,13 +23,16 @@ import time
 from typing import NamedTuple
 
 from v2.runtime import cli
+from v2.runtime.commands import IS_INSTALLED, PACKAGED, command
 from v2.runtime.files import check_writable
 
-ROOT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 10)
-PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "pillow", "av")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "filelock", "pillow",
+            "av")  # fmt: skip
 USERS = {"pygame": "play", "av": "play --record", "pillow": "training, recording"}
-INSTALL = "python -m pip install -r requirements.txt"
+INSTALL, RESTORE = "python -m pip install -r requirements.txt", "git checkout -- checkpoints/v2"
+if IS_INSTALLED:
+    INSTALL = RESTORE = "install this package again, as the first time"
 LITTLE_DISK_GB, TOO_LITTLE_DISK_GB = 5.0, 0.5
 MATRIX = 192  # bfloat16 in software takes 0.1 s for a product of this size
 DISPLAY_SECONDS = 20
@@ -147,8 +150,10 @@ def check_roms() -> list[Finding]:
 
 
 def check_disk() -> list[Finding]:
-    folder = ROOT / "checkpoints"
-    free = shutil.disk_usage(folder if folder.exists() else ROOT).free / 1e9
+    from v2.data.games import CHECKPOINTS
+
+    folder = CHECKPOINTS.absolute()
+    free = shutil.disk_usage(folder if folder.exists() else Path()).free / 1e9
     text, fix = f"{free:.1f} GB free", "free some space: data, tokens and runs need about 1 GB"
     try:
         check_writable(folder)
@@ -162,11 +167,12 @@ def check_disk() -> list[Finding]:
 def check_weights() -> list[Finding]:
     if not (_is_there("torch") and _is_there("gymnasium") and _is_there("ale_py")):
         return []
-    from v2.data.games import CHECKPOINTS, game_directory
+    from v2.data.games import CHECKPOINTS, shipped_directory
 
-    others = sorted(path.name for path in CHECKPOINTS.glob("*") if any(path.glob("*.pt")))
-    directories = {"breakout": game_directory("breakout")}
-    directories |= {game: CHECKPOINTS / game for game in others if game != "atari"}
+    others = {path.parent.name for home in (CHECKPOINTS, PACKAGED)
+              for path in home.glob("*/*.pt")}  # fmt: skip
+    names = ["breakout", *sorted(others - {"atari"})]
+    directories = {game: shipped_directory(game) for game in names}
     return [_check_pair(game, directory) for game, directory in directories.items()]
 
 
@@ -181,15 +187,17 @@ def _check_pair(game: str, directory: Path) -> Finding:
     if absent:
         text = f"{game}: {' and '.join(absent)} absent"
         if runs := finished_runs(directory, "world_model"):
-            return Finding("weights", f"{text}; play takes {runs[-1]}", f"make ship GAME={game}")
-        fix = f"git checkout -- checkpoints/v2, or make train GAME={game}: about two hours"
+            ship = command("train/ship.py", game=game)
+            return Finding("weights", f"{text}; play takes {runs[-1]}", ship)
+        train = command("train/pipeline.py", game=game)
+        fix = f"{RESTORE}, or {train}: about two hours"
         return Finding("weights", text, fix, "play, eval")
     try:
         vqvae, _ = load_vqvae(paths["vqvae"])
         vqvae_sha256 = tokenizer_sha256(vqvae)
         world_model, _ = load_world_model(paths["world_model"], vqvae_sha256)
     except ValueError as error:
-        return Finding("weights", str(error), "git checkout -- checkpoints/v2", "play, eval")
+        return Finding("weights", str(error), RESTORE, "play, eval")
     world_model_sha256 = checkpoint.model_sha256(world_model)
     hashes = f"tokenizer {vqvae_sha256[:12]}, world model {world_model_sha256[:12]}"
     return Finding("weights", f"{game}: whole and of one pair: {hashes}")

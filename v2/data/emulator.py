@@ -5,7 +5,6 @@ only module that imports gymnasium and ale_py. Knows nothing of data files, poli
 """
 
 import functools
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,8 +13,10 @@ import numpy as np
 
 from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.games import EmulatorConfig
+from v2.runtime.checks import whole_number
 
 RENDER_MODES = ("rgb_array",)
+MAX_SEED = 2**63 - 1
 
 
 class BranchStep(NamedTuple):
@@ -61,6 +62,7 @@ class AtariFrameEnv(gymnasium.Env):
         return self.ale.getRAM()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
+        seed = seed if seed is None else whole_number(seed, 0, MAX_SEED, "seed")
         super().reset(seed=seed)
         screen, info = self.env.reset(seed=seed, options=options)
         return downsample_screen(screen), info
@@ -86,17 +88,8 @@ class AtariFrameEnv(gymnasium.Env):
         return downsample_screen(pooled), total, terminated, truncated, info
 
     def _checked(self, action) -> int:
-        num_actions = int(self.action_space.n)
-        try:
-            index = -1 if isinstance(action, bool) else operator.index(action)
-        except TypeError:
-            index = -1
-        if not 0 <= index < num_actions:
-            raise ValueError(
-                f"action must be an integer from 0 to {num_actions - 1} "
-                f"({', '.join(self.action_meanings)}), got {action!r}"
-            )
-        return index
+        hint = f" ({', '.join(self.action_meanings)})"
+        return whole_number(action, 0, int(self.action_space.n) - 1, "action", hint)
 
     def render(self) -> np.ndarray | None:
         """Return the emulator's own screen, uint8 (210, 160, 3); None without a render mode."""

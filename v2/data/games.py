@@ -11,9 +11,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from v2.runtime.run_dir import find_checkpoint
+from v2.runtime.checks import whole_number
+from v2.runtime.commands import IS_INSTALLED, PACKAGED, ROOT, command
+from v2.runtime.run_dir import SHIPPED, find_checkpoint
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints" / "v2"
+# Of an installed package what you collect and train lies below the folder that you are in.
+CHECKPOINTS = (Path() if IS_INSTALLED else ROOT) / "checkpoints" / "v2"
 ATARI_GAMES = """
     adventure air_raid alien amidar assault asterix asteroids atlantis atlantis2 backgammon
     bank_heist basic_math battle_zone beam_rider berzerk blackjack bowling boxing breakout
@@ -49,8 +52,7 @@ class EmulatorConfig:
                 f"{self.game} was only recorded, there is no emulator of it: its data comes from "
                 "v2/data/import_recordings.py"
             )
-        if not 1 <= self.frameskip <= 60:
-            raise ValueError(f"frameskip must be 1 to 60, got {self.frameskip}")
+        object.__setattr__(self, "frameskip", whole_number(self.frameskip, 1, 60, "frameskip"))
         if not 0 <= self.repeat_action_probability < 1:
             raise ValueError(
                 f"repeat_action_probability must be in [0, 1), got {self.repeat_action_probability}"
@@ -97,11 +99,11 @@ def game_id(name: str) -> str:
         ValueError: no such ROM; names the closest ones. An id that names settings as well, such as
             `BreakoutNoFrameskip-v4`: says which are in force.
     """
-    if name.startswith(OWN):
+    if str(name).startswith(OWN):
         if not re.fullmatch(OWN + "[a-z0-9_-]{1,60}", name):
             raise ValueError(f"a recorded game is named {OWN}[a-z0-9_-], got {name!r}")
         return name
-    short = re.sub(r"-v\d+$", "", name.removeprefix("ALE/"))
+    short = re.sub(r"-v\d+$", "", str(name).removeprefix("ALE/"))
     letters, known = re.sub(r"[\W_]", "", short).lower(), ATARI_GAMES
     spelt = {game.replace("_", ""): game for game in known}  # separators are free
     if letters not in spelt:
@@ -119,22 +121,32 @@ def game_id(name: str) -> str:
 
 
 def game_directory(game: str) -> Path:
-    """Return the directory of a game's data and weights; `atari` is Breakout's."""
+    """Return the directory of a game's data and runs; `atari` is Breakout's."""
     return CHECKPOINTS / ("atari" if game_id(game) == "breakout" else game_id(game))
+
+
+def shipped_directory(game: str) -> Path:
+    """Return the directory of a game's shipped weights: your own, else those of the package."""
+    own = game_directory(game)
+    packaged = PACKAGED / own.name
+    is_own = any((own / name).exists() for name in SHIPPED.values())
+    return packaged if packaged.is_dir() and not is_own else own
 
 
 def emulator_dict(config: EmulatorConfig | RecordedConfig) -> dict:
     return dataclasses.asdict(config)
 
 
-def find_weights(name: str, kind: str, game: str) -> Path:
+def find_weights(name: str, kind: str, game: str, home: Path | None = None) -> Path:
     """Resolve a name to a checkpoint of a game; see `v2.runtime.run_dir.find_checkpoint`.
 
     Args:
-        name: `latest`, `shipped`, a run's name, a run's folder or a file.
+        name: `latest`, `shipped`, a run's name, a run's folder, a home or a file.
         kind: vqvae or world_model.
+        home: a directory of runs/ that was named, where `latest` is looked for first.
     """
-    advice = f"run make train GAME={game_id(game)}"
-    if game.startswith(OWN):
-        advice = "train it as docs/own-data.md says"
-    return find_checkpoint(name, kind, game_directory(game), advice)
+    train = f"make train GAME={game_id(game)}"
+    if IS_INSTALLED:
+        train = command("train/pipeline.py", game=game_id(game))
+    shipped = shipped_directory(game)
+    return find_checkpoint(name, kind, game_directory(game), f"run {train}", home, shipped)

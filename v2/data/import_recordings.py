@@ -18,25 +18,20 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 import re
-import shlex
 
 import numpy as np
 
 from v2.data.action_shift import SHIFTS, check_shift
-from v2.data.atari_dataset import (
-    DATA_NAME,
-    GameData,
-    check_training_games,
-    recorded_files,
-    save_game_data,
-)
+from v2.data.atari_dataset import GameData, check_training_games, save_game_data
 from v2.data.contact_sheet import save_contact_sheet
 from v2.data.frames import FITS
 from v2.data.games import OWN, game_directory, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
+from v2.data.recordings import DATA_NAME, recorded_files
 from v2.data.sources import Source, dataset_source, is_dataset, npz_source
 from v2.data.video_recordings import video_source
+from v2.runtime.commands import command
 from v2.runtime.files import check_output
 
 USUAL_FPS = 15  # what the recipes were made for
@@ -97,8 +92,7 @@ def main(argv=None) -> int:
     print(f"contact sheet: {sheet}: do frames and actions belong together?")
     if args.to_minari:
         print(f"Minari: {args.to_minari}, {write_minari(args.to_minari, data)}")
-    where = f" --data {shlex.quote(str(out))}" if args.out else ""
-    print(f"next: python v2/train/train_vqvae_hires.py --game {game}{where}")
+    print(f"next: {command('train/train_vqvae_hires.py', game=game, data=args.out)}")
     return 0
 
 

@@ -20,7 +20,6 @@ from v2.data.games import RecordedConfig, emulator_dict
 from v2.data.sources import Recording, Source
 
 MIN_FRAMES = 9  # of an episode; shorter ones hold no window with a rollout
-HELD_OUT_SHARE = 0.1  # of the only episode, its end
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ def import_source(source: Source, settings: ImportSettings, folder: Path, stop=F
         file.truncate()
     if not episodes:
         raise ValueError("; ".join(["nothing to import", *source.notes]))
-    if len(episodes) == 1:
-        episodes = _cut_in_two(episodes[0])
     file.flush()
     num_frames = sum(episode.num_frames for episode in episodes)
     frames = np.memmap(file, np.uint8, "r+", shape=(num_frames, *FRAME_SHAPE))
@@ -136,19 +133,6 @@ def _read(
         rewards[rows].sum(1).astype(np.float32),
         recording.is_terminated and first + steps * every == total - 1, digest.digest(),
     )  # fmt: skip
-
-
-def _cut_in_two(episode: _Episode) -> list[_Episode]:
-    """Hold out the end of the only episode, which training could else not be validated on."""
-    held_out = max(2 * MIN_FRAMES, round(HELD_OUT_SHARE * episode.num_frames))
-    cut = episode.num_frames - held_out
-    if cut < MIN_FRAMES:
-        raise ValueError(f"{episode.name} alone has {episode.num_frames} frames: record more")
-    name, actions, rewards = episode.name, episode.actions, episode.rewards
-    begin = _Episode(name, cut, actions[: cut - 1], rewards[: cut - 1], False, b"")
-    end = _Episode(f"{name} (its end)", held_out, actions[cut:], rewards[cut:],
-                   episode.is_terminated, episode.digest)  # fmt: skip
-    return [begin, end]
 
 
 def _first_seed(episodes: list[_Episode]) -> int:

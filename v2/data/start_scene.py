@@ -9,16 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import (
-    GameData,
-    data_paths,
-    fields_of,
-    read_episodes,
-    read_steps,
-    split_of_game,
-    with_ram,
-)
+from v2.data.atari_dataset import GameData, fields_of, read_steps, split_of, with_ram
 from v2.data.npz import read_rows
+from v2.data.recordings import NUM_SHARDS, data_paths, list_episodes
 
 NUM_FRAMES = 64
 
@@ -30,8 +23,8 @@ def cut_start(path: Path) -> GameData:
         FileNotFoundError, ValueError: none there, or a damaged one.
     """
     wanted = max(
-        read_episodes(path),
-        key=lambda e: (split_of_game(e["seed"]) == "val", min(e["frames"], NUM_FRAMES), -e["id"]),
+        list_episodes(path).episodes,
+        key=lambda e: (split_of(e) == "val", min(e["frames"], NUM_FRAMES), -e["id"]),
     )
     for part in data_paths(path):
         arrays, meta = read_steps(part)
@@ -46,4 +39,5 @@ def cut_start(path: Path) -> GameData:
     for name in ("actions", "rewards", "terminated", "truncated"):
         kept[name][-1] = 0
     episode = wanted | {"frames": len(rows), "score": float(kept["rewards"].sum())}
+    meta.pop(NUM_SHARDS, None)
     return GameData(**with_ram(kept), meta=meta | {"episodes": [episode]})

@@ -26,9 +26,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from v2.eval import documents
+from v2.runtime.commands import ROOT
 from v2.runtime.files import atomic_path, check_output, write_text
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GAMES = ("breakout", "pong")
 MARKS = "<!-- results -->", "<!-- /results -->"
 BALL, PSNR = "rollout/ball_hit_2px", "rollout/psnr"
@@ -94,9 +94,9 @@ def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--take", type=cli.path, nargs="+", default=[], metavar="FILE",
                         help="whole documents of gold_eval.py, trimmed into --docs first")
-    parser.add_argument("--docs", type=cli.path, default=REPOSITORY / "docs",
+    parser.add_argument("--docs", type=cli.path, default=ROOT / "docs",
                         help="directory of results.md and results/")  # fmt: skip
-    parser.add_argument("--readme", type=cli.path, default=REPOSITORY / "README.md",
+    parser.add_argument("--readme", type=cli.path, default=ROOT / "README.md",
                         help="file whose ten results are filled in")  # fmt: skip
     return parser
 

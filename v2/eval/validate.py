@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import ARRAY_FIELDS, META_FIELDS, data_paths, fields_of, window_starts
+from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, window_starts
 from v2.data.npz import read_meta, read_rows
+from v2.data.recordings import META_FIELDS, Data, data_paths
 from v2.data.tokens import TokenData
 from v2.dream import DreamEngine
 from v2.eval import metrics
@@ -31,7 +32,7 @@ NUM_TURNS, MIN_TURNS = 200, 20  # windows of each kind, and of a row that is log
 class Evaluation:
     """Held-out clips, read once."""
 
-    def __init__(self, vqvae: VQVAE, tokens: TokenData, data: Path, device: torch.device):
+    def __init__(self, vqvae: VQVAE, tokens: TokenData, data: Data, device: torch.device):
         self.vqvae, self.device = vqvae, device
         held_out = tokens.rows_of("val")
         firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, held_out)
@@ -64,7 +65,7 @@ class Evaluation:
         return figures, score
 
 
-def _clips(tokens: TokenData, data: Path, firsts: np.ndarray, steps: int, strata) -> Clips:
+def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata) -> Clips:
     """Cut windows of four frames and the steps after them that begin at some rows."""
     rows = firsts[:, None] + np.arange(HISTORY + steps)  # (B, 4 + H)
     return Clips(
@@ -79,8 +80,8 @@ def _clips(tokens: TokenData, data: Path, firsts: np.ndarray, steps: int, strata
     )
 
 
-def _read(name: str, data: Path, rows: np.ndarray) -> np.ndarray:
-    """Read rows (B, T) of one array of a data file or its shards, a block at a time."""
+def _read(name: str, data: Data, rows: np.ndarray) -> np.ndarray:
+    """Read rows (B, T) of one array of recordings, a block at a time."""
     paths = data_paths(data)
     if name not in fields_of(read_meta(paths[0], META_FIELDS)):
         return np.empty((*rows.shape, 0), np.uint8)

@@ -65,7 +65,8 @@ class Draw:
 @functools.lru_cache(maxsize=512)
 def _text(text: str, size: int, color: str) -> pygame.Surface:
     """Draw a line large and shrink it: even spacing where hinting at small sizes has none."""
-    image = _font(size * OVERSAMPLING).render(text, True, COLORS[color])
+    shown = text.encode("utf-8", "backslashreplace").decode("utf-8")  # a path may hold other bytes
+    image = _font(size * OVERSAMPLING).render(shown, True, COLORS[color])
     width, height = (math.ceil(length / OVERSAMPLING) for length in image.get_size())
     return pygame.transform.smoothscale(image, (width, height))
 

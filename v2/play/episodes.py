@@ -9,16 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import (
-    META_FIELDS,
-    GameData,
-    data_paths,
-    load_game_data,
-    recorded_emulator,
-    split_of_game,
-)
+from v2.data.atari_dataset import GameData, load_game_data, recorded_emulator, split_of
 from v2.data.games import EmulatorConfig, RecordedConfig
 from v2.data.npz import read_meta
+from v2.data.recordings import META_FIELDS, data_paths
 from v2.data.validation import check_episodes
 from v2.play.session import HISTORY_FRAMES
 
@@ -64,7 +58,7 @@ class EpisodeFile:
     @property
     def splits(self) -> list[str]:
         """The split of each episode."""
-        return [split_of_game(entry["seed"]) for _, entry in self._places]
+        return [split_of(entry) for _, entry in self._places]
 
     def check_fits(self, emulator: EmulatorConfig | RecordedConfig, num_actions: int) -> None:
         """Check that a model knows the game as it was recorded.

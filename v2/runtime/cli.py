@@ -12,7 +12,6 @@ import ast
 import contextlib
 import errno
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from v2.runtime.commands import command, example
 from v2.runtime.errors import report_error
 from v2.runtime.files import DISK_FULL
 
@@ -80,9 +80,9 @@ def forwarded_signals(process):
 def run_script(script: str, *flags) -> None:
     """Show and run a script of v2, as "data/collect_atari.py"; stop where it fails, as it does."""
     path = Path(__file__).resolve().parents[1] / script
-    command = [sys.executable, str(path), *map(str, flags)]
-    print(f"\n$ python v2/{script} {shlex.join(command[2:])}", flush=True)
-    process = subprocess.Popen(command, start_new_session=True)
+    print(f"\n$ {command(script, *flags)}", flush=True)
+    process = subprocess.Popen([sys.executable, str(path), *map(str, flags)],
+                               start_new_session=True)  # fmt: skip
     with forwarded_signals(process):
         code = process.wait()
     if code:
@@ -178,7 +178,7 @@ def parser(script: str) -> argparse.ArgumentParser:
     lines = docstring.splitlines()
     made = _Parser(
         description=lines[0],
-        epilog=f"example: {lines[2].strip()}",
+        epilog=f"example: {example(lines[2].strip())}",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -6,7 +6,6 @@ Knows nothing of models, data or losses.
 """
 
 import contextlib
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from v2.data.npz import write_npz
 from v2.runtime.cli import StopRequest
+from v2.runtime.commands import command, quoted
 from v2.runtime.errors import DivergedError, is_out_of_memory
 from v2.runtime.run_dir import RunDir
 from v2.train.recipe import Recipe
@@ -114,7 +114,7 @@ def _finish(trainer, run: RunDir, evaluating: float, losses: dict[str, list]) ->
     run.set_status(is_finished=is_finished, step=trainer.step, minutes=trainer.minutes)
     print(f"{trainer.step} of {trainer.num_steps} steps, "
           f"{evaluating:.1%} of the time for evaluation: {run.path}")  # fmt: skip
-    resume = f"python v2/train/{trainer.script} --resume {shlex.quote(str(run.path))}"
+    resume = command(f"train/{trainer.script}", resume=run.path)
     print(f"next: {trainer.next_command(run) if is_finished else resume}")
 
 
@@ -130,7 +130,7 @@ def check_weights(model: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def failures_explained(trainer, folder: Path | None):
-    """Say what to do when training diverges, the batch kept in the run, or memory ends.
+    """Say what to do when training diverges, the batch kept in the run, or disk or memory end.
 
     Args:
         trainer: has `step`, `recipe`, and the arrays of its last `batch`.
@@ -146,6 +146,10 @@ def failures_explained(trainer, folder: Path | None):
             f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
             f"saved before is kept: try {_again(folder)}{_halved(trainer.recipe, 'lr')}"
         ) from error
+    except OSError as error:
+        if folder is None or not (folder / "last.pt").exists():
+            raise
+        raise type(error)(f"{error}; then go on with {_again(folder)}".rstrip()) from error
     except (MemoryError, RuntimeError) as error:
         if folder is None or not is_out_of_memory(error):
             raise
@@ -163,4 +167,4 @@ def _halved(recipe: Recipe, ending: str) -> str:
 
 
 def _again(folder: Path) -> str:
-    return f"--resume {shlex.quote(str(folder))} " if (folder / "last.pt").exists() else ""
+    return f"--resume {quoted(str(folder))} " if (folder / "last.pt").exists() else ""

@@ -18,15 +18,16 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 import contextlib
-import shlex
 
-from v2.data.atari_dataset import DATA_NAME, recorded_files
 from v2.data.games import find_weights, game_directory, game_id
+from v2.data.recordings import data_paths, default_data
 from v2.data.start_scene import cut_start
 from v2.eval.weights_folder import describe_folder
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
+from v2.runtime.commands import command
 from v2.runtime.files import check_writable
+from v2.runtime.lock import Lock
 from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config, vqvae_beside
 
 KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
@@ -35,7 +36,7 @@ KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
+    parser.add_argument("--run", default="latest", help="latest, a run, a home or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
     parser.add_argument("--to", type=cli.path, metavar="FOLDER",
@@ -70,22 +71,25 @@ def main(argv=None) -> int:
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
     directory = args.to or game_directory(args.game)
-    for kind, model, state, source in (
-        ("vqvae", vqvae, vqvae_info, vqvae_path),
-        ("world_model", world_model, info, path),
-    ):
-        target = directory / SHIPPED[kind]
-        kept = _without_machine({key: state[key] for key in KEPT if key in state})
-        kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
-        checkpoint.save_checkpoint(target, kind, model, **kept)
-        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
-    if args.to:
-        data = args.data or _data_of_run(config, args.game)
-        infos = {"vqvae": vqvae_info, "world_model": info}
-        describe_folder(args.to, game_id(args.game), infos, cut_start(data) if data else None)
-        print(f"start scene: {data or 'none, as there is no data: give --data'}")
-    weights = shlex.quote(str(args.to or "shipped"))
-    print(f"next: python v2/eval/gold_eval.py --game {args.game} --checkpoint {weights}")
+    check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lock(directory / "ship.lock", f"shipping weights into {directory}"):
+        for kind, model, state, source in (
+            ("vqvae", vqvae, vqvae_info, vqvae_path),
+            ("world_model", world_model, info, path),
+        ):
+            target = directory / SHIPPED[kind]
+            kept = _without_machine({key: state[key] for key in KEPT if key in state})
+            kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
+            checkpoint.save_checkpoint(target, kind, model, **kept)
+            print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
+        if args.to:
+            data = args.data or _data_of_run(config, args.game)
+            infos = {"vqvae": vqvae_info, "world_model": info}
+            describe_folder(args.to, game_id(args.game), infos, cut_start(data) if data else None)
+            print(f"start scene: {data or 'none, as there is no data: give --data'}")
+    evaluate = command("eval/gold_eval.py", game=args.game, checkpoint=args.to or "shipped")
+    print(f"next: {evaluate}")
     return 0
 
 
@@ -97,10 +101,11 @@ def _config_of_run(weights: Path) -> dict:
 
 
 def _data_of_run(config: dict, game: str) -> Path | None:
-    """Return the data that a run learnt from; None where it is no longer there."""
-    named = config.get("args", {}).get("data")
-    data = Path(named) if named else game_directory(game) / f"{DATA_NAME}.npz"
-    return data if recorded_files(data) else None
+    """Return a recording that a run learnt from; None where it is no longer there."""
+    named = config.get("args", {}).get("data") or default_data(game, None)
+    with contextlib.suppress(FileNotFoundError):
+        return data_paths([Path(p) for p in named] if isinstance(named, list) else Path(named))[0]
+    return None
 
 
 def _without_machine(run: dict) -> dict:

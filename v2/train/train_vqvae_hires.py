@@ -15,7 +15,6 @@ if __name__ == "__main__":
     cli.explain_errors()
 
 import dataclasses
-import shlex
 import time
 
 import numpy as np
@@ -23,24 +22,26 @@ import torch
 from tqdm import tqdm
 
 from v2.data.atari_dataset import (
-    DATA_NAME,
     GameData,
     check_emulator,
     check_game,
     check_training_games,
     data_sha256,
+    hold_out_end,
     load_game_data,
-    read_episodes,
     set_bad_aside,
 )
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.games import find_weights, game_directory
+from v2.data.recordings import Data, default_data, list_episodes, shown
+from v2.data.tokens import TOKENS_NAME
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
 from v2.eval.pictures import save_grid
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae
 from v2.runtime import checkpoint
+from v2.runtime.commands import command, given
 from v2.runtime.device import autocast, flush_denormals, laid_out, moved
 from v2.runtime.files import check_writable
 from v2.runtime.run_dir import RunDir
@@ -69,31 +70,35 @@ def main(argv=None) -> int:
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     torch.manual_seed(args.seed)
-    directory = game_directory(args.game)
-    check_writable(args.resume or args.out or directory)
-    data_path = args.data or directory / f"{DATA_NAME}.npz"
+    home = args.out or game_directory(args.game)
+    check_writable(args.resume or home / "runs")
+    if args.resume and workers.is_writer:
+        RunDir(args.resume).check_free()
+    named: Data = args.data or default_data(args.game, args.out)
     if args.skip_bad and workers.is_writer:
-        set_bad_aside(data_path)
+        set_bad_aside(named)
     workers.wait()
-    check_game(data_path, args.game)
-    check_training_games(data_path, read_episodes(data_path))
-    data = load_game_data(data_path)
+    check_game(named, args.game)
+    check_training_games(named, list_episodes(named).episodes)
+    print(f"data: {shown(named)}")
+    data = load_game_data(named)
+    hold_out_end(data)
     model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
         start = find_weights(recipe.init_from, "vqvae", args.game)
-        earlier = _start_from(start, model, recipe, data_path)
+        earlier = _start_from(start, model, recipe, named)
     trainer = Trainer(parsed, model, data, device, workers)
     trainer.earlier = earlier
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
         config = {"args": plain_args(args), "recipe": dataclasses.asdict(recipe),
                   "is_smoke": recipe.is_smoke, "game": data.emulator.game}  # fmt: skip
-        run = RunDir.create(args.out or directory, "vqvae", config)
+        run = RunDir.create(home, "vqvae", config)
     return run_trainer(trainer, run)
 
 
-def _start_from(path: Path, model: VQVAE, recipe: VQVAERecipe, data: Path) -> list[dict]:
+def _start_from(path: Path, model: VQVAE, recipe: VQVAERecipe, data: Data) -> list[dict]:
     """Take the weights of another VQ-VAE; return how those were trained."""
     began, info = load_vqvae(path)
     check_emulator(data, path, info)
@@ -152,8 +157,10 @@ class Trainer:
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def next_command(self, run: RunDir) -> str:
-        path = shlex.quote(str(run.path))
-        return f"python v2/data/tokenize_atari.py --game {self.args.game} --vqvae {path}"
+        args = self.args
+        tokens = args.out and args.out / f"{TOKENS_NAME}.npz"
+        return command("data/tokenize_atari.py", vqvae=run.path, out=tokens,
+                       **given(args, "game", "data", "device"))  # fmt: skip
 
     def train_step(self) -> tuple[dict, int]:
         """Do one step; return metrics and the number of images seen."""
