@@ -78,12 +78,12 @@ def test_of_a_single_game_the_end_is_held_out(filmed, tmp_path):
 
 
 def test_arrays_of_any_size_become_frames_by_the_area_average(tmp_path):
-    grey = np.random.default_rng(0).integers(0, 255, (40, 168, 128), np.uint8)
+    grey = np.random.default_rng(0).integers(0, 255, (200, 168, 128), np.uint8)
     source = tmp_path / "mine.npz"
-    np.savez(source, frames=grey, actions=np.arange(40) % 3, fps=30.0)
+    np.savez(source, frames=grey, actions=np.arange(200) % 3, fps=30.0)
     assert import_recordings.main([str(source), "--out", str(tmp_path / "data.npz")]) == 0
     data = load_game_data(tmp_path / "data.npz")
-    expected = grey.reshape(40, 84, 2, 64, 2).mean((2, 4))
+    expected = grey.reshape(200, 84, 2, 64, 2).mean((2, 4))
     assert np.abs(data.frames - expected[..., None]).max() <= 0.5
     assert data.emulator.game == "own-mine" and data.emulator.steps_per_second == 30
 
