@@ -8,6 +8,7 @@ import pytest
 
 from tests import ball_world
 from tests.conftest import train_vqvae, train_world_model
+from v2 import play_atari_hires
 from v2.data import games, import_recordings, tokenize_atari
 from v2.data.action_shift import check_shift
 from v2.data.atari_dataset import hold_out_end, load_game_data, split_of_game
@@ -18,6 +19,7 @@ from v2.eval import gold_eval
 from v2.play.recorded import RecordedEnv
 from v2.play.session import PlaySession
 from v2.runtime.cli import run
+from v2.train import ship
 
 NAMES = ",".join(ball_world.ACTIONS)
 
@@ -277,3 +279,21 @@ def test_after_the_import_nothing_needs_an_emulator(own_game, tmp_path, monkeypa
     assert session.step(0).real_frame.tobytes() == recorded.frames[held_out[7]].tobytes()
     session.set_mode("dream")
     assert session.step(4).action == 4  # here the keys count
+
+
+@pytest.mark.slow
+def test_who_is_given_the_weights_of_an_own_game_can_play_without_its_data(
+    own_game, tmp_path, capsys
+):
+    data, _, world_model = own_game
+    folder, video = tmp_path / "share", tmp_path / "played.png"
+    flags = ["--game", "own-ball"]
+    assert ship.main([*flags, "--run", str(world_model), "--to", str(folder)]) == 0
+    assert str(tmp_path) not in (folder / "README.md").read_text()
+    data.unlink()
+    play = [*flags, "--weights", str(folder), "--headless", "--steps", "3"]
+    assert play_atari_hires.main([*play, "--record", str(video)]) == 0
+    assert f"recording: {folder / 'start.npz'}" in capsys.readouterr().out and video.exists()
+    (folder / "start.npz").unlink()
+    with pytest.raises(FileNotFoundError, match="no recording of own-ball in .* nor beside"):
+        play_atari_hires.main(play)

@@ -86,7 +86,7 @@ def import_source(source: Source, settings: ImportSettings, folder: Path, stop=F
         "fit": settings.fit,
         "episodes": [
             {"id": k, "seed": first_seed + k, "policy": "recorded", "frames": episode.num_frames,
-             "score": float(episode.rewards.sum()), "source": episode.name}
+             "score": float(episode.rewards.sum()), "source": Path(episode.name).name}
             for k, episode in enumerate(episodes)
         ],
     }  # fmt: skip
