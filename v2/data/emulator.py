@@ -179,6 +179,12 @@ def make_atari_env(
     return AtariFrameEnv(env, config)
 
 
+def spaces_of(num_actions: int) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+    """Return the spaces of a game's frames and of its actions."""
+    frames = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+    return frames, gymnasium.spaces.Discrete(num_actions)
+
+
 @functools.cache
 def known_games() -> dict[str, str]:
     """Return every ALE game, as ROM name -> id in gymnasium's registry."""

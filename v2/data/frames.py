@@ -12,6 +12,7 @@ import torch
 
 SCREEN_WIDTH = 160
 FRAME_SHAPE = (84, 64, 3)
+FITS = ("pad", "crop", "stretch")
 
 
 def downsample_screen(screen: np.ndarray) -> np.ndarray:
@@ -35,6 +36,46 @@ def downsample_screen(screen: np.ndarray) -> np.ndarray:
     sums = rows.reshape(84 * 32, 5 * 3) @ _COLUMNS  # exact: integers below 2^24
     area = 5 * group  # odd where H is 210: no ties
     return ((sums + area // 2) // area).astype(np.uint8).reshape(FRAME_SHAPE)
+
+
+def fit_frame(picture: np.ndarray, fit: str = FITS[0]) -> np.ndarray:
+    """Bring a picture of any size to a frame by the exact area average, rounded once.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        fit: `pad` keeps all of it between black bars, `crop` its middle, `stretch` neither ratio
+            nor bars.
+    Returns:
+        uint8 (84, 64, 3).
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
+        raise ValueError(f"a picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+    height, width = FRAME_SHAPE[:2]
+    if picture.shape == FRAME_SHAPE:
+        return picture
+    H, W = picture.shape[:2]
+    if fit == "crop":
+        h, w = min(H, max(1, round(W * height / width))), min(W, max(1, round(H * width / height)))
+        top, left = (H - h) // 2, (W - w) // 2
+        picture = picture[top : top + h, left : left + w]
+    elif fit == "pad":
+        scale = min(height / H, width / W)
+        height, width = max(1, round(H * scale)), max(1, round(W * scale))
+    rows, columns = area_weights(picture.shape[0], height), area_weights(picture.shape[1], width)
+    lines = rows @ picture.reshape(len(picture), -1).astype(np.float32)  # (height, W * 3)
+    mean = columns @ lines.reshape(height, -1, 3)
+    frame = np.zeros(FRAME_SHAPE, np.uint8)
+    top, left = (FRAME_SHAPE[0] - height) // 2, (FRAME_SHAPE[1] - width) // 2
+    frame[top : top + height, left : left + width] = np.rint(mean).clip(0, 255)
+    return frame
+
+
+@functools.lru_cache(64)
+def area_weights(native: int, pixels: int) -> np.ndarray:
+    """Return the share of each native pixel in every pixel's average, (pixels, native)."""
+    groups = np.eye(math.gcd(native, pixels), dtype=np.float32)
+    shares = area_shares(native, pixels)
+    return np.kron(groups, shares / shares.sum(1, keepdims=True))
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from v2.data.atari_dataset import (
     load_game_data,
     split_of,
     split_of_game,
+    with_ram,
 )
 from v2.data.games import game_directory
 from v2.data.npz import read_npz
@@ -137,7 +138,7 @@ def load_recorded(
     if any(split_of(episode) == "val" for episode in data.meta["episodes"]):
         rows, split = data.rows_of("val"), "what is held out"
     arrays = {name: array[rows] for name, array in data.arrays().items()}
-    data = GameData(**arrays, meta=data.meta)
+    data = GameData(**with_ram(arrays), meta=data.meta)
     rng = np.random.default_rng(0)
     try:
         starts, strata = _starts(data, num_rollouts, rollout_steps, which, rng)

@@ -41,7 +41,8 @@ def build_parser():
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
     which.add_argument("--run", help="a run: its name or folder, or the --out trained with")
-    which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
+    which.add_argument("--checkpoint", "--weights", metavar="FILE",
+                       help="weights, a folder of shared ones, or 'shipped'")  # fmt: skip
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
                        help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
