@@ -13,7 +13,7 @@ import numpy as np
 
 from v2.data.atari_dataset import load_game_data, window_starts
 from v2.data.frames import FRAME_SHAPE
-from v2.data.games import EmulatorConfig, game_id
+from v2.data.games import EmulatorConfig, RecordedConfig, game_id
 from v2.data.npz import read_meta, read_npz
 
 STARTS_DIRECTORY = Path(__file__).resolve().parent / "dream_starts"
@@ -34,7 +34,7 @@ FIELDS = {
 class DreamStarts:
     """S starts of one game; their windows end at `rows` of `frames`."""
 
-    emulator: EmulatorConfig
+    emulator: EmulatorConfig | RecordedConfig
     frames: np.ndarray  # uint8 (M, 84, 64, 3)
     actions: np.ndarray  # uint8 (M,), taken at these frames
     rows: np.ndarray  # int (S,): the last frame of each history
