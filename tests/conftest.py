@@ -30,6 +30,7 @@ from v2.data.games import EmulatorConfig, emulator_dict
 from v2.eval import validate
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.runtime import cli
 from v2.runtime.run_dir import all_runs
 from v2.train import train_vqvae_hires, train_wm_hires
 
@@ -202,3 +203,26 @@ def tokens_path(trained_once, data_path) -> Path:
 def world_run(trained_once, vqvae_run, tokens_path, tmp_path) -> Path:
     """A finished world-model run of two steps."""
     return _copied_run(trained_once, "w", tmp_path)
+
+
+@pytest.fixture
+def ends(capsys):
+    """Run a script's main as the shell does; return its one line of an error on stderr."""
+
+    def run(main, flags, code: int, *texts: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(lambda: main([str(flag) for flag in flags]))
+        lines = capsys.readouterr().err.strip().splitlines() or [""]
+        assert stopped.value.code == code, lines
+        assert not any("Traceback" in line or "usage:" in line for line in lines)
+        assert [line.startswith("error:") for line in lines].count(True) == 1, lines
+        for text in texts:
+            assert text in lines[-1]
+        return lines[-1]
+
+    return run
+
+
+def content_of(folder: Path) -> dict:
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,6 +1,7 @@
 """A dream without a model: it goes on from the last frame it was given, and counts its calls."""
 
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ class FakeEngine:
     """Show the last real frame for ever, one row of it lit per step."""
 
     num_parameters = {"vqvae": 1_000_000, "world_model": 2_000_000}
-    source = "a fake"
+    source = runtime = "a fake"
+    device = SimpleNamespace(type="none")
 
     def __init__(self, num_actions: int = 4, seconds: float = 0.0):
         self.num_actions, self.seconds, self.info = num_actions, seconds, {}

@@ -52,6 +52,7 @@ TIERS = (  # from the lowest; each imports nothing of a later one, nor of anothe
     ("v2.eval.objects",),
     ("v2.decoding",),
     ("v2.dream",),
+    ("v2.export",),
     ("v2.eval", "v2.train", "v2.play"),
 )
 TOP_MODULES = {"play_atari_hires", "dream", "decoding", "doctor"}

@@ -1,5 +1,6 @@
 """What users get wrong ends in one line on stderr, the right exit code, and nothing lost."""
 
+import errno
 import functools
 import gc
 import json
@@ -22,7 +23,7 @@ import pygame
 import pytest
 import torch
 
-from tests.conftest import train_vqvae, train_world_model, wm_flags
+from tests.conftest import content_of, train_vqvae, train_world_model, wm_flags
 from tests.fake_engine import FakeEngine
 from v2 import dream, play_atari_hires
 from v2.data import atari_dataset, collect_atari, collector, npz, tokenize_atari
@@ -49,29 +50,6 @@ from v2.train.recipe import WORLD_MODEL_PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = (collect_atari, tokenize_atari, train_vqvae_hires, train_wm_hires)
-
-
-@pytest.fixture
-def ends(capsys):
-    """Run a script's main as the shell does; return its one line of an error on stderr."""
-
-    def run(main, flags, code: int, *texts: str) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.run(lambda: main([str(flag) for flag in flags]))
-        lines = capsys.readouterr().err.strip().splitlines() or [""]
-        assert stopped.value.code == code, lines
-        assert not any("Traceback" in line or "usage:" in line for line in lines)
-        assert [line.startswith("error:") for line in lines].count(True) == 1, lines
-        for text in texts:
-            assert text in lines[-1]
-        return lines[-1]
-
-    return run
-
-
-def _content(folder: Path) -> dict:
-    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -296,10 +274,10 @@ def test_where_folders_cannot_be_opened_a_save_does_without(monkeypatch, tmp_pat
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_path, tmp_path):
     (tmp_path / "file").write_text("x")
     out = tmp_path / "file" / "below"
-    before = _content(tmp_path)
+    before = content_of(tmp_path)
     ends(collect_atari.main, ["--out", out], 2, "file is a file")
     ends(train_vqvae_hires.main, ["--data", data_path, "--out", out], 2, "file is a file")
-    assert _content(tmp_path) == before
+    assert content_of(tmp_path) == before
     if os.geteuid():
         (tmp_path / "shut").mkdir(mode=0o500)
         with pytest.raises(PermissionError, match="name another folder"):
@@ -307,12 +285,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(ends, data_
 
 
 def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):
-    before = _content(tmp_path)
+    before = content_of(tmp_path)
     ends(collect_atari.main, ["--out", tmp_path], 2, "is there already", "--overwrite")
     for flag in ("--out", "--data"):
         ends(tokenize_atari.main, ["--out", data_path, flag, data_path], 2, "holds no tokens")
     ends(tokenize_atari.main, ["--out", tmp_path / "notes.txt"], 2, "ends in .npz")
-    assert _content(tmp_path) == before
+    assert content_of(tmp_path) == before
 
 
 def test_game_data_given_as_tokens_is_refused_and_untouched(ends, vqvae_run, data_path, tmp_path):
@@ -325,7 +303,7 @@ def test_game_data_given_as_tokens_is_refused_and_untouched(ends, vqvae_run, dat
 def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, monkeypatch):
     flags = ["--policy", "sticky", "--workers", "1", "--out", str(tmp_path), "--frames", "900"]
     assert collect_atari.main([*flags, "--frames-per-shard", "400"]) == 0
-    before, real = _content(tmp_path), atari_dataset.save_game_data
+    before, real = content_of(tmp_path), atari_dataset.save_game_data
 
     def save(path, data):
         real(path, data)
@@ -336,13 +314,13 @@ def test_interrupted_overwriting_never_leaves_less_than_one_whole_set(tmp_path, 
     for more in ([], ["--seed", "1", "--frames-per-shard", "400"]):
         with pytest.raises(ZeroDivisionError):
             collect_atari.main([*flags, "--overwrite", *more])
-        assert len(before) > 1 and _content(tmp_path) == before
+        assert len(before) > 1 and content_of(tmp_path) == before
     monkeypatch.undo()
     stray = tmp_path / "overwrite.tmp" / "atari_game_data-00007.npz"  # of a killed process
     stray.parent.mkdir()
     stray.touch()
     assert collect_atari.main([*flags, "--overwrite"]) == 0
-    assert [p.name for p in _content(tmp_path)] == ["atari_game_data.npz"]
+    assert [p.name for p in content_of(tmp_path)] == ["atari_game_data.npz"]
     assert len(load_game_data(tmp_path / "atari_game_data.npz")) == 900
 
 
@@ -519,8 +497,6 @@ def test_equal_episodes_in_two_splits_are_refused(game_data, vqvae, tmp_path):
 @pytest.mark.parametrize("seeds, text", [
     ([0, 1, GOLD_SEED_START + 5], "holds a game of the frozen evaluation set (seed 1000000005)"),
     ([GOLD_SEED_START], "holds a game of the frozen evaluation set"),
-    ([0, 2], "holds no val game among its 20 episodes: collect more frames"),
-    ([1, 11], "holds no train game among its 20 episodes: collect more frames"),
 ])  # fmt: skip
 def test_data_that_cannot_be_trained_on_is_refused_before_any_work(
     seeds, text, game_data, vqvae, ends, tmp_path
@@ -664,7 +640,7 @@ def test_tokens_out_of_range_are_refused(vqvae_run, tokens_path, data_path, tmp_
 def test_resume_refuses_other_data_tokenizer_and_architecture(
     world_run, tokens_path, vqvae, game_data, data_path, ends, tmp_path, monkeypatch
 ):  # fmt: skip
-    before = tokens_path.read_bytes(), _content(world_run)
+    before = tokens_path.read_bytes(), content_of(world_run)
     resume = ["--resume", world_run]
     own = (world_run / "vqvae.pt").read_bytes(), (world_run / "vqvae.pt.sha256").read_bytes()
     checkpoint.save_checkpoint(world_run / "vqvae.pt", "vqvae", vqvae)
@@ -681,7 +657,7 @@ def test_resume_refuses_other_data_tokenizer_and_architecture(
     game_data.frames[0, 0, 0, 0] += 1
     save_game_data(data_path, game_data)
     ends(train_wm_hires.main, resume, 2, "needs other tokens", "it is of data")
-    assert (tokens_path.read_bytes(), _content(world_run)) == before
+    assert (tokens_path.read_bytes(), content_of(world_run)) == before
 
 
 def test_resume_refuses_weights_that_no_run_saved(world_run, vqvae_run, ends):
@@ -735,7 +711,7 @@ def test_resume_goes_by_the_epochs_that_are_given_instead_of_steps(world_run):
 def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(
     world_run, vqvae_run, ends
 ):
-    before = _content(world_run), _content(vqvae_run)
+    before = content_of(world_run), content_of(vqvae_run)
     for script, run, other in (
         (train_wm_hires, world_run, vqvae_run), (train_vqvae_hires, vqvae_run, world_run)
     ):  # fmt: skip
@@ -743,7 +719,7 @@ def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(
             ends(script.main, ["--resume", run, "--set", setting], 2, setting[:8], "leave it")
         ends(script.main, ["--resume", run, "--preset", "smoke"], 2, "leave it out")
         ends(script.main, ["--resume", other], 2, "run: resume it with the script that began it")
-    assert (_content(world_run), _content(vqvae_run)) == before
+    assert (content_of(world_run), content_of(vqvae_run)) == before
     config = read_config(world_run)
     config["recipe"]["compile"] = True
     files.write_text(world_run / "config.json", json.dumps(config))
@@ -940,3 +916,48 @@ def test_a_full_disk_under_the_output_costs_no_work_and_is_told_by_the_exit_code
     assert (tmp_path / "result").read_text() == "done"
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip() == "error: all is done, but what was said is lost: its disk is full"
+
+
+@pytest.mark.parametrize("number, fix", [
+    (errno.EROFS, "make its folder writable"), (errno.ENOSPC, "free some space"),
+])  # fmt: skip
+def test_cleaning_up_hides_no_error(number, fix, tmp_path, monkeypatch):
+    """A disk that takes nothing lets nothing be removed either."""
+
+    def refuse(*args, **flags):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match=f"cannot write {tmp_path / 'a'}: .*{fix}"):
+        with files.atomic_path(tmp_path / "a"):
+            raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(OSError, match=f"cannot write {tmp_path / 'b' / 'a'}: .*writable"):
+        files.write_text(tmp_path / "b" / "a", "")
+
+
+def test_where_processes_share_no_memory_one_records(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **flags):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(collector, "ProcessPoolExecutor", refuse)
+    flags = ["--frames", "200", "--policy", "sticky", "--out", str(tmp_path)]
+    assert collect_atari.main(flags) == 0
+    assert "Read-only file system): recording in one" in capsys.readouterr().out
+    assert len(load_game_data(tmp_path / "atari_game_data.npz")) == 200
+
+
+def test_a_full_disk_under_a_run_names_the_file_and_how_to_go_on(world_run, ends, monkeypatch):
+    before, real, logged = (world_run / "last.pt").read_bytes(), os.fsync, []
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+            logged.append(descriptor)
+        if len(logged) == 2:  # the first says what was changed
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    flags = ["--resume", world_run, "--max-minutes", "9", "--set", "steps=4"]
+    ends(train_wm_hires.main, flags, 1, "metrics.jsonl: No space left", f"--resume {world_run}")
+    assert (world_run / "last.pt").read_bytes() == before

@@ -5,7 +5,13 @@ import torch
 
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.tokens import TokenData
-from v2.models.cells import active_cells, distance_from_motion, far_changes, rank_of
+from v2.models.cells import (
+    active_cells,
+    distance_from_motion,
+    far_changes,
+    nearest_cells,
+    rank_of,
+)
 
 GRID = (21, 16)
 
@@ -111,3 +117,10 @@ def test_coverage_counts_tokens_and_whole_frames():
     assert found.changed == 1 - missed.sum() / changes.sum()
     assert found.whole == 1 - missed.mean()
     assert coverage(tokens, rank, 26, GRID).whole == 1
+
+
+def test_the_nearest_cells_are_those_around_a_cell():
+    cells = torch.tensor([[0, 5, 6, 9, 10, 11, 30]])  # of a grid 5 wide
+    nearest = nearest_cells(cells, torch.tensor([[10]]), 4, (7, 5))
+    assert nearest.tolist() == [[10, 5, 6, 11]]
+    assert nearest_cells(cells, torch.tensor([[10]]), 99, (7, 5)).shape == (1, 7)

@@ -96,7 +96,7 @@ def test_what_is_collected_somewhere_is_trained_on_there(tmp_path, monkeypatch, 
     assert Path(script).name == "train_vqvae_hires.py"
     args = train_vqvae_hires.build_parser().parse_args(flags)
     assert (args.game, args.out) == ("pong", home)
-    assert args.data == home / "atari_game_data.npz" and args.data.exists()
+    assert args.data == [home / "atari_game_data.npz"] and args.data[0].exists()
 
 
 # The package

@@ -13,7 +13,6 @@ from v2.data import collect_atari, collector
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     GOLD_SEED_START,
-    data_paths,
     load_game_data,
     save_game_data,
     split_of_game,
@@ -32,6 +31,7 @@ from v2.data.frames import downsample_screen
 from v2.data.games import EmulatorConfig, game_id
 from v2.data.npz import read_rows
 from v2.data.policies import REWIND, SCRIPTED, STICKY, policy_mix
+from v2.data.recordings import data_paths
 from v2.data.tokens import tokenize
 from v2.data.validation import array_sha256
 from v2.eval.objects import detector

@@ -70,6 +70,24 @@ def test_a_known_age_is_read_and_unknown_is_what_the_frames_tell(engine):
     assert set(engine.history.age.flatten().tolist()) <= {1, 41}
 
 
+def test_a_longer_history_gives_back_the_true_age_of_each_token(engine):
+    """As a dream that saw the same frames come, step by step, would know it."""
+    rng, patches = np.random.default_rng(0), (slice(0, 12), slice(40, 52))
+    frames = np.repeat(FRAMES[0, :1], 30, axis=0)
+    for t, patch in ((9, patches[0]), (20, patches[1]), (28, slice(60, 72))):
+        frames[t:, patch] = rng.integers(0, 256, frames[0, patch].shape)
+    actions = rng.integers(0, 4, 29)
+    engine.reset(frames, actions)
+    long, tokens = engine.history, engine.encode(frames).reshape(30, -1)
+    changed = tokens[1:] != tokens[:-1]
+    expected = np.where(changed.any(0), changed[::-1].argmax(0) + 1, 0)  # 0: never seen to change
+    assert long.age[0].tolist() == expected.tolist() and {2, 10} <= set(expected)
+    engine.reset(frames[-4:], actions[-3:])
+    four = engine.history
+    assert torch.equal(long.tokens, four.tokens) and torch.equal(long.actions, four.actions)
+    assert set(four.age.flatten().tolist()) == {0, 2}
+
+
 @pytest.mark.parametrize("call", [
     lambda e: e.reset(FRAMES[0, :3]), lambda e: e.reset(FRAMES[0].astype(float)),
     lambda e: e.reset(FRAMES[None]), lambda e: e.reset(FRAMES[:0]), lambda e: e.reset(None),
@@ -135,6 +153,29 @@ def test_arrays_that_cannot_be_written_are_taken_without_a_warning(engine, recwa
     frames.setflags(write=False)
     engine.reset(frames)
     assert not recwarn.list
+
+
+def test_a_step_copies_all_it_brought_to_the_host_at_once(engine, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.uint8)
+    engine.reset(frames)
+    copies, copy = [], torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: copies.append(t) or copy(t))
+    frame = engine.step([1, 2])
+    tokens = engine.tokens
+    np.testing.assert_array_equal(frame, engine.frame())
+    assert len(copies) == 1
+    engine.history = engine.history._replace(is_batched=True)  # forgets what lies on the host
+    np.testing.assert_array_equal(tokens, engine.tokens)
+    np.testing.assert_array_equal(frame, engine.frame())
+    assert len(copies) == 3
+
+
+def test_what_a_user_writes_into_a_frame_changes_no_dream(engine):
+    engine.reset(np.zeros((4, 84, 64, 3), np.uint8))
+    frame = engine.step(1)
+    kept = frame.copy()
+    frame[:], engine.tokens[:], engine.frame()[:] = 0, 0, 0
+    np.testing.assert_array_equal(engine.frame(), kept)
 
 
 def test_a_step_before_a_reset_says_so(engine):

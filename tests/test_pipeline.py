@@ -23,6 +23,7 @@ from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig, find_weights
 from v2.data.tokens import recording_sha256, tokenize
 from v2.dream import DreamEngine
+from v2.eval import documents
 from v2.models.weights import load_vqvae, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import all_runs
@@ -339,16 +340,22 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(ablations.cli, "run_script", run)
     monkeypatch.setattr(ablations, "is_finished", lambda run: True)
-    assert ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "1000"]) == 0
+    def evaluated(args, world_model):
+        assert (args.data, world_model.name) == ([Path("x/d.npz")], "last.pt")
+        return {"steps": 7, "minutes": 3.0, "metrics": {"turns/exact flight": {"value": 0.5}}}
+
+    monkeypatch.setattr(ablations, "evaluated", evaluated)
+    command = ["--out", str(tmp_path), "--data", "x/d.npz", "--budget"]
+    assert ablations.main([*command, "1000"]) == 0
     trained = [flags for script, flags in calls if script.startswith("train/")]
-    judged = [flags for script, flags in calls if script.startswith("eval/")]
-    assert len(trained) == len(judged) == len(ablations.ROWS)
-    assert all(flags[flags.index("--data") + 1] == "x/d.npz" for flags in judged)
-    plain = dataclasses.replace(ablations.BASE, rollout_ratio=0.0)
-    assert ablations.num_steps(1000, plain) == 1000
-    unrolled = dataclasses.replace(plain, rollout_ratio=1.0, rollout_start=0.0)
-    cost = 60 / 32
-    assert ablations.num_steps(1000, unrolled) == round(1000 / cost)
-    assert "| change | steps |" in capsys.readouterr().out
+    assert len(trained) == len(ablations.ROWS)
+    assert ablations.num_steps(1000, ablations.BASE) == 1000
+    unrolled = dataclasses.replace(ablations.BASE, rollout_ratio=1.0, rollout_start=0.0)
+    assert ablations.num_steps(1000, unrolled) == round(1000 * (32 * 144 + 600) / (60 * 144 + 600))
+    halves = dataclasses.replace(ablations.BASE, first_cells=72, first_cells_share=1.0)
+    assert ablations.num_steps(1000, halves) == round(1000 * (32 * 144 + 600) / (32 * 72 + 600))
+    assert "active cells: 7 steps, 3 minutes; flight 0.500\n" in capsys.readouterr().out
+    table = documents.read_ablations(tmp_path / ablations.TABLE)
+    assert [row["name"] for row in table["rows"]] == list(ablations.ROWS)
     with pytest.raises(ValueError, match='begun with .*"budget": "1000".*another --out'):
-        ablations.main(["--out", str(tmp_path), "--data", "x/d.npz", "--budget", "2000"])
+        ablations.main([*command, "2000"])

@@ -46,7 +46,13 @@ from v2.play.loop import ModelThread, Speed, run_window
 from v2.play.picture import CURVE_STEPS
 from v2.play.play_view import HINT, divergence_curves, thinned
 from v2.play.replay import Replay
-from v2.play.session import HISTORY_FRAMES, LOST_BALL_STEPS, Divergence, PlaySession
+from v2.play.session import (
+    HISTORY_FRAMES,
+    LOST_BALL_STEPS,
+    MAX_FRAMES,
+    Divergence,
+    PlaySession,
+)
 from v2.play.tape import HUMAN_SEED_START, EpisodeTape
 from v2.play.video import MAX_WAITING, BackgroundVideo, GifVideo, open_video
 from v2.play.window import Window
@@ -196,19 +202,24 @@ def test_both_sides_take_the_same_action_in_the_same_step(session):
     assert len(session.divergence) == 5
 
 
-def test_a_sync_starts_the_dream_from_the_last_four_real_frames(session):
-    frames = play(session, [FIRE, RIGHT, RIGHT, LEFT, NOOP, RIGHT])
+def test_a_sync_starts_the_dream_from_the_real_frames_that_are_remembered(session):
+    taken = [FIRE, RIGHT, RIGHT, LEFT, NOOP, RIGHT]
+    frames = play(session, taken)
     session.sync()
     given, actions = session.engine.resets[-1]
-    assert np.array_equal(given, np.stack(frames[-4:]))
-    assert actions.tolist() == [LEFT, NOOP, RIGHT]
+    assert np.array_equal(given[-6:], np.stack(frames))
+    assert actions.tolist() == [NOOP] * 3 + taken and len(given) == len(actions) + 1
     assert len(session.divergence) == 0
+    play(session, [FIRE] * 50 + [NOOP] * 200)
+    session.sync()
+    given, actions = session.engine.resets[-1]
+    assert len(given) <= MAX_FRAMES and len(actions) == len(given) - 1
 
 
 def test_the_four_frames_of_a_sync_carry_the_balls_velocity(session):
     play(session, [FIRE, *[NOOP] * 11])
     session.sync()
-    given, _ = session.engine.resets[-1]
+    given = session.engine.resets[-1][0][-4:]
     moved = [np.abs(b.astype(int) - a).sum() for a, b in zip(given, given[1:], strict=False)]
     assert min(moved) > 0
 
@@ -257,7 +268,7 @@ def test_real_only_does_not_ask_the_model(session):
     play(session, [FIRE, RIGHT])
     assert session.engine.actions == []
     session.set_mode("both")
-    assert session.engine.resets[-1][1].tolist() == [NOOP, FIRE, RIGHT]
+    assert session.engine.resets[-1][1].tolist() == [NOOP] * 3 + [FIRE, RIGHT]
 
 
 def test_the_end_of_a_dream_brings_it_back_to_the_real_game(session):
@@ -853,13 +864,13 @@ def test_headless_play_saves_data_and_does_not_replace_any(fake_weights, tmp_pat
         play_atari_hires.main(["--headless", "--save-data", str(path)])
 
 
-def test_training_holds_out_the_second_game_and_a_single_one_is_said(
+def test_training_holds_out_the_second_game_and_of_a_single_one_the_end_which_is_said(
     fake_weights, tmp_path, capsys
 ):
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
     _, lines = run_main(capsys, "--headless", "--keys", "FIRE*9", "--save-data", one)
-    assert "play two that differ" in lines[-2]
-    with pytest.raises(ValueError, match="no val game.*play two games"):
+    assert "of a single game training holds out the last tenth" in lines[-2]
+    with pytest.raises(ValueError, match="holds 13 frames and no game to hold out"):
         train_vqvae_hires.main(["--data", str(one), "--out", str(tmp_path)])
     _, lines = run_main(capsys, "--headless", "--keys", "RIGHT*9,FIRE*400", "--save-data", two)
     assert "two.npz" in lines[-2]
@@ -923,7 +934,7 @@ def test_two_equal_games_give_a_file_that_can_be_read(fake_weights, tmp_path, ca
     path = tmp_path / "data.npz"
     _, lines = run_main(capsys, "--headless", "--keys", "FIRE*400", "--save-data", path)
     assert any(line.startswith("left out: 1,") for line in lines)
-    assert "play two that differ" in lines[-2]
+    assert "holds out the last tenth" in lines[-2]
     assert not any(split_of_game(e["seed"]) == "val" for e in load_game_data(path).meta["episodes"])
 
 
@@ -942,7 +953,7 @@ sys.path[:0] = [{root!r}]
 from tests.fake_engine import FakeEngine
 from v2 import play_atari_hires
 from v2.runtime import cli
-play_atari_hires.DreamEngine.load = lambda *a, **k: FakeEngine(seconds=0.02)
+play_atari_hires.load_quickest = lambda *a, **k: FakeEngine(seconds=0.02)
 sys.argv = ["play", "--headless", "--steps", "100000", "--record", {path!r}]
 cli.run(play_atari_hires.main)
 """
@@ -979,7 +990,7 @@ def test_after_a_sync_the_dreamed_ball_goes_on_in_its_direction():
     for _ in range(100):
         for _ in range(9):
             session.step(controllers.act(session, []))
-        balls = detector.read_frames("breakout", np.stack(session.frames)).ball
+        balls = detector.read_frames("breakout", np.stack(session.frames)[-4:]).ball
         velocity = balls[-1] - balls[-2]
         if len(agreeing) == 10 or np.isnan(balls).any() or not 40 < balls[-1, 1] < 60:
             continue

@@ -161,8 +161,10 @@ def test_the_help_says_the_defaults_that_the_recipe_has(kind):
 
 
 def test_kept_flags_are_plain_and_hold_from_any_folder():
-    args = argparse.Namespace(data=Path("a/b.npz"), seed=3, lr=1.0, set=["x=1"], preset="smoke")
+    args = argparse.Namespace(data=[Path("a/b.npz")], seed=3, lr=1.0, set=["x=1"], preset="smoke")
     assert flags.plain_args(args) == {"data": str(Path("a/b.npz").absolute()), "seed": 3}
+    args.data.append(Path("c"))
+    assert flags.plain_args(args)["data"] == [str(path.absolute()) for path in args.data]
 
 
 def test_the_recipe_that_was_trained_with_is_in_the_run_and_in_its_weights(
@@ -186,7 +188,7 @@ def test_resume_uses_the_runs_recipe_but_for_what_is_given(kind, vqvae_run, worl
     plain = _parsed(kind, "--resume", run)
     assert dataclasses.asdict(plain.recipe) == stored["recipe"] and plain.changed == {}
     assert plain.recipe.steps != KINDS[kind][1]().steps
-    assert str(plain.args.data) == stored["args"]["data"]
+    assert list(map(str, plain.args.data)) == [stored["args"]["data"]]
     again = _parsed(kind, "--resume", run, "--lr", "0.125", "--max-minutes", "5", "--seed", "4")
     assert again.recipe == dataclasses.replace(plain.recipe, lr=0.125)
     assert again.changed == {"lr": 0.125, "seed": 4}  # a limit of this sitting is no change

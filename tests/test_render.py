@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pygame
@@ -33,7 +34,7 @@ from v2.play.picture import (
     picture_size,
     render,
 )
-from v2.play.play_view import HINT
+from v2.play.play_view import HINT, slow_advice
 from v2.play.replay import HINT as REPLAY_HINT
 from v2.play.replay import Replay
 from v2.play.session import PlaySession
@@ -475,6 +476,21 @@ def test_a_slow_model_slows_the_game_and_input_does_not_queue(window, tmp_path):
     assert engine.actions.count(FIRE) == 1
     assert game.real_time_factor < 0.9
     assert ("slower than real time", "ball") in game.view().badges
+
+
+def test_a_machine_that_is_too_slow_is_told_once_what_helps(tmp_path):
+    game = make_game(tmp_path, steps_per_second=100)
+    said = []
+    for step in range(80):
+        game.step_job([])
+        game.session.moment = replace(game.session.moment, mode="both" if step < 60 else "dream")
+        game.job_done(0.1 * step, 0.1 * step + 0.05)  # ten steps a second, of 0.05 s each
+        said += [game.said] if game.said and game.said not in said else []
+    assert said == ["10 of 100 steps a second: TAB lets the real game wait, which helps"]
+    game.moment = replace(game.moment, mode="dream")
+    assert slow_advice(game) == "10 of 100 steps a second: --fps 10 keeps an even pace"
+    game.settings = replace(game.settings, steps_per_second=15)
+    assert slow_advice(game) == "10 of 15 steps a second: a smaller window (--scale) helps"
 
 
 def test_the_window_answers_while_the_model_thinks(window, tmp_path):

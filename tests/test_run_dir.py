@@ -115,7 +115,8 @@ def test_a_second_process_is_refused_and_the_lock_of_a_killed_one_is_none(tmp_pa
     assert first.stdout.readline() == "holding\n"
     (run.path / ".last.pt.999999999.tmp").write_bytes(b"x")
     before = {path: path.read_bytes() for path in run.path.glob("*.*")}
-    with pytest.raises(FileExistsError, match=f"process {first.pid} is training in {run.path}"):
+    text = f"process {first.pid} is training in {run.path} since 2.*: wait for it or stop it"
+    with pytest.raises(FileExistsError, match=text):
         run.acquire()
     assert {path: path.read_bytes() for path in run.path.glob("*.*")} == before
     first.kill()
@@ -125,8 +126,9 @@ def test_a_second_process_is_refused_and_the_lock_of_a_killed_one_is_none(tmp_pa
 
 
 def test_of_many_that_ask_at_once_one_gets_the_lock(tmp_path):
-    """The file names a living process that does not hold it: its id was given out again."""
-    (tmp_path / "lock").write_text(str(os.getpid()))
+    """The files are there, of a process that was killed."""
+    (tmp_path / "lock").touch()
+    (tmp_path / "lock.owner").write_text('{"process": 1}')
     answers, say = os.pipe()
     go_on, end = os.pipe()
     children = []
@@ -156,7 +158,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match=f"cannot lock {tmp_path}: No locks available; give an --out"):
+    with pytest.raises(OSError, match=f"cannot lock {tmp_path}: No locks available; name a folder"):
         RunDir(tmp_path).acquire()
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from v2.data.atari_dataset import DATA_NAME
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, emulator_dict
+from v2.data.recordings import DATA_NAME
 from v2.data.tokens import TOKENS_NAME
 from v2.data.validation import array_sha256
 

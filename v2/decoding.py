@@ -17,13 +17,14 @@ from typing import NamedTuple, overload
 
 import torch
 
-from v2.models.cells import at_cells
+from v2.models.cells import at_cells, nearest_cells
 from v2.models.temporal_world_model import MAX_AGE, Prediction, TemporalWorldModel
 from v2.runtime.checks import whole_number
 from v2.runtime.cli import MIN_TEMPERATURE
 
 END_PROB = 0.5  # above it a dream says that its game is over
 MAX_TOP_K = 65_536
+REFINED_CELLS = 48  # active cells around a revealed one that are predicted again
 COPY_LOGIT = 20.0  # of the last frame's code in a cell that is copied
 
 
@@ -60,6 +61,7 @@ def predict_next(
     age: torch.Tensor | None = None,
     revealed: torch.Tensor | None = None,
     num_decided: int | None = None,
+    num_cells: int = 0,
 ) -> Step:
     """Predict one step.
 
@@ -69,10 +71,11 @@ def predict_next(
         age: for how many steps each token has not changed, (B, N), 0 unknown; None: all unknown.
         revealed: next tokens that are known, (B, N), K where none is; None: none.
         num_decided: cells that are decided in turn; None: as many as the model's config says.
+        num_cells: active cells where they are fewer than the config's; 0: the config's.
     """
     last, num_codes = history[:, -1], model.config.num_codes
     num_decided = model.config.num_decided if num_decided is None else num_decided
-    cells = model.active_cells(history)
+    cells = model.active_cells(history, num_cells)
     if not num_decided:
         prediction = model(history, actions, cells, revealed, age)
         chosen = choose_tokens(prediction.logits, sampling, generator)
@@ -183,25 +186,40 @@ def _with_missing_changes(model, history, actions, age, step: Step) -> Step:
     """Predict frames again in which changes are missing, with the likeliest of these revealed.
 
     They are missing where the sum of all expected changes exceeds those made by more than
-    `max_missing` of the model's config.
+    `max_missing` of the model's config. Of active cells only the nearest are predicted again.
     """
-    last, num_codes = history[:, -1], model.config.num_codes
+    last, num_codes, first = history[:, -1], model.config.num_codes, step.prediction
     logits = dense_logits(step, last)
     change = expected_changes(logits, last, model.config)
     is_made = step.tokens != last
     is_missing = (change - is_made.float()).sum(1) > model.config.max_missing
-    rows = is_missing.nonzero().flatten()
-    if not len(rows):
-        return step
     place = change.masked_fill(is_made, 0).argmax(1, keepdim=True)
     code = logits.scatter(2, last.unsqueeze(2), -torch.inf).argmax(2).gather(1, place)
-    known = torch.full_like(last, num_codes).scatter(1, place, code)[rows]
-    cells, age = (None if part is None else part[rows] for part in (step.cells, age))
-    second = model(history[rows], actions[rows], cells, known, age)
-    tokens = dense_logits(Step(known, second, cells), last[rows]).argmax(-1)
-    tokens = torch.where(known < num_codes, known, tokens)
-    first = step.prediction
-    reward = first.reward_logits.index_copy(0, rows, second.reward_logits)
-    end = first.terminated_logits.index_copy(0, rows, second.terminated_logits)
-    prediction = Prediction(first.logits, reward, end)
-    return Step(step.tokens.index_copy(0, rows, tokens), prediction, step.cells)
+    known = torch.full_like(last, num_codes).scatter(1, place, code)
+
+    def predict_again(rows):
+        cells, of_rows = (None if part is None else part[rows] for part in (step.cells, age))
+        seen, revealed = history[rows], known[rows]
+        if cells is not None:
+            cells = nearest_cells(cells, place[rows], REFINED_CELLS, model.config.grid)
+        second = model(seen, actions[rows], cells, revealed, of_rows)
+        chosen = second.logits.argmax(-1)
+        tokens = chosen if cells is None else step.tokens[rows].scatter(1, cells, chosen)
+        tokens = torch.where(revealed < num_codes, revealed, tokens)
+        if cells is None:
+            return tokens, second.reward_logits, second.terminated_logits
+        return tokens, first.reward_logits[rows], first.terminated_logits[rows]
+
+    found: tuple[torch.Tensor, ...] = step.tokens, first.reward_logits, first.terminated_logits
+    if torch.compiler.is_exporting():  # one dream: a branch of the graph
+        found = torch.cond(
+            is_missing.any(),
+            lambda *first: tuple(map(torch.clone, predict_again(slice(None)))),
+            lambda *first: tuple(map(torch.clone, first)),
+            found,
+        )
+    elif len(rows := is_missing.nonzero().flatten()):
+        pairs = zip(found, predict_again(rows), strict=True)
+        found = tuple(old.index_copy(0, rows, new) for old, new in pairs)
+    tokens, reward, end = found
+    return Step(tokens, Prediction(first.logits, reward, end), step.cells)

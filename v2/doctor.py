@@ -27,7 +27,8 @@ from v2.runtime.commands import IS_INSTALLED, PACKAGED, command
 from v2.runtime.files import check_writable
 
 OLDEST_PYTHON = (3, 10)
-PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "pillow", "av")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "filelock", "pillow",
+            "av")  # fmt: skip
 USERS = {"pygame": "play", "av": "play --record", "pillow": "training, recording"}
 INSTALL, RESTORE = "python -m pip install -r requirements.txt", "git checkout -- checkpoints/v2"
 if IS_INSTALLED:

@@ -7,7 +7,7 @@ process: no global setting is changed, and none changes what is dreamed. Reads f
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,8 +35,14 @@ class DreamState(NamedTuple):
     is_batched: bool  # what is returned has a batch axis
 
 
+SomeEngine = TypeVar("SomeEngine", bound="DreamEngine")
+
+
 class DreamEngine:
     """Dreams of one game, or B of them at once."""
+
+    runtime = "PyTorch"  # what computes a step
+    has_cast_weights = True  # `load` rounds them as `autocast` would at each use
 
     def __init__(
         self,
@@ -61,14 +67,16 @@ class DreamEngine:
         self.history: DreamState | None = None
         self._start: DreamState | None = None  # what the last reset gave
         self.logits: torch.Tensor | None = None
+        # the state after the last step, with its tokens (B, N) and frames on the host
+        self._last: tuple[DreamState, np.ndarray, np.ndarray] | None = None
         self.last_reward: Any = 0.0  # of a batch (B,)
         self.last_terminated: Any = 0.0
 
     @classmethod
     def load(
-        cls, name: str = "latest", game: str = "breakout", device: str = "auto",
+        cls: type[SomeEngine], name: str = "latest", game: str = "breakout", device: str = "auto",
         temperature: float = 0.0, top_k: int = 0, seed: int = 0,
-    ) -> "DreamEngine":  # fmt: skip
+    ) -> SomeEngine:  # fmt: skip
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
 
         Raises:
@@ -82,7 +90,7 @@ class DreamEngine:
         models = {"vqvae": vqvae, "world_model": world_model}
         hashes = {name: checkpoint.model_sha256(model) for name, model in models.items()}
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
-        for model in models.values():
+        for model in models.values() if cls.has_cast_weights else ():
             cast_weights(model, choose_device(device))
         sampling = Sampling(temperature, top_k)
         return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
@@ -105,7 +113,11 @@ class DreamEngine:
     @property
     def tokens(self) -> np.ndarray:
         """The tokens of the last frame, (21, 16) or (B, 21, 16)."""
-        return self._unbatched(self._state.tokens[:, -1].unflatten(1, self.grid).cpu().numpy())
+        if self._last is not None and self._last[0] is self._state:
+            tokens = self._last[1].copy()
+        else:
+            (tokens,) = on_host(self._state.tokens[:, -1])
+        return self._unbatched(tokens.reshape(-1, *self.grid))
 
     def reset(
         self, frames: np.ndarray, actions: np.ndarray | None = None, age: np.ndarray | None = None
@@ -113,26 +125,28 @@ class DreamEngine:
         """Start from real frames and return the last of them as the tokenizer keeps it.
 
         Args:
-            frames: uint8 (4, 84, 64, 3), oldest first, or (B, 4, 84, 64, 3).
-            actions: the three taken between them, (3,) or (B, 3); None: no-ops.
+            frames: uint8 (T, 84, 64, 3), oldest first, or (B, T, 84, 64, 3). The last four begin
+                the dream; more, up to some 200, tell how old their tokens are.
+            actions: those taken between them, (T - 1,) or (B, T - 1); None: no-ops.
             age: for how many steps each of the last tokens has not changed, (21, 16) or
-                (B, 21, 16), 0 unknown; None: what the four frames tell.
+                (B, 21, 16), 0 unknown; None: what the frames tell.
 
         Raises:
             ValueError: other shapes or dtypes, or an action that the game lacks.
         """
         frames, T = _array(frames, "frames"), self.world_model.config.history
         height, width = self.vqvae.config.height, self.vqvae.config.width
-        is_fitting = frames.shape[-4:] == (T, height, width, 3) and frames.ndim in (4, 5)
-        if frames.dtype != np.uint8 or not is_fitting or not len(frames):
+        is_fitting = frames.shape[-3:] == (height, width, 3) and frames.ndim in (4, 5)
+        if frames.dtype != np.uint8 or not is_fitting or not len(frames) or frames.shape[-4] < T:
             raise ValueError(
-                f"frames must be uint8 ({T}, {height}, {width}, 3), a batch of them in front or "
-                f"not, got {frames.dtype} {frames.shape}"
+                f"frames must be uint8 ({T} or more, {height}, {width}, 3), a batch of them in "
+                f"front or not, got {frames.dtype} {frames.shape}"
             )
         batch = frames.reshape(-1, *frames.shape[-4:])
-        past = self._past_actions(actions, len(batch))
-        encoded = self.encode(batch.reshape(-1, *batch.shape[2:]))
-        tokens = torch.from_numpy(encoded).reshape(len(batch), T, -1)
+        past = self._past_actions(actions, len(batch), frames.shape[-4] - 1)[:, 1 - T :]
+        read = batch if self.world_model.config.has_age else batch[:, -T:]
+        encoded = self.encode(read.reshape(-1, *read.shape[2:]))
+        tokens = torch.from_numpy(encoded).reshape(*read.shape[:2], -1)
         return self._begin(tokens, past, age, is_batched=frames.ndim == 5)
 
     def reset_tokens(
@@ -145,12 +159,11 @@ class DreamEngine:
         if given.shape[1:] != shape or not given.size or not (is_batched or len(given) == 1):
             batch = "B" if is_batched else 1
             raise ValueError(f"tokens must be ({batch}, {shape[0]}, {shape[1]}), got {given.shape}")
-        past = self._past_actions(actions, len(given))
+        past = self._past_actions(actions, len(given), shape[0] - 1)
         return self._begin(torch.from_numpy(given), past, age, is_batched)
 
-    def _past_actions(self, actions: np.ndarray | None, batch: int) -> torch.Tensor:
-        """Check the actions between the frames; int64 (B, 3)."""
-        length = self.world_model.config.history - 1
+    def _past_actions(self, actions: np.ndarray | None, batch: int, length: int) -> torch.Tensor:
+        """Check the actions between the frames; int64 (B, length)."""
         if actions is None:
             return torch.zeros(batch, length, dtype=torch.long, device="cpu")
         past = _integers(actions, self.num_actions, "actions")
@@ -168,6 +181,7 @@ class DreamEngine:
             if given.size != known.numel():
                 raise ValueError(f"age must hold one number a token, got {given.shape}")
             known = torch.from_numpy(given.reshape(known.shape)).to(self.device)
+        tokens = tokens[:, -self.world_model.config.history :]
         self.history = DreamState(tokens, past.to(self.device), known, is_batched)
         self._start = self.history
         self.logits, self.last_reward, self.last_terminated = None, 0.0, 0.0
@@ -193,41 +207,59 @@ class DreamEngine:
         self.history = DreamState._make([*merged, now.is_batched])
 
     def step(self, action: int | np.ndarray) -> np.ndarray:
-        """Take an action and return the dreamed frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
-        self.step_tokens(action)
-        return self.frame()
-
-    @torch.inference_mode()
-    def step_tokens(self, action: int | np.ndarray) -> np.ndarray:
-        """Take an action and return the dreamed tokens, without decoding them.
+        """Take an action and return the dreamed frame, uint8 (84, 64, 3) or (B, 84, 64, 3).
 
         Raises:
             ValueError: no action of the game, or not one for each dream.
         """
-        tokens, past, age, is_batched = self._state
-        now = _integers(action, self.num_actions, "action").reshape(-1)
-        if len(now) != len(tokens):
-            raise ValueError(f"{len(tokens)} dreams need as many actions, got {len(now)}")
-        taken = torch.from_numpy(now).to(self.device)
-        actions = torch.cat([past, taken.unsqueeze(1)], dim=1)  # (B, 4)
-        with autocast(self.device):
-            step = predict_next(
-                self.world_model, tokens, actions, self.sampling, self.generator, age
-            )
-        last, prediction = tokens[:, -1], step.prediction
-        new_age = next_age(age, last, step.tokens)
-        self.history = DreamState(advance(tokens, step.tokens), actions[:, 1:], new_age, is_batched)
-        self.logits = dense_logits(step, last)
-        sign = prediction.reward_logits.argmax(-1).float() - 1
-        ended = prediction.terminated_logits.float().sigmoid()
-        self.last_reward = self._unbatched(sign.cpu().numpy())
-        self.last_terminated = self._unbatched(ended.cpu().numpy())
+        self._step(action, is_decoded=True)
+        return self.frame()
+
+    def step_tokens(self, action: int | np.ndarray) -> np.ndarray:
+        """Take an action and return the dreamed tokens, without decoding them; see `step`."""
+        self._step(action, is_decoded=False)
         return self.tokens
 
+    @torch.inference_mode()
+    def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
+        state, actions = self._state, self._with_action(action)
+        with autocast(self.device):
+            step = predict_next(
+                self.world_model, state.tokens, actions, self.sampling, self.generator, state.age
+            )
+        self.logits = dense_logits(step, state.tokens[:, -1])
+        frames = self._decoded(step.tokens) if is_decoded else step.tokens[:, :0]
+        sign = step.prediction.reward_logits.argmax(-1).float() - 1
+        ended = step.prediction.terminated_logits.float().sigmoid()
+        self._go_on(actions, step.tokens, *on_host(step.tokens, frames, sign, ended))
+
+    def _with_action(self, action: int | np.ndarray) -> torch.Tensor:
+        """Check an action for each dream; return it after the three before, int64 (B, 4)."""
+        past = self._state.actions
+        now = _integers(action, self.num_actions, "action").reshape(-1)
+        if len(now) != len(past):
+            raise ValueError(f"{len(past)} dreams need as many actions, got {len(now)}")
+        return torch.cat([past, torch.from_numpy(now).to(self.device).unsqueeze(1)], dim=1)
+
+    def _go_on(self, actions, following, tokens, frames, sign, end_prob) -> None:
+        """Make predicted tokens (B, N) the last frame, and keep what the step brought.
+
+        Args:
+            actions, following: on the device; the others are arrays.
+        """
+        history, _, age, is_batched = self._state
+        new_age = next_age(age, history[:, -1], following)
+        self.history = DreamState(advance(history, following), actions[:, 1:], new_age, is_batched)
+        self._last = self.history, tokens, frames
+        self.last_reward, self.last_terminated = self._unbatched(sign), self._unbatched(end_prob)
+
     def frame(self) -> np.ndarray:
-        """Decode the last frame, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
-        tokens = self._state.tokens[:, -1]
-        return self._unbatched(self.decode(tokens.unflatten(1, self.grid).cpu().numpy()))
+        """Return the last frame decoded, uint8 (84, 64, 3) or (B, 84, 64, 3)."""
+        if self._last is not None and self._last[0] is self._state and self._last[2].size:
+            return self._unbatched(self._last[2].copy())
+        with torch.inference_mode():
+            (frames,) = on_host(self._decoded(self._state.tokens[:, -1]))
+        return self._unbatched(frames)
 
     def restore(self, state: DreamState, rng_state: torch.Tensor | None = None) -> None:
         """Go back to a state that `history` held, and of the sampling to one of `rng_state`.
@@ -276,9 +308,12 @@ class DreamEngine:
             raise ValueError(f"tokens must be (n, {self.grid[0]}, {self.grid[1]}), "
                              f"got {given.shape}")  # fmt: skip
         flat = torch.from_numpy(given).flatten(1).to(self.device)
+        return self._decoded(flat).cpu().numpy()
+
+    def _decoded(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Turn tokens (B, N) into frames, uint8 (B, 84, 64, 3), on the device."""
         with autocast(self.device):
-            pixels = self.vqvae.decode(flat)
-        return float_to_frames(pixels).cpu().numpy()
+            return float_to_frames(self.vqvae.decode(tokens))
 
     @property
     def _state(self) -> DreamState:
@@ -290,6 +325,16 @@ class DreamEngine:
         if self._state.is_batched:
             return array
         return array[0] if array.ndim > 1 else float(array[0])
+
+
+def on_host(*parts: torch.Tensor) -> list[np.ndarray]:
+    """Copy tensors into arrays, all in one transfer from the device."""
+    packed = torch.cat([part.reshape(-1).view(torch.uint8) for part in parts]).cpu()
+    sizes = [part.numel() * part.element_size() for part in parts]
+    return [
+        of.view(part.dtype).view(part.shape).numpy()
+        for of, part in zip(map(torch.clone, packed.split(sizes)), parts, strict=True)
+    ]
 
 
 def _integers(values, limit: int, name: str) -> np.ndarray:

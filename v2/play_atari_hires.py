@@ -23,7 +23,7 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig
-from v2.dream import DreamEngine
+from v2.export.engine import load_quickest
 from v2.play.controllers import Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ALIASES, PLAY_KEYS, REPLAY_KEYS, ActionMap
@@ -34,7 +34,8 @@ from v2.play.session import PlaySession
 from v2.play.tape import EpisodeTape
 from v2.play.video import BackgroundVideo, open_video
 from v2.play.window import PLAY_ADVICE, REPLAY_ADVICE, Window
-from v2.runtime.files import check_output
+from v2.runtime.files import check_output, free_path
+from v2.runtime.lock import Lock
 
 VIDEO_SCALE, GIF_SCALE = 5, 3
 HEADLESS_STEPS = 300
@@ -65,7 +66,8 @@ def _add_model_flags(group) -> None:
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--latest", action="store_true", help="newest finished run, else the "
                          "shipped weights; so without any of these three")  # fmt: skip
-    weights.add_argument("--run", metavar="NAME", help="a run's folder name")
+    weights.add_argument("--run", metavar="RUN", help="a run: its name or folder, or the "
+                         "--out that was trained with")  # fmt: skip
     weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--temperature", type=cli.temperature, default=0.0,
@@ -95,14 +97,16 @@ def main(argv=None) -> int:
     _check_flags(args)
     game = EmulatorConfig(game=args.game).game
     with contextlib.ExitStack() as stack:
+        if args.save_data:
+            stack.enter_context(_claimed(args.save_data))
         window = None
         if not args.headless:  # first of all: a missing display is said before weights are loaded
             window = stack.enter_context(_open_window(game, args.scale, is_replay=bool(data)))
         thread = stack.enter_context(ModelThread())
         name = args.run or args.checkpoint or "latest"
         sampling = {"temperature": args.temperature, "seed": args.seed}
-        engine = thread.call(DreamEngine.load, name, game, args.device, **sampling)
-        print(f"weights: {engine.source}", flush=True)
+        engine = thread.call(load_quickest, name, game, args.device, **sampling)
+        print(f"weights: {engine.source}, steps by {engine.runtime}", flush=True)
         emulator = emulator_of(engine, game)
         stop = stack.enter_context(cli.StopRequest())
         if data:
@@ -138,10 +142,18 @@ def _check_flags(args) -> None:
     if args.replay and given:
         flag = given[0].replace("_", "-")
         raise ValueError(f"--replay only browses, in a window: leave --{flag} out")
-    if args.save_data and args.save_data.exists():
-        raise FileExistsError(f"{args.save_data} is there already: name another file")
     for path in filter(None, (args.save_data, args.record)):
         check_output(path)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path):
+    """Keep a file's name for this process until it is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Lock(path.with_name(f".{path.name}.lock"), f"playing for {path}"):
+        if path.exists():
+            raise FileExistsError(f"{path} is there already: name another file")
+        yield
 
 
 def _open_window(game: str, scale: int, is_replay: bool) -> Window:
@@ -214,15 +226,16 @@ def _first_controller(args) -> str:
 def _report(args, game: PlayGame, tape, stop) -> int:
     figures = game.figures()
     if args.save_data:
-        num_frames, num_episodes, num_left_out = tape.save(args.save_data)
+        path = free_path(args.save_data)  # what came meanwhile is kept
+        num_frames, num_episodes, num_left_out = tape.save(path)
         if num_frames:
-            figures["data"] = str(args.save_data)
-        saved = args.save_data if num_frames else "nothing was played, no file was written"
+            figures["data"] = str(path)
+        saved = path if num_frames else "nothing was played, no file was written"
         print(f"data: {saved} ({num_frames} frames, {num_episodes} episodes)")
         if num_left_out:
             print(f"left out: {num_left_out}, the same was played before in the other split")
-        if not tape.has_held_out_game:
-            print("note: training holds out the second game: play two that differ")
+        if num_frames and not tape.has_held_out_game:
+            print("note: of a single game training holds out the last tenth")
     if args.record and game.video.is_saved:
         figures["record"] = str(args.record)
         print(f"video: {args.record} ({game.video.num_frames} frames)")

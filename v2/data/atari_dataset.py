@@ -6,7 +6,6 @@ action (`has_action` is false and the other fields are zero). Hands on `make_ata
 plays what is recorded. Knows nothing of policies, models or training.
 """
 
-import glob
 import hashlib
 import math
 import os
@@ -24,20 +23,20 @@ from v2.data.emulator import make_atari_env as make_atari_env
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, game_id
 from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
+from v2.data.recordings import META_FIELDS, NUM_SHARDS, Data, data_paths, list_episodes, shown
 from v2.data.validation import (
     array_sha256,
-    check_episodes,
     check_hashes,
     check_splits,
     check_steps,
     checked_blocks,
 )
-from v2.runtime.commands import command
 from v2.runtime.files import DISK_FULL
 
-DATA_NAME = "atari_game_data"
 GOLD_SEED_START = 1_000_000_000
 VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is held out
+HELD_OUT_PART = 10  # one of so many parts of the frames, the last, where no whole game is held out
+MIN_HELD_OUT_FRAMES = 20  # of that part
 NUM_RAM_BYTES = 128
 
 
@@ -55,9 +54,6 @@ ARRAY_FIELDS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 
 LARGE_FIELDS = ("frames", "ram")  # mapped or read in blocks, never held
-META_FIELDS: dict[str, type] = {
-    "game": str, "emulator": dict, "action_meanings": list, "episodes": list, "sha256": dict,
-}  # fmt: skip
 
 
 @dataclass
@@ -100,37 +96,39 @@ def save_game_data(path: Path, data: GameData) -> None:
     write_npz(path, arrays, meta)
 
 
-def load_game_data(path: Path) -> GameData:
-    """Load a data file, or all shards `<stem>-*.npz` when `path` itself is not there.
+def load_game_data(data: Data) -> GameData:
+    """Load recordings as one.
 
-    Frames and ram are unpacked into nameless files, beside it where that can be written, and
+    Frames and ram are unpacked into nameless files, beside the first where that can be written, and
     mapped: the system drops their pages where memory is short, so that what is held is a few bytes
     a frame.
 
     Raises:
         FileNotFoundError: neither a file nor shards; names the command that makes them.
-        ValueError: a damaged or foreign file, or shards of different recordings.
+        ValueError: a damaged or foreign file, or what does not belong together.
         OSError: too little room on the disk.
     """
-    paths = data_paths(path)
+    listing = list_episodes(data)
+    paths, episodes, name_all = listing.paths, listing.episodes, shown(data)
     folder = paths[0].parent if os.access(paths[0].parent, os.W_OK) else tempfile.gettempdir()
-    episodes = read_episodes(path)
     num_frames = sum(episode["frames"] for episode in episodes)
     if _unpacked_bytes(num_frames) > shutil.disk_usage(folder).free:
-        raise _no_room(path, folder, num_frames)
+        raise _no_room(name_all, folder, num_frames)
     files = {name: tempfile.TemporaryFile(dir=folder) for name in LARGE_FIELDS}
     parts, metas = [], []
-    for shard in tqdm(paths, unit="file", desc="unpack", disable=None):
-        arrays, meta = read_steps(shard)
+    for path, first_id in zip(tqdm(paths, unit="file", desc="unpack", disable=None),
+                              listing.first_ids, strict=True):  # fmt: skip
+        arrays, meta = read_steps(path)
+        arrays["episode_ids"] += first_id
         try:
             for name, file in files.items():
-                for block in read_large(shard, name, len(arrays["actions"]), meta):
+                for block in read_large(path, name, len(arrays["actions"]), meta):
                     file.write(block)  # type: ignore[arg-type]  # arrays are buffers
                 file.flush()
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise _no_room(path, folder, num_frames) from error
+            raise _no_room(name_all, folder, num_frames) from error
         parts.append(arrays)
         metas.append(meta)
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -139,8 +137,9 @@ def load_game_data(path: Path) -> GameData:
         joined[name] = np.memmap(file, dtype, "r+", shape=(len(joined["actions"]), *tail))
         file.close()
     meta = metas[0] | {"episodes": episodes, "shards": [meta["sha256"] for meta in metas]}
+    meta.pop(NUM_SHARDS, None)
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
-    check_splits(path, joined["episode_ids"], (joined["ram"], joined["actions"]), splits, {})
+    check_splits(name_all, joined["episode_ids"], (joined["ram"], joined["actions"]), splits, {})
     return GameData(**joined, meta=meta)
 
 
@@ -149,49 +148,12 @@ def _unpacked_bytes(num_frames: int) -> int:
     return num_frames * sum(np.dtype(dtype).itemsize * math.prod(tail) for dtype, tail in large)
 
 
-def _no_room(path: Path, folder: Path | str, num_frames: int) -> OSError:
+def _no_room(name: str, folder: Path | str, num_frames: int) -> OSError:
     free = shutil.disk_usage(folder).free
     return OSError(
-        f"unpacking {num_frames} frames of {path} takes {_unpacked_bytes(num_frames) / 1e9:.1f} "
+        f"unpacking {num_frames} frames of {name} takes {_unpacked_bytes(num_frames) / 1e9:.1f} "
         f"GB, and {folder} has {free / 1e9:.1f} GB left: make room there"
     )
-
-
-def read_episodes(path: Path) -> list[dict]:
-    """Return the episodes of a data file or its shards, from their metas alone.
-
-    Raises:
-        ValueError: a damaged list, or shards of different recordings.
-    """
-    metas = []
-    for shard in data_paths(path):
-        metas.append(read_meta(shard, META_FIELDS))
-        check_episodes(shard, metas[-1])
-    for key in ("emulator", "action_meanings", "policy", "seed"):
-        if any(meta.get(key) != metas[0].get(key) for meta in metas):
-            raise ValueError(f"the shards of {path} differ in {key!r}: collect with --overwrite")
-    episodes = [episode for meta in metas for episode in meta["episodes"]]
-    ids = [episode["id"] for episode in episodes]
-    if len(metas) > 1 and sorted(set(ids)) != ids:
-        raise ValueError(f"the shards of {path} do not follow one another: collect again")
-    return episodes
-
-
-def data_paths(path: Path) -> list[Path]:
-    """Return the file itself, or its shards in order."""
-    path = Path(path)
-    paths = recorded_files(path)
-    if not paths:
-        collect = command("data/collect_atari.py", out=path.parent)
-        raise FileNotFoundError(f"no game data at {path}: run {collect}")
-    return paths[:1] if paths[0] == path else paths
-
-
-def recorded_files(path: Path) -> list[Path]:
-    """Return what there is of a recording: the file itself, its shards, by accident both."""
-    single = [path] if path.exists() else []
-    digits = 5 * "[0-9]"
-    return single + sorted(path.parent.glob(f"{glob.escape(path.stem)}-{digits}.npz"))
 
 
 def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -215,13 +177,13 @@ def recorded_emulator(path: Path, meta: dict) -> EmulatorConfig:
         raise ValueError(f"{path}: emulator settings of another version ({error})") from error
 
 
-def set_bad_aside(path: Path) -> None:
-    """Rename the damaged shards of a recording to `*.npz.bad`, so that every reader skips them.
+def set_bad_aside(data: Data) -> None:
+    """Rename the damaged files of recordings to `*.npz.bad`, so that every reader skips them.
 
     Raises:
         ValueError: none is whole.
     """
-    paths, errors = data_paths(path), {}
+    paths, errors = data_paths(data), {}
     for shard in tqdm(paths, unit="file", desc="check", disable=None):
         try:
             arrays, meta = read_steps(shard)
@@ -231,7 +193,7 @@ def set_bad_aside(path: Path) -> None:
         except ValueError as error:
             errors[shard] = error
     if len(errors) == len(paths):
-        raise ValueError(f"nothing of {path} is whole: {errors[paths[0]]}")
+        raise ValueError(f"nothing of {shown(data)} is whole: {errors[paths[0]]}")
     for shard, reason in errors.items():
         shard.rename(f"{shard}.bad")
         print(f"set aside as {shard.name}.bad: {reason}")
@@ -261,35 +223,76 @@ def split_of_game(game_seed: int) -> str:
     return "val" if game_seed % 10 == VALIDATION_GAME else "train"
 
 
-def check_training_games(path: Path, episodes: list[dict]) -> None:
-    """Check that there are games to train on and games held out, and none of the gold set.
+def split_of(episode: dict) -> str:
+    """Return the split of an episode: its game's, but where `hold_out_end` decided."""
+    split = split_of_game(episode["seed"])
+    return split if split == "gold" else episode.get("split", split)
 
-    Raises:
-        ValueError: with the path and what to do.
+
+def check_training_games(data: Data, episodes: list[dict]) -> None:
+    """Check that there are games to train on and none of the gold set; a ValueError with both.
+
+    Says in a line what `hold_out_end` holds out where no whole game is.
     """
-    seeds = {split_of_game(episode["seed"]): episode["seed"] for episode in episodes}
+    seeds = {split_of(episode): episode["seed"] for episode in episodes}
     if "gold" in seeds:
         raise ValueError(
-            f"{path} holds a game of the frozen evaluation set (seed {seeds['gold']}), which is "
-            "never trained on: give data of v2/data/collect_atari.py"
+            f"{shown(data)} holds a game of the frozen evaluation set (seed {seeds['gold']}), "
+            "which is never trained on: give data of v2/data/collect_atari.py"
         )
-    for split in ("train", "val"):
-        if split not in seeds:
-            raise ValueError(
-                f"{path} holds no {split} game among its {len(episodes)} episodes: "
-                "collect more frames, or play two games"
-            )
+    if len(seeds) > 1:
+        return
+    num_frames = sum(episode["frames"] for episode in episodes)
+    if num_frames // HELD_OUT_PART < MIN_HELD_OUT_FRAMES:
+        raise ValueError(
+            f"{shown(data)} holds {num_frames} frames and no game to hold out; its last tenth "
+            f"would be less than {MIN_HELD_OUT_FRAMES} frames: collect or play more"
+        )
+    print(f"no whole game is held out by its seed: the last tenth of {num_frames} frames is")
 
 
-def check_game(path: Path, game: str) -> None:
-    """Check that a recording is of this game; a ValueError with both."""
-    first = data_paths(path)[0]
-    held = recorded_emulator(first, read_meta(first, META_FIELDS)).game
-    if held != game_id(game):
-        raise ValueError(f"{path} holds {held}, not {game_id(game)}: add --game {held}")
+def hold_out_end(steps: Any) -> None:
+    """Hold out the last tenth of the frames where no whole game can be, in place.
+
+    An episode that this cuts becomes two, so that no window crosses the cut.
+
+    Args:
+        steps: GameData, or TokenData, of all that is trained on.
+    """
+    episodes, ids = steps.meta["episodes"], steps.episode_ids
+    if len({split_of(episode) for episode in episodes}) > 1:
+        return
+    cut = len(ids) - len(ids) // HELD_OUT_PART
+    first_held, is_inside = int(ids[cut]), bool(ids[cut - 1] == ids[cut])
+    parts: list[dict] = []
+    for episode in episodes:
+        if episode["id"] != first_held or not is_inside:
+            is_held = episode["id"] >= first_held
+            parts.append(episode | {"id": episode["id"] + (is_held and is_inside),
+                                    "split": "val" if is_held else "train"})  # fmt: skip
+            continue
+        num_held = int((ids[cut:] == first_held).sum())
+        num_kept = episode["frames"] - num_held
+        parts += [episode | {"frames": num_kept, "split": "train"},
+                  episode | {"id": first_held + 1, "frames": num_held, "split": "val"}]  # fmt: skip
+    if is_inside:
+        ids[cut:] += 1
+        for name in ("actions", "rewards", "terminated", "truncated", "has_action"):
+            getattr(steps, name)[cut - 1] = 0  # the last frame of an episode has no action
+        if ids[cut - 2 : cut - 1].tolist() == [first_held]:
+            steps.truncated[cut - 2] = not steps.terminated[cut - 2]
+    steps.meta = steps.meta | {"episodes": parts}
 
 
-def check_emulator(path: Path, weights: Path, info: dict) -> None:
+def check_game(data: Data, game: str) -> None:
+    """Check that recordings are of this game; a ValueError with both."""
+    for path in data_paths(data):
+        held = recorded_emulator(path, read_meta(path, META_FIELDS)).game
+        if held != game_id(game):
+            raise ValueError(f"{path} holds {held}, not {game_id(game)}: add --game {held}")
+
+
+def check_emulator(data: Data, weights: Path, info: dict) -> None:
     """Check that a recording has the emulator settings of weights that say them.
 
     Args:
@@ -297,7 +300,8 @@ def check_emulator(path: Path, weights: Path, info: dict) -> None:
     Raises:
         ValueError: with each setting that differs.
     """
-    held = read_meta(data_paths(path)[0], META_FIELDS)["emulator"]
+    path = data_paths(data)[0]
+    held = read_meta(path, META_FIELDS)["emulator"]
     known = info.get("emulator") or held
     differing = [
         f"{key} {known.get(key)}, not {held.get(key)}"
@@ -317,7 +321,7 @@ def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> 
     Raises:
         ValueError: no row does.
     """
-    chosen = [e["id"] for e in episodes if split_of_game(e["seed"]) == split]
+    chosen = [e["id"] for e in episodes if split_of(e) == split]
     rows = np.flatnonzero(np.isin(episode_ids, chosen))
     if len(rows) == 0:
         raise ValueError(f"the data holds no {split} game: collect more frames")

@@ -21,13 +21,15 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import DATA_NAME, GameData, recorded_files, save_game_data
+from v2.data.atari_dataset import GameData, save_game_data
 from v2.data.collector import SEEDS_PER_RUN, Segment, join_segments, record
 from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory
-from v2.data.policies import POLICY_NAMES, policy_mix
+from v2.data.policies import POLICY_NAMES, PolicyConfig, policy_mix
+from v2.data.recordings import DATA_NAME, recorded_files, say_all_are_there, shard_path
 from v2.runtime.commands import command
 from v2.runtime.files import check_writable
+from v2.runtime.lock import Lock
 
 MAX_SEED = 98
 
@@ -65,20 +67,26 @@ def main(argv=None) -> int:
     if args.frames < 2 * len(mix):
         raise ValueError(f"--frames must be at least {2 * len(mix)}, got {args.frames}")
     directory = args.out or game_directory(emulator.game)
-    single = Path(directory) / f"{DATA_NAME}.npz"
+    check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lock(directory / "collecting.lock", f"collecting into {directory}"):
+        return _collect(args, emulator, mix, directory)
+
+
+def _collect(args, emulator: EmulatorConfig, mix: list[PolicyConfig], directory: Path) -> int:
+    single = directory / f"{DATA_NAME}.npz"
     old = recorded_files(single)
     if old and not args.overwrite:
         raise FileExistsError(f"{old[0]} is there already: --overwrite replaces it")
-    check_writable(directory)
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,
         "ale_py": emulator_version(), "policy": args.policy,
         "mix": {config.name: config.share for config in mix}, "seed": args.seed,
     }  # fmt: skip
-    folder = single.parent
+    folder = directory
     if old:  # they stay until all of the new ones are there
-        folder = single.parent / "overwrite.tmp"
+        folder = directory / "overwrite.tmp"
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     began = time.perf_counter()
     segments = record(emulator, mix, args.frames, args.seed * SEEDS_PER_RUN, args.workers)
@@ -112,20 +120,21 @@ def _replace(old: list[Path], folder: Path) -> None:
 def _write(segments, args, folder: Path, meta: dict, stop) -> tuple[int, list[float]]:
     """Write the segments into a folder without a recording, as they come."""
     shard: list[Segment] = []
-    shard_frames, num_shards, scores, total = 0, 0, [], 0
+    shard_frames, scores, total = 0, [], 0
     sharded = args.frames > args.frames_per_shard
-    first_id = 0
+    first_id, single = 0, folder / f"{DATA_NAME}.npz"
+    written: list[Path] = []
 
     def flush():
-        nonlocal shard, shard_frames, num_shards, first_id
-        single = folder / f"{DATA_NAME}.npz"
-        if not num_shards and (others := recorded_files(single)):
+        nonlocal shard, shard_frames, first_id
+        if not written and (others := recorded_files(single)):
             raise FileExistsError(f"{others[0]} came meanwhile: name another --out")
-        path = folder / f"{DATA_NAME}-{num_shards:05d}.npz" if sharded else single
+        path = shard_path(single, len(written)) if sharded else single
         arrays, episodes = join_segments(shard, first_id, is_last_use=True)
         save_game_data(path, GameData(**arrays, meta=meta | {"episodes": episodes}))
         first_id += len(shard)
-        shard, shard_frames, num_shards = [], 0, num_shards + 1
+        shard, shard_frames = [], 0
+        written.append(path)
 
     with tqdm(total=args.frames, unit="frame", disable=None, smoothing=0.05) as bar:
         for segment in segments:
@@ -141,6 +150,8 @@ def _write(segments, args, folder: Path, meta: dict, stop) -> tuple[int, list[fl
                 break
     if shard:
         flush()
+    if sharded:
+        say_all_are_there(written)
     return total, scores
 
 

@@ -169,7 +169,10 @@ class _pool:
         self.pool = None
         if workers > 1:
             context = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(workers, context, initializer=_follow_parent)
+            try:
+                self.pool = ProcessPoolExecutor(workers, context, initializer=_follow_parent)
+            except (OSError, ImportError, NotImplementedError) as error:  # no use of /dev/shm
+                print(f"no memory that processes share ({error}): recording in one", flush=True)
 
     def __enter__(self):
         return self

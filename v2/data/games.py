@@ -97,16 +97,16 @@ def emulator_dict(config: EmulatorConfig) -> dict:
     return dataclasses.asdict(config)
 
 
-def find_weights(name: str, kind: str, game: str) -> Path:
+def find_weights(name: str, kind: str, game: str, home: Path | None = None) -> Path:
     """Resolve a name to a checkpoint of a game; see `v2.runtime.run_dir.find_checkpoint`.
 
     Args:
-        name: `latest`, `shipped`, a run's name, a run's folder or a file.
+        name: `latest`, `shipped`, a run's name, a run's folder, a home or a file.
         kind: vqvae or world_model.
+        home: a directory of runs/ that was named, where `latest` is looked for first.
     """
     train = f"make train GAME={game_id(game)}"
     if IS_INSTALLED:
         train = command("train/pipeline.py", game=game_id(game))
-    return find_checkpoint(
-        name, kind, game_directory(game), f"run {train}", shipped_directory(game)
-    )
+    shipped = shipped_directory(game)
+    return find_checkpoint(name, kind, game_directory(game), f"run {train}", home, shipped)

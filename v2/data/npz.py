@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import struct
 import tokenize
 import zipfile
@@ -22,6 +23,7 @@ import numpy as np
 from v2.runtime.files import atomic_path, describe_bytes
 
 MAX_META_BYTES = 64 << 20
+MORE_META = "meta_more"  # what `add_to_meta` adds
 MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032
 ROWS_AT_ONCE = 64
 # What reading foreign bytes raises; numpy's own texts advise to unpickle and are not shown.
@@ -50,6 +52,14 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> None:
     fields: dict[str, Any] = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **fields, meta=np.array(json.dumps(meta)))
+
+
+def add_to_meta(path: Path, more: dict) -> None:
+    """Add entries to the meta of a file that is there, atomically, and read none of its arrays."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with zipfile.ZipFile(temporary, "a") as file, file.open(f"{MORE_META}.npy", "w") as member:
+            np.lib.format.write_array(member, np.array(json.dumps(more)))
 
 
 def read_meta(path: Path, required: dict[str, type] | None = None) -> dict:
@@ -138,12 +148,9 @@ def _opened(path: Path):
 
 
 def _read_meta(file: zipfile.ZipFile, path: Path, required: dict[str, type] | None) -> dict:
-    _, dtype = _check_member(file, path, "meta", MAX_META_BYTES)
-    if dtype.kind != "U":
-        raise BadFileError(f"{path}: meta is {dtype}, not text; make the file again")
-    meta = json.loads(str(_read_member(file, "meta")))
-    if not isinstance(meta, dict):
-        raise BadFileError(f"{path}: meta is no table; make the file again")
+    meta = _read_table(file, path, "meta")
+    if f"{MORE_META}.npy" in file.namelist():
+        meta |= _read_table(file, path, MORE_META)
     for key, kind in (required or {}).items():
         if not isinstance(meta.get(key), kind):
             raise BadFileError(
@@ -151,6 +158,16 @@ def _read_meta(file: zipfile.ZipFile, path: Path, required: dict[str, type] | No
                 f"{str(meta.get(key))[:40]!r}; make the file again"
             )
     return meta
+
+
+def _read_table(file: zipfile.ZipFile, path: Path, name: str) -> dict:
+    _, dtype = _check_member(file, path, name, MAX_META_BYTES)
+    if dtype.kind != "U":
+        raise BadFileError(f"{path}: {name} is {dtype}, not text; make the file again")
+    table = json.loads(str(_read_member(file, name)))
+    if not isinstance(table, dict):
+        raise BadFileError(f"{path}: {name} is no table; make the file again")
+    return table
 
 
 def _check_member(

@@ -14,10 +14,11 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-from v2.data.atari_dataset import DATA_NAME, check_emulator, check_game, set_bad_aside
+from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside
 from v2.data.coverage import choose_count, coverage, far_rank
-from v2.data.games import find_weights, game_directory
-from v2.data.tokens import TOKENS_NAME, check_target, tokenize
+from v2.data.games import find_weights
+from v2.data.recordings import Data, default_data, shown
+from v2.data.tokens import check_target, tokenize, tokens_path
 from v2.models.weights import load_vqvae
 from v2.runtime.commands import command, given
 from v2.runtime.device import choose_device
@@ -27,12 +28,14 @@ from v2.runtime.files import check_output
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path,
-                        help="npz of frames (default: the game's)")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+", metavar="FILE", help="recordings, or "
+                        "folders of them (default: the one in --out, else the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
-    parser.add_argument("--out", type=cli.path, help="npz to write (default: the game's)")
+    parser.add_argument("--vqvae", default="latest",
+                        help="latest, in --out first; shipped, a run, a home or a file")
+    parser.add_argument("--out", type=cli.path, metavar="HOME", help="directory, or the npz "
+                        "itself (default: beside --data)")  # fmt: skip
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=cli.batch_size, default=256)
     return parser
@@ -41,18 +44,18 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     device = choose_device(args.device)
-    directory = game_directory(args.game)
-    out = args.out or directory / f"{TOKENS_NAME}.npz"
+    home = args.out if args.out and (args.out.is_dir() or not args.out.suffix) else None
+    data: Data = args.data or default_data(args.game, home)
+    out = args.out if args.out and not home else tokens_path(data, home)
     check_target(out)
     check_output(out)
-    data = args.data or directory / f"{DATA_NAME}.npz"
     if args.skip_bad:
         set_bad_aside(data)
     check_game(data, args.game)
-    path = find_weights(args.vqvae, "vqvae", args.game)
+    path = find_weights(args.vqvae, "vqvae", args.game, home)
     vqvae, info = load_vqvae(path)
     check_emulator(data, path, info)
-    print(f"VQ-VAE: {path}")
+    print(f"data: {shown(data)}\nVQ-VAE: {path}")
     with cli.StopRequest() as stop:
         tokens = tokenize(data, vqvae, device, args.batch_size, stop)
         if tokens is None:

@@ -15,11 +15,9 @@ from tqdm import tqdm
 
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
-    META_FIELDS,
     check_training_games,
-    data_paths,
     data_sha256,
-    read_episodes,
+    hold_out_end,
     read_large,
     read_steps,
     rows_of_split,
@@ -28,6 +26,14 @@ from v2.data.atari_dataset import (
 from v2.data.frames import frames_to_float
 from v2.data.games import EmulatorConfig
 from v2.data.npz import read_meta, read_npz, write_npz
+from v2.data.recordings import (
+    DATA_NAME,
+    META_FIELDS,
+    Data,
+    data_paths,
+    first_name,
+    list_episodes,
+)
 from v2.data.validation import array_sha256, check_hashes, check_splits, check_steps
 from v2.models.vqvae_hires import MARGIN, VQVAE, WINDOW
 from v2.models.weights import tokenizer_sha256
@@ -72,6 +78,16 @@ class TokenData:
         write_npz(path, arrays, self.meta | {"sha256": hashes})
 
 
+def tokens_path(data: Data, home: Path | None) -> Path:
+    """Return where the tokens of recordings lie: in the home that was named, or beside the first.
+
+    They bear its name, so that those of two recordings in one folder do not replace each other.
+    """
+    first = first_name(data)
+    name = TOKENS_NAME if first.stem == DATA_NAME else f"{first.stem}_tokens"
+    return (home or first.parent) / f"{name}.npz"
+
+
 def check_target(path: Path) -> None:
     """Refuse to write tokens over a file that holds something else.
 
@@ -91,7 +107,7 @@ def check_target(path: Path) -> None:
         raise FileExistsError(f"{path} is there and holds no tokens: name another file")
 
 
-def staleness(path: Path, vqvae: VQVAE, data: Path) -> str:
+def staleness(path: Path, vqvae: VQVAE, data: Data) -> str:
     """Say why a token file is not of this VQ-VAE and data; empty where it is."""
     check_target(path)
     meta = read_meta(path)
@@ -103,7 +119,7 @@ def staleness(path: Path, vqvae: VQVAE, data: Path) -> str:
     return ""
 
 
-def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
+def load_tokens(path: Path, vqvae: VQVAE, data: Data) -> TokenData | None:
     """Load a token file; None where it is missing or was made from other data or weights."""
     if not Path(path).exists() or staleness(path, vqvae, data):
         return None
@@ -112,7 +128,7 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
     fields |= {name: ARRAY_FIELDS[name] for name in STEP_FIELDS}
     arrays, meta = read_npz(path, fields, META_FIELDS)
     check_steps(path, arrays, meta)
-    check_training_games(path, meta["episodes"])
+    check_training_games(Path(path), meta["episodes"])
     if arrays["tokens"].max(initial=0) >= vqvae.config.num_codes:
         raise ValueError(
             f"{path}: token {arrays['tokens'].max()} of a codebook of {vqvae.config.num_codes}; "
@@ -124,20 +140,21 @@ def load_tokens(path: Path, vqvae: VQVAE, data: Path) -> TokenData | None:
 
 @torch.inference_mode()
 def tokenize(
-    data: Path, vqvae: VQVAE, device: torch.device, batch_size: int = 256, stop=False
+    data: Data, vqvae: VQVAE, device: torch.device, batch_size: int = 256, stop=False
 ) -> TokenData | None:
-    """Tokenize a data file or its shards, a batch at a time; None when `stop` became true."""
+    """Tokenize recordings, a batch at a time; None when `stop` became true."""
     vqvae = laid_out(vqvae, device).eval()
-    paths, parts, tokens = data_paths(data), [], []
+    listing, parts, tokens = list_episodes(data), [], []
     meta: dict = {}
-    episodes = read_episodes(data)
+    episodes = listing.episodes
     check_training_games(data, episodes)
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
     seen: dict[bytes, int] = {}
     total = sum(episode["frames"] for episode in episodes)
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
-        for path in paths:
+        for path, first_id in zip(listing.paths, listing.first_ids, strict=True):
             arrays, meta = read_steps(path)
+            arrays["episode_ids"] += first_id
             num_frames = len(arrays["actions"])
             ram = np.concatenate(list(read_large(path, "ram", num_frames, meta)))  # 128 B a frame
             check_splits(path, arrays["episode_ids"], (ram, arrays["actions"]), splits, seen)
@@ -155,7 +172,9 @@ def tokenize(
         "data_sha256": recording_sha256(data),
         "vqvae_sha256": tokenizer_sha256(vqvae),
     }
-    return TokenData(**joined, meta=meta)
+    made = TokenData(**joined, meta=meta)
+    hold_out_end(made)
+    return made
 
 
 @torch.inference_mode()
@@ -184,8 +203,8 @@ def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.
     return tokens.gather(0, newest).flatten(1).cpu().numpy()
 
 
-def recording_sha256(data: Path) -> str:
-    """Hash a data file or its shards from their metas alone, as `data_sha256` does once read."""
+def recording_sha256(data: Data) -> str:
+    """Hash recordings from their metas alone, as `data_sha256` does once read."""
     paths = data_paths(data)
     metas = [read_meta(path, META_FIELDS) for path in paths]
     for path, meta in zip(paths, metas, strict=True):

@@ -83,7 +83,7 @@ def check_episodes(path: Path, meta: dict) -> None:
 
 
 def check_splits(
-    path: Path,
+    path: Path | str,
     episode_ids: np.ndarray,
     contents: tuple[np.ndarray, ...],
     splits: dict[int, str],

@@ -19,6 +19,7 @@ import copy
 import functools
 import json
 import resource
+import tempfile
 from typing import Any
 from unittest import mock
 
@@ -30,6 +31,8 @@ from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
 from v2.eval.documents import hand_on
 from v2.eval.flops import count_flops, matrix_products, timed
+from v2.export.engine import OnnxDream
+from v2.export.graph import export_graph
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.device import (
@@ -42,17 +45,19 @@ from v2.runtime.device import (
     moved,
 )
 from v2.runtime.files import check_output
+from v2.train.optim import world_model_optimizers
+from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import read_windows
 from v2.train.step_cost import (
     image_work,
     learn_images,
-    learn_windows,
     random_tokens,
+    train_windows,
     window_work,
 )
 
 NUM_ACTIONS = 4
-NUM_CELLS = 128  # of the rows with active cells
+NUM_CELLS, FEWER_CELLS = 128, (48, 64, 96)  # active cells
 SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt
 
 
@@ -120,36 +125,46 @@ class Benchmark:
         return row
 
     def dream_steps(self, with_compiled: bool) -> None:
-        """Predict, decode, to uint8: as it is played, and with each thing left out that it took."""
+        """Predict, decode, to uint8: by what runs it, over active cells and over dreams."""
         frames = np.random.default_rng(0).integers(0, 256, (4, *FRAME_SHAPE), dtype=np.uint8)
         vqvae = copy.deepcopy(self.vqvae)
         cast_weights(vqvae, self.device)
-        engines = {}
-        for num_cells in (0, NUM_CELLS):
-            model = self.model(num_cells)
-            plain = DreamEngine(self.vqvae, model, self.device)
-            model = copy.deepcopy(model)
+        for num_cells in (*FEWER_CELLS, NUM_CELLS, 0):
+            plain = self.model(num_cells)
+            model = copy.deepcopy(plain)
             cast_weights(model, self.device)
-            of = f", {num_cells} active cells" if num_cells else ""
-            engines[f"as played{of}"] = DreamEngine(vqvae, model, self.device)
-            engines[f"weights cast at each step{of}"] = engines[f"float32{of}"] = plain
-            if with_compiled:
-                model = copy.deepcopy(model)
-                engines[f"compiled{of}"] = DreamEngine(vqvae, model, self.device).compile()
-        for name, engine in engines.items():
-            engine.reset(frames, np.zeros(3, int))
-            with _precision(name):
-                flops = 0.0
-                if "compiled" not in name:
-                    with torch.inference_mode():
-                        flops = count_flops(functools.partial(engine.step, 0))
-                self.row(f"dream step, {name}", functools.partial(engine.step, 0), 1, flops)
-        cast = engines[f"as played, {NUM_CELLS} active cells"]
-        for batch in (4, 16, 64):
-            cast.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
-            actions = np.zeros(batch, int)
-            self.row(f"dream step, batch {batch}, {NUM_CELLS} active cells",
-                     functools.partial(cast.step, actions), batch)  # fmt: skip
+            engine = DreamEngine(vqvae, model, self.device)
+            engines = {"in PyTorch": engine, "float32": DreamEngine(self.vqvae, plain, self.device)}
+            if self.device.type == "cpu":
+                engines["in ONNX Runtime, float32"] = self._exported(plain)
+            if with_compiled and num_cells == NUM_CELLS:
+                own = copy.deepcopy(model)
+                engines["compiled"] = DreamEngine(vqvae, own, self.device).compile()
+            for name, each in engines.items():
+                each.reset(frames, np.zeros(3, int))
+                with _precision(name):
+                    flops = 0.0
+                    if name in ("in PyTorch", "float32"):
+                        with torch.inference_mode():
+                            flops = count_flops(functools.partial(each.step, 0))
+                    title = f"dream step {name}, {_cells(num_cells)}"
+                    self.row(title, functools.partial(each.step, 0), 1, flops)
+            if num_cells != NUM_CELLS:
+                continue
+            for batch in (4, 16, 64):
+                engine.reset(np.stack([frames] * batch), np.zeros((batch, 3), int))
+                actions = np.zeros(batch, int)
+                for what, step in (("", engine.step), (", tokens alone", engine.step_tokens)):
+                    self.row(f"dream steps, batch {batch}, {_cells(num_cells)}{what}",
+                             functools.partial(step, actions), batch)  # fmt: skip
+
+    def _exported(self, model: TemporalWorldModel) -> OnnxDream:
+        engine = OnnxDream(self.vqvae, model)
+        with tempfile.TemporaryDirectory() as folder:
+            graph = Path(folder) / "step.onnx"
+            export_graph(self.vqvae, model, graph)
+            engine.use_graph(graph)
+        return engine
 
     def model(self, num_cells: int) -> TemporalWorldModel:
         """Return the world model with so many active cells; 0: all."""
@@ -204,27 +219,34 @@ class Benchmark:
         return frames_to_float(moved(torch.from_numpy(frames), self.device))
 
     def train_world_model(self, with_compiled: bool) -> None:
-        """The loss and its gradients for a batch, without the optimizer; and its data."""
-        tokens = random_tokens()
-        for steps, batch, num_cells in ((1, 8, 0), (1, 16, 128), (5, 8, 0), (5, 16, 128)):
+        """A step of a batch of windows, its optimizer included; and its data."""
+        tokens, recipe = random_tokens(), WorldModelRecipe()
+        of_rollouts = recipe.rollout_batch_size, recipe.rollout_steps
+        for (batch, steps), num_cells in (
+            *(((recipe.batch_size, 1), cells) for cells in (*FEWER_CELLS, NUM_CELLS, 0)),
+            *((of_rollouts, cells) for cells in (NUM_CELLS, 0)),
+        ):
             plain = self.model(num_cells)
             starts = np.arange(batch) * 9
             windows = read_windows(tokens, starts, 4, steps).to(self.device)
-            name = f"world model training sample, K={steps}"
-            name += f", {num_cells} active cells" if num_cells else ""
+            name = f"world model training frame, K={steps}, {_cells(num_cells)}"
             loading = self.row(f"{name}: its data alone",
                                lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # noqa: B023
-            work = functools.partial(learn_windows, plain, windows)
             flops = count_flops(window_work(plain, steps)) / (2 * steps)
-            row = self.row(name, work, batch * steps, flops)
-            row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
-            if not num_cells:
-                continue
-            with _precision("float32"):
-                self.row(f"{name}, float32", work, batch * steps, flops)
-            if with_compiled:
-                work = functools.partial(learn_windows, compiled(plain), windows)
-                self.row(f"{name}, compiled", work, batch * steps, flops)
+            variants = {"": plain}
+            if num_cells == NUM_CELLS:
+                variants |= {", float32": plain}
+                variants |= {", compiled": compiled(plain)} if with_compiled else {}
+            for variant, model in variants.items():
+                with _precision(variant):
+                    optimizers = world_model_optimizers(plain, recipe, self.device)
+                    work = functools.partial(train_windows, model, windows, optimizers)
+                    row = self.row(f"{name}{variant}", work, batch * steps, flops)
+                row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
+
+
+def _cells(num_cells: int) -> str:
+    return f"{num_cells} cells" if num_cells else "all cells"
 
 
 def _precision(name: str):

@@ -5,6 +5,7 @@ sha256 is the one written here, so that two results name the same data. `v2/eval
 makes it. Knows nothing of models.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from v2.data.atari_dataset import (
     NUM_RAM_BYTES,
     GameData,
     data_sha256,
+    hold_out_end,
     load_game_data,
+    split_of,
     split_of_game,
 )
 from v2.data.frames import FRAME_SHAPE
 from v2.data.npz import read_npz, write_npz
+from v2.data.recordings import Data, shown
 from v2.data.validation import array_sha256
 from v2.eval.branches import BRANCH_STEPS, Branches
 from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
@@ -96,22 +100,26 @@ def load_gold(game: str) -> EvaluationSet:
 
 
 def load_recorded(
-    path: Path, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata"
-) -> EvaluationSet:
-    """Take a recording's validation games, or all of it where it has none apart; no branches.
+    path: Data, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata",
+    learnt: Collection[str] = (),
+) -> EvaluationSet:  # fmt: skip
+    """Take what recordings hold out, or all of them where they hold nothing out; no branches.
 
     Args:
         which: `strata`: as many rollouts begin before each kind of bounce; `any`: at any moment.
+        learnt: hashes of what the model was trained on; of that only what was held out is taken.
     Raises:
-        ValueError: the recording is of another game, or too short.
+        ValueError: a recording is of another game, or too short.
     """
-    data = load_game_data(path)
+    data, name = load_game_data(path), shown(path)
     if data.meta["game"] != game:
-        raise ValueError(f"{path} holds {data.meta['game']}, not {game}: give --game or other data")
+        raise ValueError(f"{name} holds {data.meta['game']}, not {game}: give --game or other data")
     digest = data_sha256(data.meta)
+    if digest in learnt:
+        hold_out_end(data)
     rows, split = np.arange(len(data)), "all games"
-    if any(split_of_game(episode["seed"]) == "val" for episode in data.meta["episodes"]):
-        rows, split = data.rows_of("val"), "held-out games"
+    if any(split_of(episode) == "val" for episode in data.meta["episodes"]):
+        rows, split = data.rows_of("val"), "what is held out"
     arrays = {name: array[rows] for name, array in data.arrays().items()}
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
@@ -123,8 +131,8 @@ def load_recorded(
             each = -(-num_rollouts // len(strata_of(game)))
             starts, strata = stratified_starts(data, each, rollout_steps, rng)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; collect more frames") from error
-    source = f"NOT the gold set but {split} of {path}"
+        raise ValueError(f"{name}: {error}; collect more frames") from error
+    source = f"NOT the gold set but {split} of {name}"
     return EvaluationSet(data, starts, strata, None, False, digest, source)
 
 

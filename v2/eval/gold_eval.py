@@ -26,6 +26,7 @@ from v2.data.games import game_directory, game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
+from v2.runtime import checkpoint
 from v2.runtime.device import flush_denormals
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
@@ -38,14 +39,14 @@ def build_parser():
     parser = cli.parser(__file__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
-    which.add_argument("--run", metavar="NAME", help="a run's folder name")
+    which.add_argument("--run", help="a run: its name or folder, or the --out trained with")
     which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
                        help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
-    parser.add_argument("--data", type=cli.path,
+    parser.add_argument("--data", type=cli.path, nargs="+",
                         help="recorded data instead of the gold set")  # fmt: skip
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "
@@ -83,11 +84,12 @@ def main(argv=None) -> int:
     if args.report:
         check_writable(args.report)
     game, tier = game_id(args.game), dataclasses.replace(TIERS[args.tier], **_sizes(args))
-    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts)
     played = {name: getattr(args, name) for name in PLAYED}
     flush_denormals()
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)
+    learnt = {str(run.get("data_sha256")) for run in checkpoint.lineage(engine.info)}
+    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts, learnt)
     check_fits(engine, chosen.data)
     print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
     flags = _flags(args, engine.source)
@@ -138,13 +140,13 @@ def _flags(args, source: str) -> str:
     weights = "shipped" if args.checkpoint == "shipped" else source
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
     flags |= {"run": args.run} if args.run else {"checkpoint": weights}
-    flags |= {"data": shown_path(args.data)} if args.data else {}
     flags |= {"starts": args.starts} if args.starts != "strata" else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}
     flags |= {"temperature": args.temperature} if args.temperature else {}
     flags |= {name.replace("_", "-"): str(value) for name, value in _sizes(args).items()}
-    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
+    data = f" --data {shlex.join(map(shown_path, args.data))}" if args.data else ""
+    return data + "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items())
 
 
 if __name__ == "__main__":

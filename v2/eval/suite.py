@@ -6,9 +6,8 @@ compared only if evaluator, data and `Tier` agree. Knows nothing of flags or out
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from v2.data.atari_dataset import GameData, window_starts
 from v2.data.policies import SCRIPTED, STICKY
+from v2.data.recordings import Data
 from v2.dream import DreamEngine
 from v2.eval import documents
 from v2.eval.branches import BRANCH_STEPS, SHUFFLE_HORIZONS, branch_scores, shuffle_scores
@@ -67,18 +67,20 @@ TIERS = {
 
 
 def choose_set(
-    game: str, tier: Tier, data: Path | None, which: str = "strata", asked: int | None = None
-) -> EvaluationSet:
+    game: str, tier: Tier, data: Data | None, which: str = "strata", asked: int | None = None,
+    learnt: Collection[str] = (),
+) -> EvaluationSet:  # fmt: skip
     """Return the gold set of a game, or what there is to evaluate on in a recording.
 
     Args:
         which: where rollouts on `data` begin, `strata` or `any` (v2.eval.gold.load_recorded).
         asked: rollouts that were asked for by number; a tier takes what the gold set has.
+        learnt: hashes of what the model was trained on.
     Raises:
         FileNotFoundError, ValueError: no gold set, data that do not fit, or too few rollouts.
     """
     if data is not None:
-        return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which)
+        return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which, learnt)
     if which != "strata":
         raise ValueError(f"--starts {which} needs --data: the gold set has its own starts")
     chosen = load_gold(game)

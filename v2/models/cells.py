@@ -37,6 +37,21 @@ def active_cells(
     return order.topk(count, largest=False, sorted=False).indices.sort(1).values
 
 
+def nearest_cells(
+    cells: torch.Tensor, place: torch.Tensor, count: int, grid: tuple[int, int]
+) -> torch.Tensor:
+    """Return those of the cells (B, M) that are nearest to one cell (B, 1), int64, at most M.
+
+    Nearness is the larger of the distances in rows and columns, then the order in `cells`.
+    """
+    rows, columns = (cells // grid[1], cells % grid[1])
+    row, column = place // grid[1], place % grid[1]
+    distance = torch.maximum((rows - row).abs(), (columns - column).abs())
+    order = distance * cells.shape[1] + torch.arange(cells.shape[1], device=cells.device)
+    nearest = order.topk(min(count, cells.shape[1]), largest=False).indices
+    return cells.gather(1, nearest)
+
+
 def at_cells(values: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
     """Return values (B, N) or (B, N, K) at some cells (B, M); None: at all."""
     if cells is None:

@@ -131,11 +131,16 @@ class TemporalWorldModel(nn.Module):
                 self.far_rank.copy_(torch.arange(config.num_positions))
         self._initialise()
 
-    def active_cells(self, history: torch.Tensor) -> torch.Tensor | None:
-        """Return the cells that a step predicts, int64 (B, M); None: all."""
+    def active_cells(self, history: torch.Tensor, count: int = 0) -> torch.Tensor | None:
+        """Return the cells that a step predicts, int64 (B, M); None: all.
+
+        Args:
+            count: M where it is less than the config's; 0: the config's.
+        """
         if not self.config.num_cells:
             return None
-        return active_cells(history, self.far_rank, self.config.num_cells, self.config.grid)
+        count = count or self.config.num_cells
+        return active_cells(history, self.far_rank, count, self.config.grid)
 
     def forward(
         self, history: torch.Tensor, actions: torch.Tensor, cells: torch.Tensor | None = None,

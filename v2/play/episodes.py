@@ -9,15 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import (
-    META_FIELDS,
-    GameData,
-    data_paths,
-    load_game_data,
-    recorded_emulator,
-)
+from v2.data.atari_dataset import GameData, load_game_data, recorded_emulator
 from v2.data.games import EmulatorConfig
 from v2.data.npz import read_meta
+from v2.data.recordings import META_FIELDS, data_paths
 from v2.data.validation import check_episodes
 from v2.play.session import HISTORY_FRAMES
 

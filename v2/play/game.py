@@ -20,7 +20,7 @@ from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.loop import NOTICE_SECONDS, Commanded, Speed
 from v2.play.picture import View, render
-from v2.play.play_view import divergence_curves, video_view, window_view
+from v2.play.play_view import divergence_curves, slow_advice, video_view, window_view
 from v2.play.session import REWIND_STEPS, Moment, PlaySession
 
 CLIP_SECONDS = 10
@@ -55,6 +55,7 @@ class PlayGame(Commanded):
         self._urgent: deque[tuple] = deque(maxlen=MAX_WAITING)
         self._job = ""
         self._notice, self._notice_until = "", 0.0
+        self._has_advised = False  # what helps a slow machine, said once
         self._starts_in_dream = session.mode == "dream"
         self._clip: deque[tuple[View, dict]] = deque(
             maxlen=round(CLIP_SECONDS * settings.steps_per_second)
@@ -151,6 +152,9 @@ class PlayGame(Commanded):
         self.speed.stepped(began, ended)
         if self.moment.notice:
             self._say(self.moment.notice)
+        elif not self._has_advised and self.speed.is_below(self.steps_per_second):
+            self._has_advised = True
+            self._say(slow_advice(self))
         shown = video_view(self, ["dream"] if self._starts_in_dream else ["real", "dream"])
         self._clip.append((shown, self._clip_line()))
         if self.video:

@@ -19,6 +19,7 @@ QUIET_SECONDS = 0.5  # a picture is drawn at least so often, for notices that en
 NOTICE_SECONDS = 3
 FOCUS_HINT = "click this window, then press a key: arrows move, SPACE fires, H shows all keys"
 SPEED_STEPS = 30  # the measured speed is a mean over these
+SLOW_FACTOR = 0.9  # of the speed that is wanted; below it, it is said
 
 
 class Speed:
@@ -46,6 +47,11 @@ class Speed:
         if len(self._ends) < 2:
             return 0.0
         return (len(self._ends) - 1) / (self._ends[-1] - self._ends[0])
+
+    def is_below(self, steps_per_second: float) -> bool:
+        """Tell whether the last steps were clearly slower than was asked for."""
+        is_known = len(self._ends) > SPEED_STEPS
+        return is_known and self.steps_per_second < SLOW_FACTOR * steps_per_second
 
     @property
     def mean_steps_per_second(self) -> float:

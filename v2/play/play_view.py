@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from v2.play.branches import Branches
 from v2.play.keys import PLAY_KEYS, help_rows, hint_line, key_of
+from v2.play.loop import SLOW_FACTOR
 from v2.play.picture import CURVE_STEPS, Curve, Pane, View
 from v2.play.session import Divergence
 
 HINT = hint_line(PLAY_KEYS)
-SLOW_FACTOR = 0.9  # of real time; below it a badge says so
 MAX_BRANCH_COLUMNS = 9
 REST_STEPS = 6  # for which branches show their last frame before they repeat
 
@@ -113,6 +113,18 @@ def _subtitle(game) -> str:
 def _agreement(game) -> str:
     now = game.session.divergence.agreement if game.moment.mode == "both" else []
     return f"{100 * now[-1]:.1f}% of tokens agree" if now else ""
+
+
+def slow_advice(game) -> str:
+    """Say which setting helps a machine that is too slow."""
+    wanted, reached = game.steps_per_second, game.speed.steps_per_second
+    if game.speed.step_ms(0.5) < 1000 / wanted:
+        helps = "a smaller window (--scale) helps"
+    elif game.moment.mode == "both":
+        helps = f"{key_of(PLAY_KEYS, 'mode')} lets the real game wait, which helps"
+    else:
+        helps = f"--fps {max(1, reached):.0f} keeps an even pace"
+    return f"{reached:.0f} of {wanted:g} steps a second: {helps}"
 
 
 def _badges(game) -> tuple[tuple[str, str], ...]:

@@ -1,7 +1,8 @@
 """What is being played: the real game, the dream beside it, how far they are apart, the way back.
 
 Contract: both sides take the same action in the same step, and the dream is only ever started from
-four consecutive real frames with the actions between them, so that it knows the ball's velocity.
+consecutive real frames with the actions between them, so that it knows the ball's velocity and how
+long each cell has stood still.
 One thread at a time may use a session. Knows nothing of windows, keys or video.
 """
 
@@ -19,6 +20,7 @@ from v2.models.temporal_world_model import WorldModelConfig
 
 MODES = ("both", "dream", "real")
 HISTORY_FRAMES = WorldModelConfig.history
+MAX_FRAMES = 200  # of the real game, that are remembered for a sync: they tell how old tokens are
 REWIND_STEPS = 30
 MAX_SNAPSHOTS = 900  # a minute at 15 steps a second
 LOST_BALL_STEPS = 15
@@ -170,8 +172,8 @@ class PlaySession:
         is_random = self.env.config.repeat_action_probability > 0
         frame, _ = self.env.reset(seed=self._seed if is_random or not over else None)
         self.ram = self.env.ram
-        self.frames = deque([frame], maxlen=HISTORY_FRAMES)
-        self.actions = deque(maxlen=HISTORY_FRAMES - 1)
+        self.frames = deque([frame], maxlen=MAX_FRAMES)
+        self.actions = deque(maxlen=MAX_FRAMES - 1)
         if self.tape:
             self.tape.begin(self._seed, frame, self.ram)
         step, action = (self.moment.step, self.moment.action) if over else (0, 0)
@@ -185,7 +187,7 @@ class PlaySession:
         return self.env.ale.lives()
 
     def sync(self, notice: str = "synced") -> Moment:
-        """Start the dream from the real game's last four frames."""
+        """Start the dream from the real frames that are remembered, at least the last four."""
         frame = self.engine.reset(np.stack(self.frames), np.array(self.actions))
         self.dream_tokens = np.array(self.engine.tokens)
         self.divergence, self._num_lost_steps = Divergence(), 0

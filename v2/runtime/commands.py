@@ -25,13 +25,14 @@ def command(script: str, *words, **flags) -> str:
 
     Args:
         words: flags and values as they are, the same for every run.
-        flags: a value for each; one of None or "" is left out, of True has no value.
+        flags: a value for each, or several; one of None or "" is left out, of True has no value.
     """
     parts = [*python(), *called(script), *map(str, words)]
     for name, value in flags.items():
-        if value not in (None, "", False):
+        if value not in (None, "", False, []):
             parts.append(f"--{name.replace('_', '-')}")
-            parts += [] if value is True else [str(value)]
+            values = value if isinstance(value, list | tuple) else [value]
+            parts += [] if value is True else map(str, values)
     return " ".join(map(quoted, parts))
 
 

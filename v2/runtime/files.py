@@ -10,6 +10,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -24,15 +25,23 @@ def atomic_path(path: Path):
     path = Path(path)
     if path.is_symlink():  # the link stays, and what it names is written
         path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(path.parent, path.name)
     temporary = temporary_path(path)
+    with disk_explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(path.parent, path.name)
+        try:
+            yield temporary
+            _put_in_place(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # on a disk that takes nothing: not what is said
+                temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_explained(path: Path):
+    """Name the file, and the fix, where a disk is full or takes no files."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        yield
     except OSError as error:
         if error.errno not in (*DISK_FULL, *FORBIDDEN):
             raise
@@ -40,8 +49,13 @@ def atomic_path(path: Path):
         raise OSError(
             f"cannot write {path}: {error.strerror}; {fix}, what was there is kept"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
 
 
 def temporary_path(path: Path) -> Path:
@@ -100,6 +114,12 @@ def check_output(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         temporary_path(path).stat()  # an OSError where the name has no room for it
     check_writable(path.parent)
+
+
+def free_path(path: Path) -> Path:
+    """Return the path, or where something has come there meanwhile the next free `name_2`."""
+    others = (path.with_name(f"{path.stem}_{k}{path.suffix}") for k in itertools.count(2))
+    return next(other for other in itertools.chain([path], others) if not other.exists())
 
 
 def write_text(path: Path, text: str) -> None:

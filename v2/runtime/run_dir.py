@@ -3,12 +3,12 @@
 Contract: a run writes only into its own folder (and the game's tokens, where they are missing or
 stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
 last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
-lock (held by whoever has it locked, and by nobody once that process is gone). `latest` is the
-run that finished last and is no smoke run, else the shipped weights. Which of two was last is told
-by a number in status.json, larger than all others when it is written: neither a name nor a clock
-that goes back matters. Knows nothing of models.
+and a lock while it trains. `latest` is the run that finished last and is no smoke run, else the
+shipped weights. Which of two was last is told by a number in status.json, larger than all others
+when it is written: neither a name nor a clock that goes back matters. Knows nothing of models.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import TextIO
 
 from v2.runtime.commands import IS_INSTALLED, ROOT
-from v2.runtime.files import sweep_temporaries, sync_directory, write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows plays; two trainings in one folder are not noticed there
-    fcntl = None  # type: ignore[assignment]  # where the module is absent
+from v2.runtime.files import disk_explained, sweep_temporaries, sync_directory, write_text
+from v2.runtime.lock import Lock
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+CARRIED = "carried"  # folder of unfinished runs made small, beside runs/
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 
 
@@ -35,7 +32,7 @@ class RunDir:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self._lock: TextIO | None = None  # open files
+        self._lock = Lock(self.path / "lock", f"training in {self.path}")
         self._metrics: TextIO | None = None
 
     @classmethod
@@ -62,40 +59,33 @@ class RunDir:
 
         Raises:
             FileExistsError: a living process holds it.
-            OSError: the file system knows no locks.
         """
-        self._lock = open(self.path / "lock", "a+")
-        try:
-            if fcntl:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            raise FileExistsError(
-                f"process {self._lock.read()} is training in {self.path}: wait for it or stop it"
-            ) from None
-        except OSError as error:
-            raise OSError(
-                f"cannot lock {self.path}: {error.strerror}; give an --out on another disk"
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
+        self._lock.acquire()
         (self.path / "samples").mkdir(exist_ok=True)
         sweep_temporaries(self.path)
 
+    def check_free(self) -> None:
+        """Raise a FileExistsError where another process trains here, before any work is done."""
+        with self._lock:
+            pass
+
     def release(self) -> None:
-        for file in filter(None, (self._metrics, self._lock)):
-            file.close()
-        self._lock = self._metrics = None
+        if self._metrics:
+            with contextlib.suppress(OSError):  # of a full disk, which `log` has said
+                self._metrics.close()
+            self._metrics = None
+        self._lock.release()
 
     def log(self, step: int, **metrics) -> None:
         """Append one line of metrics; numbers are rounded for people."""
-        if self._metrics is None:
-            self._metrics = open(self.path / "metrics.jsonl", "a", encoding="utf-8")
-        line = {"step": step} | {k: _plain(v) for k, v in metrics.items()}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())  # never behind the checkpoint
+        path, line = self.path / "metrics.jsonl", {"step": step}
+        line |= {k: _plain(v) for k, v in metrics.items()}
+        with disk_explained(path):
+            if self._metrics is None:
+                self._metrics = open(path, "a", encoding="utf-8")
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())  # never behind the checkpoint
 
     def forget_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will do again."""
@@ -144,36 +134,83 @@ OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device
                 "skip_bad", "changed")  # fmt: skip
 
 
+def find_run(name: str, home: Path) -> Path:
+    """Resolve a run's name in a home, or a path, to its folder.
+
+    Raises:
+        FileNotFoundError: with what there is.
+    """
+    given = Path(name).expanduser()
+    for place in (home / "runs" / name, given):
+        if place.is_dir():
+            return place
+    if given.is_file():  # a checkpoint of it
+        return given.parent
+    raise FileNotFoundError(f"no run {name!r}; {_runs_in(home)}")
+
+
 def find_checkpoint(
-    name: str, kind: str, directory: Path, advice: str, shipped_directory: Path | None = None
-) -> Path:
-    """Resolve `latest`, `shipped`, a run's name, a run's folder or a file to a checkpoint.
+    name: str, kind: str, directory: Path, advice: str, home: Path | None = None,
+    shipped_directory: Path | None = None,
+) -> Path:  # fmt: skip
+    """Resolve `latest`, `shipped`, a run's name, a run's folder, a home or a file to a checkpoint.
 
     Args:
-        directory: holds runs/.
+        directory: holds the game's runs/.
         advice: how to get shipped weights, where there are none.
-        shipped_directory: holds the shipped weights; None: the same.
+        home: a directory that was named, whose runs/ come first.
+        shipped_directory: holds the shipped weights; None: `directory`.
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
     shipped = (shipped_directory or directory) / SHIPPED[kind]
     if name == "latest":
+        if home and (own := _latest_of_home(home, kind)):
+            return own
         runs = finished_runs(directory, kind)
         name = str(runs[-1]) if runs else "shipped"
     if name == "shipped":
         if not shipped.exists():
             raise FileNotFoundError(f"no shipped weights {shipped}: {advice}")
         return shipped
-    for place in (directory / "runs" / name, Path(name).expanduser()):
+    given = Path(name).expanduser()
+    for place in ([home / "runs" / name] if home else []) + [directory / "runs" / name, given]:
         if place.is_file():
             return place
-        for file in ("best.pt", "last.pt"):
-            if (place / file).exists():
-                return place / file
-    there = sorted(p.name for p in (directory / "runs").glob("*")) or ["none"]
-    raise FileNotFoundError(
-        f"no run or checkpoint {name!r}; runs in {directory}: {', '.join(there)}"
-    )
+        if weights := _weights_of(place):
+            return weights
+    if (given / "runs").is_dir():
+        if own := _latest_of_home(given, kind):
+            return own
+        raise FileNotFoundError(f"no {kind} run in {given}; {_runs_in(given)}")
+    raise FileNotFoundError(f"no run or checkpoint {name!r}; {_runs_in(home or directory)}")
+
+
+def _weights_of(run: Path) -> Path | None:
+    files = (run / name for name in ("best.pt", "last.pt"))
+    return next((path for path in files if path.exists()), None)
+
+
+def _latest_of_home(home: Path, kind: str) -> Path | None:
+    """Return the weights that finished last in a home that was named, of a smoke run if need be.
+
+    Raises:
+        FileNotFoundError: all of its runs are unfinished.
+    """
+    runs = finished_runs(home, kind) or finished_runs(home, kind, is_smoke=True)
+    if runs:
+        return _weights_of(runs[-1])
+    begun = [run for run in all_runs(home) if read_config(run).get("kind") == kind]
+    if begun:
+        raise FileNotFoundError(
+            f"the {kind} run {begun[-1]} is unfinished: --resume it, or name other weights"
+        )
+    return None
+
+
+def _runs_in(home: Path) -> str:
+    there = sorted(p.name for p in (home / "runs").glob("*")) or ["none"]
+    return f"runs in {home}: {', '.join(there)}"
 
 
 def shown_path(path: Path) -> str:
@@ -189,8 +226,8 @@ def all_runs(directory: Path) -> list[Path]:
     return sorted(runs, key=lambda run: (_number(run), run.name))  # older versions gave no number
 
 
-def finished_runs(directory: Path, kind: str) -> list[Path]:
-    """Return the finished runs of a kind that are no smoke runs, the last one at the end."""
+def finished_runs(directory: Path, kind: str, is_smoke: bool = False) -> list[Path]:
+    """Return the finished runs of a kind, smoke runs or all others, the last one at the end."""
     found = []
     for run in all_runs(directory):
         try:
@@ -198,8 +235,9 @@ def finished_runs(directory: Path, kind: str) -> list[Path]:
         except ValueError as error:  # one damaged run must not hide the others
             print(f"left out: {error}", file=sys.stderr)
             continue
-        if config.get("kind") == kind and not config.get("is_smoke") and is_finished(run):
-            found.append(run)
+        if config.get("kind") == kind and bool(config.get("is_smoke")) == is_smoke:
+            if is_finished(run):
+                found.append(run)
     return found
 
 

@@ -1,10 +1,11 @@
-"""Train a world model from scratch under each change of the recipe, at one budget, and compare.
+"""Train a world model from scratch under each change of the recipe, at one cost, and compare.
 
     python v2/train/ablations.py --out ablations
 
-A row should take about 23 minutes on 2 cores (estimated), 5 of them for evaluation; run it again to
-go on where it stopped.
-Every model is evaluated on the validation games of --data, never on the gold set.
+A row takes about 12 minutes on one core; run it again to go on where it stopped. Two may run at
+once, each with a `--row` of its own. Every model is evaluated by *one step at turns* on the
+validation games of --data, never on the gold set. The table is `ablations.json` in --out, as
+`v2/eval/results_page.py` reads it.
 """
 
 import sys
@@ -22,89 +23,110 @@ import argparse
 import dataclasses
 import json
 
-from v2.data.atari_dataset import DATA_NAME
-from v2.data.games import game_directory
-from v2.data.tokens import TOKENS_NAME
-from v2.eval import documents
+import numpy as np
+
+from v2.data.games import find_weights
+from v2.data.recordings import default_data, shown
+from v2.data.tokens import TOKENS_NAME, load_tokens
+from v2.dream import DreamEngine
+from v2.eval.intervals import Metric
+from v2.eval.turns import turn_scores
+from v2.eval.validate import Evaluation, quick_scores
+from v2.models.weights import load_vqvae
+from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, write_text
+from v2.runtime.lock import Lock
 from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
-BASE = WorldModelRecipe(
-    rollout_start=0.667, eval_steps=10_000  # one validation, at the end
+BASE = WorldModelRecipe(  # one step alone, and one validation at the end
+    num_cells=144, rollout_ratio=0.0, eval_steps=1_000_000
 )
+FULL = {"first_cells": 64, "is_calibrated": True, "has_age": True, "stem_radius": 2,
+        "reveal_layer": 8, "num_decided": 2}  # fmt: skip
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
-    "the recipe": {},
-    "the recipe, seed 1": {"seed": 1},
-    "the recipe, seed 2": {"seed": 2},
-    "rollouts: none": {"rollout_ratio": 0.0},
-    "rollouts: from the start": {"rollout_start": 0.0},
-    "teacher forcing 0": {"teacher_forcing_prob": 0.0},
+    "active cells": {},
+    "all cells": {"num_cells": 336},
+    "64 cells first": {"first_cells": 64},
+    "48 cells first": {"first_cells": 48},
+    "calibrated logits": {"is_calibrated": True},
+    "5x5 stem": {"stem_radius": 2},
+    "age": {"has_age": True},
+    "two decided cells, revealed at the input": {"num_decided": 2},
+    "two decided cells, revealed at layer 8": {"reveal_layer": 8, "num_decided": 2},
+    "no token revealed": {"revealed_share": 0.0},
+    "all of these": FULL,
+    "active cells, seed 1": {"seed": 1},
+    "all of these, seed 1": FULL | {"seed": 1},
+    "rollouts early": {"rollout_ratio": 0.5, "rollout_start": 0.0},
+    "rollouts late": {"rollout_ratio": 0.5, "rollout_start": 0.667},
     "importance: equal weights": {"motion_scale": 0.0, "event_scale": 0.0,
                                   "persistence_scale": 0.0, "false_change_scale": 0.0},
     "importance: no motion": {"motion_scale": 0.0},
     "importance: no eventness": {"event_scale": 0.0},
     "importance: no persistence": {"persistence_scale": 0.0},
-    "history noise: none": {"history_noise": 0.0},
-    "copy bias 0": {"copy_bias": 0.0},
-    "past actions: none": {"past_actions": 0},
-    "rollouts: K = 10": {"rollout_steps": 10, "rollout_batch_size": 6},
-    "rollouts: never back to the truth for being wrong": {"max_wrong": 336},
     "false changes not weighed": {"false_change_scale": 0.0},
     "windows with events not favoured": {"event_share": 0.0},
-    "no token revealed": {"revealed_share": 0.0},
-    "all cells": {"num_cells": 336},
-    "calibrated logits": {"is_calibrated": True},
-    "age": {"has_age": True},
-    "revealed tokens at layer 8": {"reveal_layer": 8},
-    "two decided cells": {"reveal_layer": 8, "num_decided": 2},
-    "5x5 stem": {"stem_radius": 2},
+    "history noise: none": {"history_noise": 0.0},
+    "past actions: none": {"past_actions": 0},
+    "teacher forcing 0": {"rollout_ratio": 0.5, "rollout_start": 0.667,
+                          "teacher_forcing_prob": 0.0},
 }  # fmt: skip
-RANDOM_DATA = "data of a random policy"  # only with --random-data
-COLUMNS = {
-    "changed": "one_step/changed_accuracy",
-    "false changes": "one_step/false_changes",
-    "rollout@10": "rollout/token_accuracy@10",
-    "ball 2 px at 1": "rollout/ball_hit_2px@1",
-    "at 5": "rollout/ball_hit_2px@5",
-    "at 10": "rollout/ball_hit_2px@10",
-    "at 20": "rollout/ball_hit_2px@20",
-    "two balls at 10": "rollout/ball_duplicates@10",
-}
+KINDS = ("flight", "side wall", "top wall", "paddle", "brick", "serve", "lost")
+COLUMNS = {kind: f"turns/exact {kind}" for kind in KINDS} | {
+    "changed": "changed_accuracy@1", "false changes": "false_changes@1",
+    "ball at 1 to 10": "ball_hit",
+}  # fmt: skip
+OPTIMIZER_CELLS = 600  # cells of one window whose loss costs as much as an optimizer step
+TABLE = "ablations.json"
 
 
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path,
-                        help="npz of frames (default: the game's)")  # fmt: skip
-    parser.add_argument("--random-data", type=cli.path,
-                        help="npz of a random policy's frames, for one more row")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+",
+                        help="recordings, or folders of them (default: the game's)")  # fmt: skip
+    parser.add_argument("--tokens", type=cli.path,
+                        help="npz of their tokens (default: made in --out)")  # fmt: skip
     parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=cli.path, default=Path("ablations"),
                         help="directory of the runs and results")  # fmt: skip
-    parser.add_argument("--budget", type=cli.positive_int, default=1000,
-                        help="one-step batches; a rollout's frames count as windows")  # fmt: skip
-    parser.add_argument("--rows", metavar="TEXT", default="", help="only rows with this text")
+    parser.add_argument("--budget", type=cli.positive_int, default=560,
+                        help="steps of the first row; the others cost as much")  # fmt: skip
+    parser.add_argument("--row", choices=ROWS, metavar="NAME", help="only this one (default: all)")
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     check_writable(args.out)
-    args.data = args.data or game_directory(args.game) / f"{DATA_NAME}.npz"
+    args.data = args.data or [default_data(args.game, None)]
+    args.tokens = args.tokens or args.out / f"{TOKENS_NAME}.npz"
     _check_same(args)
-    rows = dict(ROWS) | ({RANDOM_DATA: {}} if args.random_data else {})
-    for name, changes in rows.items():
-        if args.rows in name:
-            _train_and_evaluate(args, name, changes)
-    print_table(args.out, list(rows), args.budget)
+    for name, changes in ROWS.items():
+        if args.row in (None, name):
+            directory = _result(args, name).parent
+            directory.mkdir(exist_ok=True)
+            with Lock(directory / "row.lock", f"working on {directory}"):
+                _train_and_evaluate(args, name, changes)
+    rows = [json.loads(file.read_text()) for name in ROWS if (file := _result(args, name)).exists()]
+    write_text(args.out / TABLE, json.dumps({
+        "command": f"python v2/train/ablations.py --budget {args.budget}",
+        "notes": [], "columns": COLUMNS, "rows": rows,
+    }, indent=1))  # fmt: skip
+    for row in rows:
+        values = [f"{title} {row['metrics'][key]['value']:.3f}" for title, key in COLUMNS.items()
+                  if row["metrics"].get(key, {}).get("value") is not None]  # fmt: skip
+        print(f"{row['name']}: {row['steps']} steps, {row['minutes']:.0f} minutes; "
+              f"{', '.join(values)}")  # fmt: skip
+    print(f"results: {args.out / TABLE}")
     return 0
 
 
 def _check_same(args: argparse.Namespace) -> None:
     """Refuse to mix rows of different settings in one directory."""
-    asked = {k: str(vars(args)[k]) for k in ("game", "data", "vqvae", "budget")}
+    asked = {k: str(vars(args)[k]) for k in ("game", "vqvae", "budget")}
+    asked["data"] = shown(args.data)
     file = args.out / "settings.json"
     if not file.exists():
         args.out.mkdir(parents=True, exist_ok=True)
@@ -114,14 +136,10 @@ def _check_same(args: argparse.Namespace) -> None:
 
 
 def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> None:
-    directory = args.out / _slug(name)
-    result = directory / "result.json"
+    result = _result(args, name)
     if result.exists():
         return
-    learnt, tokens = args.data, args.out / f"{TOKENS_NAME}.npz"
-    if name == RANDOM_DATA:
-        learnt, tokens = args.random_data, args.out / f"random_{TOKENS_NAME}.npz"
-    runs = _saved_runs(directory)
+    runs = [run for run in all_runs(result.parent) if (run / "last.pt").exists()]
     if not runs:
         changes = dict(changes)
         seed = changes.pop("seed", 0)
@@ -129,48 +147,55 @@ def _train_and_evaluate(args: argparse.Namespace, name: str, changes: dict) -> N
         recipe = dataclasses.replace(recipe, steps=num_steps(args.budget, recipe))
         settings = [f"{k}={v}" for k, v in WorldModelRecipe().changes(recipe).items()]
         cli.run_script(
-            "train/train_wm_hires.py", "--game", args.game, "--data", learnt,
-            "--tokens", tokens, "--vqvae", args.vqvae,
-            "--out", directory, "--seed", seed, "--set", *settings,
+            "train/train_wm_hires.py", "--game", args.game, "--data", *args.data,
+            "--tokens", args.tokens, "--vqvae", args.vqvae,
+            "--out", result.parent, "--seed", seed, "--set", *settings,
         )  # fmt: skip
     elif not is_finished(runs[-1]):
         cli.run_script("train/train_wm_hires.py", "--resume", runs[-1])
-    last = _saved_runs(directory)[-1] / "last.pt"
-    cli.run_script(
-        "eval/gold_eval.py", "--game", args.game, "--data", args.data, "--checkpoint", last,
-        "--tier", "short", "--json", result,
-    )  # fmt: skip
+    run = [run for run in all_runs(result.parent) if (run / "last.pt").exists()][-1]
+    write_text(result, json.dumps({"name": name, **evaluated(args, run / "last.pt")}))
 
 
-def _saved_runs(directory: Path) -> list[Path]:
-    return [run for run in all_runs(directory) if (run / "last.pt").exists()]
+def evaluated(args: argparse.Namespace, world_model: Path) -> dict:
+    """Return steps, minutes and metrics of a world model on the held-out games."""
+    vqvae, _ = load_vqvae(find_weights(args.vqvae, "vqvae", args.game))
+    tokens = load_tokens(args.tokens, vqvae, args.data)
+    assert tokens is not None  # training made them
+    held_out = Evaluation(vqvae, tokens, args.data, choose_device("auto"))
+    engine = DreamEngine.load(str(world_model), args.game)
+    metrics = {k: Metric(v) for k, v in quick_scores(engine, held_out.clips).items()}
+    if held_out.turns is not None:
+        metrics |= turn_scores(engine, held_out.turns)
+    kept = ("value", "low", "high", "num_samples")
+    plain = {name: metric.to_dict() for name, metric in metrics.items()}
+    facts = {"steps": engine.info["step"], "minutes": engine.info["minutes"]}
+    return facts | {"metrics": {k: {key: v[key] for key in kept} for k, v in plain.items()}}
 
 
 def num_steps(budget: int, recipe: WorldModelRecipe) -> int:
-    """Return how many steps a budget of one-step batches allows."""
-    frames = recipe.rollout_steps * recipe.rollout_batch_size
-    more = recipe.rollout_ratio * (frames / recipe.batch_size - 1)  # once rollouts began
-    cost = 1 + (1 - recipe.rollout_start) * more
-    return round(budget / cost)
+    """Return how many steps cost as much as `budget` steps of `BASE`.
+
+    A predicted frame costs as much as its cells, and a step its optimizer besides.
+    """
+    own, base = _cost(recipe), _cost(BASE)
+    return max(1, round(budget * base / own))
 
 
-def print_table(out: Path, names: list[str], budget: int) -> None:
-    """Print the rows that are done as Markdown."""
-    print(f"\n| change | steps | {' | '.join(COLUMNS)} |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
-    for name in names:
-        path = out / _slug(name) / "result.json"
-        if path.exists():
-            document = documents.read_document(path)
-            metrics = [document["metrics"].get(key, {}).get("value") for key in COLUMNS.values()]
-            values = ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
-            steps = document["training"]["train_wm_hires"][-1]["steps"]
-            print(f"| {name} | {steps} | {' | '.join(values)} |")
-    print(f"\n(percent; `python v2/train/ablations.py --budget {budget}`)")
+def _cost(recipe: WorldModelRecipe, parts: int = 1000) -> float:
+    """Return the mean cost of a step, in cells."""
+    costs = []
+    for part in range(parts):
+        share = recipe.rollout_ratio if part >= recipe.rollout_start * parts else 0.0
+        frames = (1 - share) * recipe.batch_size
+        frames += share * recipe.rollout_batch_size * recipe.rollout_steps
+        costs.append(frames * recipe.cells_at(part, parts, recipe.num_cells) + OPTIMIZER_CELLS)
+    return float(np.mean(costs))
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name)
+def _result(args: argparse.Namespace, name: str) -> Path:
+    slug = "".join(c if c.isalnum() else "_" for c in name)
+    return args.out / slug / "result.json"
 
 
 if __name__ == "__main__":

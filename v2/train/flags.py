@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic
 
+from v2.data.games import game_directory
 from v2.runtime import cli
-from v2.runtime.run_dir import read_config
+from v2.runtime.run_dir import find_run, read_config
 from v2.train.recipe import (
     Recipe,
     SomeRecipe,
@@ -44,16 +45,18 @@ def training_parser(script: str, presets: Mapping[str, Recipe]) -> argparse.Argu
     """Make the parser that both scripts share, of `cli.parser`."""
     parser = cli.parser(script)
     parser.add_argument("--game", default="breakout", help="any ALE game")
-    parser.add_argument("--data", type=cli.path, help="npz of frames (default: the game's)")
+    parser.add_argument("--data", type=cli.path, nargs="+", metavar="FILE", help="recordings, or "
+                        "folders of them (default: the one in --out, else the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--out", type=cli.path, help="directory of runs/ (default: the game's)")
+    parser.add_argument("--out", type=cli.path, metavar="HOME", help="directory of runs/ and "
+                        "what belongs to them (default: the game's)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0)
     length = parser.add_argument_group("length")
     length.add_argument("--max-minutes", type=cli.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", type=cli.path, metavar="RUN", help="continue a run's folder")
+    length.add_argument("--resume", metavar="RUN", help="continue a run: its name or folder")
     group = parser.add_argument_group("recipe (v2/train/recipe.py; with --resume the run's own)")
     group.add_argument("--preset", choices=presets, help="(default: default)")
     usual = presets["default"]
@@ -79,20 +82,25 @@ def parse(
         return Parsed(args, _changed(presets[args.preset or "default"], args), {})
     if args.preset:
         raise ValueError("--preset is decided when a run begins: leave it out with --resume")
-    config = read_config(args.resume)
+    run = find_run(args.resume, args.out or game_directory(args.game))
+    config = read_config(run)
     of_kind = type(presets["default"])
     if RECIPES.get(config.get("kind", "")) is not of_kind:
         raise ValueError(
-            f"{args.resume} is a {config.get('kind')} run: resume it with the script that began it"
+            f"{run} is a {config.get('kind')} run: resume it with the script that began it"
         )
     if "recipe" not in config:
         raise ValueError(
-            f"{args.resume} was begun by an older version: begin a new run with its weights, "
-            f"--set init_from={args.resume}"
+            f"{run} was begun by an older version: begin a new run with its weights, "
+            f"--set init_from={run}"
         )
     stored = {k: v for k, v in config["args"].items() if k not in NOT_RESUMED}
     parser.set_defaults(**stored)
     args, began = parser.parse_args(argv), recipe_of(of_kind, config["recipe"])
+    args.resume = run
+    if args.data:  # as a run keeps it: one name, or a list
+        names = args.data if isinstance(args.data, list) else [args.data]
+        args.data = [Path(name) for name in names]
     recipe, now = _changed(began, args), plain_args(args)
     changed = {k: now[k] for k in stored if k in now and now[k] != stored[k]}
     fields = began.changes(recipe)
@@ -116,4 +124,7 @@ def _changed(recipe: SomeRecipe, args: argparse.Namespace) -> SomeRecipe:
 def plain_args(args: argparse.Namespace) -> dict:
     """Return flags as plain values; paths hold from any folder. The recipe's are left out."""
     kept = {k: v for k, v in vars(args).items() if k not in (*KINDS, "set", "preset")}
+    if kept["data"]:
+        names = [str(path.absolute()) for path in kept["data"]]
+        kept["data"] = names if len(names) > 1 else names[0]
     return {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in kept.items()}

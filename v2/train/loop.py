@@ -130,7 +130,7 @@ def check_weights(model: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def failures_explained(trainer, folder: Path | None):
-    """Say what to do when training diverges, the batch kept in the run, or memory ends.
+    """Say what to do when training diverges, the batch kept in the run, or disk or memory end.
 
     Args:
         trainer: has `step`, `recipe`, and the arrays of its last `batch`.
@@ -146,6 +146,10 @@ def failures_explained(trainer, folder: Path | None):
             f"step {trainer.step}: {error}; the batch is in {folder / BAD_BATCH_NAME}, what was "
             f"saved before is kept: try {_again(folder)}{_halved(trainer.recipe, 'lr')}"
         ) from error
+    except OSError as error:
+        if folder is None or not (folder / "last.pt").exists():
+            raise
+        raise type(error)(f"{error}; then go on with {_again(folder)}".rstrip()) from error
     except (MemoryError, RuntimeError) as error:
         if folder is None or not is_out_of_memory(error):
             raise

@@ -14,14 +14,17 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import argparse
 import dataclasses
 import functools
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 
-from v2.data.atari_dataset import DATA_NAME, data_paths, read_episodes, recorded_files
 from v2.data.games import find_weights, game_directory, game_id
 from v2.data.policies import policy_mix
+from v2.data.recordings import DATA_NAME, data_paths, list_episodes, recorded_files
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_SHA256
@@ -31,8 +34,9 @@ from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
 from v2.runtime.device import choose_device
-from v2.runtime.files import file_sha256, write_text
-from v2.runtime.run_dir import all_runs, is_finished, read_config, read_status
+from v2.runtime.files import check_writable, file_sha256, write_text
+from v2.runtime.lock import Lock
+from v2.runtime.run_dir import CARRIED, all_runs, is_finished, read_config, read_status
 from v2.train.recipe import (
     VQVAE_PRESETS,
     WORLD_MODEL_PRESETS,
@@ -85,12 +89,19 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    preset = PRESETS[args.preset]
     directory = game_directory(args.game)
     is_smoke = args.preset == "smoke"
     if is_smoke:
         directory = directory / "runs" / "smoke"  # apart from the data and runs that count
-    pipeline = Pipeline((args.out or directory).resolve(), args.game, args.preset)
+    directory = (args.out or directory).resolve()
+    check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lock(directory / "pipeline.lock", f"running all stages in {directory}"):
+        return _run_all(Pipeline(directory, args.game, args.preset), args)
+
+
+def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
+    preset = PRESETS[args.preset]
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
     pipeline.collect(data, args.frames or preset.frames)
@@ -129,7 +140,7 @@ def check_frames(data: Path, asked: int | None, game: str) -> int:
     Raises:
         FileExistsError: with both numbers and what to do.
     """
-    held = sum(episode["frames"] for episode in read_episodes(data))
+    held = sum(episode["frames"] for episode in list_episodes(data).episodes)
     num_policies = len(policy_mix("mix", game_id(game)))  # each may lack a frame
     if asked and not 0 <= asked - held <= num_policies:
         raise FileExistsError(
@@ -192,7 +203,6 @@ class Pipeline:
 
     def __init__(self, directory: Path, game: str, preset: str):
         self.directory, self.game, self.preset = directory, game, preset
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
     def run(self, script: str, *flags) -> None:
@@ -227,16 +237,32 @@ class Pipeline:
         Args:
             wanted: hashes of the data and the tokenizer that the run must have learnt from.
         """
+        self._bring_carried()
         run = self._newest_run(kind, wanted)
         if run is None:
             self.run(script, "--preset", self.preset, "--out", self.directory, *flags)
         elif not is_finished(run):
-            self.run(script, "--resume", run)
+            self.run(script, "--resume", run, *flags)
         else:
             print(f"{kind}: {run} is finished")
         run = run or self._newest_run(kind, wanted)
         assert run is not None
         return run
+
+    def _bring_carried(self) -> None:
+        """Go on here with the runs that `v2/train/carry.py` brought."""
+        for carried in sorted((self.directory / CARRIED).glob("*/config.json")):
+            run = self.directory / "runs" / carried.parent.name
+            if run.exists():
+                continue
+            with tempfile.TemporaryDirectory(dir=self.directory) as folder:
+                copy = Path(shutil.copytree(carried.parent, Path(folder) / run.name))
+                if not (copy / "vqvae.pt").exists():
+                    shipped = find_weights("shipped", "vqvae", self.game)
+                    shutil.copyfile(shipped, copy / "vqvae.pt")
+                run.parent.mkdir(exist_ok=True)
+                copy.rename(run)
+            print(f"brought from {carried.parent}: {run}")
 
     def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
         for run in reversed(all_runs(self.directory)):

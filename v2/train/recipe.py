@@ -108,6 +108,8 @@ class WorldModelRecipe(Recipe):
     history_noise: float = _share(0.15)  # share of the windows with a mistake in their history
     # model
     num_cells: int = _count(0, 0, 336)  # active cells of a frame; 0: as many as coverage needs
+    first_cells: int = _count(0, 0, 336)  # fewer, at first; 0: as many as later
+    first_cells_share: float = _share(0.7)  # share of the steps with these
     has_age: bool = False  # read for how long each token has not changed
     unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
     stem_radius: int = _count(0, 0, 4)  # cells around each that its look-up sees
@@ -136,6 +138,11 @@ class WorldModelRecipe(Recipe):
     def unrolls(self, rng: np.random.Generator, step: int, num_steps: int) -> bool:
         """Decide, with the step's generator, whether its batch unrolls K steps."""
         return step >= self.rollout_start * num_steps and rng.random() < self.rollout_ratio
+
+    def cells_at(self, step: int, num_steps: int, most: int) -> int:
+        """Return how many cells a step learns, of at most so many."""
+        is_first = step < self.first_cells_share * num_steps
+        return min(self.first_cells, most) if self.first_cells and is_first else most
 
 
 VQVAE_PRESETS = {

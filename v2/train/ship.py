@@ -19,6 +19,8 @@ from v2.data.games import find_weights, game_directory
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
+from v2.runtime.files import check_writable
+from v2.runtime.lock import Lock
 from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
 
 KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
@@ -27,7 +29,7 @@ KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--run", default="latest", help="latest, a run's name or a checkpoint")
+    parser.add_argument("--run", default="latest", help="latest, a run, a home or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
     return parser
@@ -50,15 +52,18 @@ def main(argv=None) -> int:
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
     directory = game_directory(args.game)
-    for kind, model, state, source in (
-        ("vqvae", vqvae, vqvae_info, vqvae_path),
-        ("world_model", world_model, info, path),
-    ):
-        target = directory / SHIPPED[kind]
-        kept = _without_machine({key: state[key] for key in KEPT if key in state})
-        kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
-        checkpoint.save_checkpoint(target, kind, model, **kept)
-        print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
+    check_writable(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with Lock(directory / "ship.lock", f"shipping weights into {directory}"):
+        for kind, model, state, source in (
+            ("vqvae", vqvae, vqvae_info, vqvae_path),
+            ("world_model", world_model, info, path),
+        ):
+            target = directory / SHIPPED[kind]
+            kept = _without_machine({key: state[key] for key in KEPT if key in state})
+            kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
+            checkpoint.save_checkpoint(target, kind, model, **kept)
+            print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
     evaluate = command("eval/gold_eval.py", game=args.game, checkpoint="shipped")
     print(f"next: {evaluate}")
     return 0

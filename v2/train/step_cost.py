@@ -1,4 +1,4 @@
-"""What a training step computes, without the optimizer: for the benchmark and the pipeline."""
+"""What a training step computes: for the benchmark and the pipeline."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ import torch
 from v2.data.tokens import TokenData
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
+from v2.train.optim import Optimizers
 from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import Windows, read_windows
 from v2.train.wm_loss import WorldModelLoss
@@ -44,6 +45,14 @@ def learn_windows(model: TemporalWorldModel, windows: Windows) -> None:
     batch, steps = windows.reward_signs.shape
     is_forced = torch.zeros(batch, steps, dtype=torch.bool)
     loss(model, windows, is_forced, torch.rand(batch, steps, 2 + config.num_positions))
+
+
+def train_windows(model: TemporalWorldModel, windows: Windows, optimizers: Optimizers) -> None:
+    """Compute the loss of windows and its gradients; apply them at a rate of almost nothing."""
+    learn_windows(model, windows)
+    for group in optimizers.param_groups:
+        group["lr"] = 1e-9
+    optimizers.step()
 
 
 def random_tokens() -> TokenData:

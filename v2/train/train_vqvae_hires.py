@@ -22,18 +22,18 @@ import torch
 from tqdm import tqdm
 
 from v2.data.atari_dataset import (
-    DATA_NAME,
     GameData,
     check_emulator,
     check_game,
     check_training_games,
     data_sha256,
+    hold_out_end,
     load_game_data,
-    read_episodes,
     set_bad_aside,
 )
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.games import game_directory
+from v2.data.recordings import Data, default_data, list_episodes, shown
 from v2.data.tokens import TOKENS_NAME
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
@@ -69,30 +69,34 @@ def main(argv=None) -> int:
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     torch.manual_seed(args.seed)
-    directory = game_directory(args.game)
-    check_writable(args.resume or args.out or directory)
-    data_path = args.data or directory / f"{DATA_NAME}.npz"
+    home = args.out or game_directory(args.game)
+    check_writable(args.resume or home / "runs")
+    if args.resume and workers.is_writer:
+        RunDir(args.resume).check_free()
+    named: Data = args.data or default_data(args.game, args.out)
     if args.skip_bad and workers.is_writer:
-        set_bad_aside(data_path)
+        set_bad_aside(named)
     workers.wait()
-    check_game(data_path, args.game)
-    check_training_games(data_path, read_episodes(data_path))
-    data = load_game_data(data_path)
+    check_game(named, args.game)
+    check_training_games(named, list_episodes(named).episodes)
+    print(f"data: {shown(named)}")
+    data = load_game_data(named)
+    hold_out_end(data)
     model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
-        earlier = _start_from(Path(recipe.init_from).expanduser(), model, recipe, data_path)
+        earlier = _start_from(Path(recipe.init_from).expanduser(), model, recipe, named)
     trainer = Trainer(parsed, model, data, device, workers)
     trainer.earlier = earlier
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
         config = {"args": plain_args(args), "recipe": dataclasses.asdict(recipe),
                   "is_smoke": recipe.is_smoke, "game": data.emulator.game}  # fmt: skip
-        run = RunDir.create(args.out or directory, "vqvae", config)
+        run = RunDir.create(home, "vqvae", config)
     return run_trainer(trainer, run)
 
 
-def _start_from(path: Path, model: VQVAE, recipe: VQVAERecipe, data: Path) -> list[dict]:
+def _start_from(path: Path, model: VQVAE, recipe: VQVAERecipe, data: Data) -> list[dict]:
     """Take the weights of another VQ-VAE; return how those were trained."""
     began, info = load_vqvae(path)
     check_emulator(data, path, info)

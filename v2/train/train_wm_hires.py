@@ -21,16 +21,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2.data.atari_dataset import (
-    DATA_NAME,
-    check_emulator,
-    check_game,
-    set_bad_aside,
-    window_starts,
-)
+from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside, window_starts
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
-from v2.data.tokens import TOKENS_NAME, TokenData, check_target, load_tokens, staleness, tokenize
+from v2.data.recordings import Data, default_data, shown
+from v2.data.tokens import (
+    TokenData,
+    check_target,
+    load_tokens,
+    staleness,
+    tokenize,
+    tokens_path,
+)
 from v2.data.validation import array_sha256
 from v2.decoding import known_age
 from v2.eval.validate import Evaluation
@@ -67,13 +69,15 @@ from v2.train.wm_loss import WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
+REWARM_STEPS = 300  # of a run that goes on without the optimizer's state
 
 
 def build_parser():
     parser = training_parser(__file__, WORLD_MODEL_PRESETS)
-    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: the game's); "
-                        "made when missing or stale")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest", help="latest, shipped, a run or a file")
+    parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: in --out, else "
+                        "beside --data); made when missing or stale")  # fmt: skip
+    parser.add_argument("--vqvae", default="latest",
+                        help="latest, in --out first; shipped, a run, a home or a file")
     return parser
 
 
@@ -85,12 +89,13 @@ def main(argv=None) -> int:
     workers.check_batch("--batch-size", recipe.batch_size)
     workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
     torch.manual_seed(args.seed)
-    directory = game_directory(args.game)
-    check_writable(args.resume or args.out or directory)
-    if args.tokens:
-        check_target(args.tokens)
-        check_output(args.tokens)
-    data = args.data or directory / f"{DATA_NAME}.npz"
+    home = args.out or game_directory(args.game)
+    check_writable(args.resume or home / "runs")
+    if args.resume and workers.is_writer:
+        RunDir(args.resume).check_free()
+    data: Data = args.data or default_data(args.game, args.out)
+    path = args.tokens or tokens_path(data, args.out)
+    check_target(path)
     if args.skip_bad and workers.is_writer:
         set_bad_aside(data)
     workers.wait()
@@ -98,16 +103,15 @@ def main(argv=None) -> int:
     if args.resume:
         vqvae_path = args.resume / VQVAE_NAME
     else:
-        vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
+        vqvae_path = find_weights(args.vqvae, "vqvae", args.game, args.out)
     vqvae, vqvae_state = load_vqvae(vqvae_path)
     check_emulator(data, vqvae_path, vqvae_state)
-    print(f"VQ-VAE: {vqvae_path}")
-    tokens_path = args.tokens or directory / f"{TOKENS_NAME}.npz"
+    print(f"data: {shown(data)}\nVQ-VAE: {vqvae_path}")
     remake = command("data/tokenize_atari.py", game=args.game, data=data, vqvae=vqvae_path,
-                     out=tokens_path)  # fmt: skip
+                     out=path)  # fmt: skip
     with cli.StopRequest() as stop:
         tokens = _load_or_make_tokens(
-            tokens_path, vqvae, data, device, args.resume, workers, stop, remake
+            path, vqvae, data, device, args.resume, workers, stop, remake
         )
     if stop:
         print("stopped before the first step: run the same command again")
@@ -122,14 +126,14 @@ def main(argv=None) -> int:
         is_smoke = recipe.is_smoke or is_of_smoke(vqvae_state)
         config = {"args": plain_args(args), "recipe": dataclasses.asdict(recipe),
                   "is_smoke": is_smoke, "game": tokens.emulator.game}  # fmt: skip
-        run = RunDir.create(args.out or directory, "world_model", config)
+        run = RunDir.create(home, "world_model", config)
         kept = {key: vqvae_state[key] for key in checkpoint.HISTORY if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **kept)
     return run_trainer(trainer, run)
 
 
 def _load_or_make_tokens(
-    path: Path, vqvae: VQVAE, data: Path, device, resumed, workers: Workers, stop, remake: str
+    path: Path, vqvae: VQVAE, data: Data, device, resumed, workers: Workers, stop, remake: str
 ) -> TokenData | None:
     """Load the tokens or make them, which `remake` would do alone."""
     tokens = load_tokens(path, vqvae, data)
@@ -142,6 +146,7 @@ def _load_or_make_tokens(
                 f"{resumed} needs other tokens than {path} ({stale}): restore --data, or name a "
                 "new file in --tokens to make them"
             )
+        check_output(path)
         print(f"{path}: {stale}; making it")
         tokens = tokenize(data, vqvae, device, stop=stop)
         if tokens is not None:
@@ -182,13 +187,14 @@ class Trainer:
     script = "train_wm_hires.py"
 
     def __init__(self, parsed: Parsed[WorldModelRecipe], model, vqvae: VQVAE, tokens: TokenData,
-                 data: Path, device, workers: Workers):  # fmt: skip
+                 data: Data, device, workers: Workers):  # fmt: skip
         self.args, self.recipe, self.changed = parsed.args, parsed.recipe, parsed.changed
         self.model, self.tokens, self.device = model, tokens, device
         self.workers, recipe = workers, self.recipe
         self.forward = compiled(model) if recipe.compile else model
         self.checked: set[int] = set()  # sizes of batches, see `_check_compiled`
         self.step, self.best = 0, -float("inf")
+        self.warm_from = 0  # step at which it went on without the optimizer's state
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs whose weights it began with
         self.loss = WorldModelLoss.of(recipe, vqvae, tokens, device)
@@ -245,11 +251,14 @@ class Trainer:
         batch = windows, is_forced, reveal_draws
         if self.forward is not self.model:
             self._check_compiled(*batch)
-        loss, metrics = self.loss(self.forward, *batch)
+        num_cells = recipe.cells_at(self.step, self.num_steps, self.model.config.num_cells)
+        loss, metrics = self.loss(self.forward, *batch, num_cells)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(
             self.step, self.num_steps, recipe.lr, recipe.warmup_steps, recipe.decay
         )
+        if self.warm_from:
+            rate *= min(1.0, (self.step - self.warm_from + 1) / REWARM_STEPS)
         norm = self.guard.apply(loss, rate)
         if self.ema:
             update_ema(self.ema, self.model, recipe.ema, self.step)
@@ -315,6 +324,7 @@ class Trainer:
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
+            warm_from=self.warm_from,
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -328,14 +338,19 @@ class Trainer:
         if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # not in older ones
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
         checkpoint.restore(self.model, state, run.path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.warm_from = state.get("warm_from", 0)
+        if state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:  # of v2/train/carry.py
+            self.warm_from = state["step"]
+            print(f"no optimizer's state: warming up again for {REWARM_STEPS} steps")
         self.ema = resumed_ema(state["ema"], self.model, bool(self.recipe.ema))
         self.step, self.best = state["step"], state["best"]
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
 
-    def start_from(self, path: Path, data: Path) -> None:
+    def start_from(self, path: Path, data: Data) -> None:
         """Take the weights of another world model and nothing else.
 
         Convolutions that it lacks start at zero, and so change nothing at first.

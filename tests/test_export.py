@@ -1,0 +1,101 @@
+"""The exported graph: the same dream in ONNX Runtime as in PyTorch."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from v2.dream import DreamEngine
+from v2.export import onnx_export
+from v2.export.engine import GRAPHS, OnnxDream, load_quickest
+from v2.export.graph import export_graph
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.weights import tokenizer_sha256
+from v2.runtime.checkpoint import save_checkpoint
+from v2.runtime.run_dir import SHIPPED
+
+KINDS = {
+    "all of the second edition": {
+        "num_cells": 60, "has_age": True, "stem_radius": 1, "num_decided": 2, "reveal_layer": 1,
+    },
+    "missing changes": {"change_weight": 2.0, "max_missing": 0.3, "num_cells": 100},
+}  # fmt: skip
+
+
+def _world_model(**changes) -> TemporalWorldModel:
+    """Return a model that is not sure of anything, so that every difference shows."""
+    torch.manual_seed(0)
+    config = WorldModelConfig(4, dim=32, heads=2, layers=2, ffn_dim=64, copy_bias=0.5, **changes)
+    model = TemporalWorldModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def shipped_small(vqvae, tmp_path, monkeypatch):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
+    folder, tokenizer = tmp_path / "atari", {"vqvae_sha256": tokenizer_sha256(vqvae)}
+    save_checkpoint(folder / SHIPPED["vqvae"], "vqvae", vqvae)
+    model = _world_model(num_cells=60)
+    save_checkpoint(folder / SHIPPED["world_model"], "world_model", model, **tokenizer)
+    return folder
+
+
+def _frames(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 84, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_dreams_the_same_tokens_rewards_ends_and_frames(kind, vqvae, tmp_path, monkeypatch):
+    model = _world_model(**KINDS[kind])
+    export_graph(vqvae, model, tmp_path / "step.onnx")
+    plain, quick = DreamEngine(vqvae, model), OnnxDream(vqvae, model)
+    quick.use_graph(tmp_path / "step.onnx")
+    for engine in (plain, quick):
+        engine.reset(_frames(4), np.array([1, 2, 3]))
+    num_changed = 0
+    for action in np.random.default_rng(1).integers(0, 4, 60):
+        before = plain.tokens
+        with monkeypatch.context() as patch:
+            patch.setattr("v2.dream.autocast", lambda device: torch.autocast("cpu", enabled=False))
+            frame = plain.step(action)
+        dreamed = quick.step(action)
+        np.testing.assert_array_equal(quick.tokens, plain.tokens)
+        np.testing.assert_allclose(dreamed, frame, atol=1)
+        assert quick.last_reward == plain.last_reward
+        assert quick.last_terminated == pytest.approx(plain.last_terminated, abs=1e-4)
+        num_changed += (plain.tokens != before).sum()
+    assert num_changed > 60 and quick.logits is None  # it was the graph that dreamed
+
+
+def test_the_quickest_engine_is_measured_once_and_its_graph_kept(shipped_small, capsys):
+    """`shipped_small`: the folder of small shipped weights."""
+    load_quickest("shipped")
+    assert "exporting the step" in capsys.readouterr().out
+    kept = shipped_small / GRAPHS
+    (graph,), (times,) = (list(kept.glob(f"*.{ending}")) for ending in ("onnx", "json"))
+    made = graph.stat().st_mtime_ns
+    for runtime in ("PyTorch", "ONNX Runtime"):
+        other = {"PyTorch": "ONNX Runtime", "ONNX Runtime": "PyTorch"}[runtime]
+        times.write_text(json.dumps({runtime: 0.01, other: 0.02}))
+        engine = load_quickest("shipped")
+        assert engine.runtime == runtime
+    assert graph.stat().st_mtime_ns == made and "exporting" not in capsys.readouterr().out
+    assert load_quickest("shipped", temperature=0.5).runtime == "PyTorch"  # no sampling in it
+    shutil.rmtree(kept)
+    kept.write_text("a file in its place")
+    assert load_quickest("shipped").runtime == "PyTorch"
+    assert "going on in PyTorch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", ["breakout", "pong"])
+def test_the_shipped_graph_dreams_the_same_tokens_over_200_steps(game, tmp_path, capsys):
+    assert onnx_export.main(["--game", game, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "step.onnx: 53" in said and "100.000% of the tokens of 3 x 200 steps" in said
+    assert (tmp_path / "step-half.onnx").stat().st_size < 30e6

@@ -1,0 +1,124 @@
+"""A dream whose steps run in ONNX Runtime: the quickest on a CPU.
+
+Contract: the same tokens as the DreamEngine in float32. The graph is exported once for each pair of
+weights and kept beside the game's data. A batch, or tokens that are sampled, run in PyTorch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from v2.data.frames import FRAME_SHAPE
+from v2.data.games import find_weights, game_directory, shipped_directory
+from v2.dream import DreamEngine
+from v2.export.graph import GRAPH_VERSION, INPUTS, export_graph
+from v2.runtime.device import has_fast_bfloat16
+from v2.runtime.files import check_writable, write_text
+
+GRAPHS = "graphs"  # folder of exported graphs
+NUM_TIMED = 20  # steps
+
+
+class OnnxDream(DreamEngine):
+    """A DreamEngine that takes the steps of one greedy dream in ONNX Runtime."""
+
+    runtime = "ONNX Runtime"
+    has_cast_weights = False
+    _session: onnxruntime.InferenceSession | None = None
+
+    def use_graph(self, path: Path) -> None:
+        """Step with an exported graph of these models."""
+        self._session = open_graph(path)
+
+    def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
+        state = self._state
+        if self._session is None or len(state.tokens) > 1 or self.sampling.temperature:
+            return super()._step(action, is_decoded)
+        actions = self._with_action(action)
+        values = (part[0].numpy() for part in (state.tokens, actions, state.age))
+        found = self._session.run(None, dict(zip(INPUTS, values, strict=True)))
+        tokens, reward, end, frames = (np.asarray(part)[None] for part in found)
+        sign = (reward.argmax(-1) - 1).astype(np.float32)
+        self._go_on(actions, torch.from_numpy(tokens), tokens, frames, sign, end)
+        self.logits = None
+
+
+def load_quickest(
+    name: str = "latest", game: str = "breakout", device: str = "auto", **sampling
+) -> DreamEngine:
+    """Load an engine as `DreamEngine.load` does: the one whose step is quickest on this machine.
+
+    On a CPU both are timed once for these weights; the graph and the times are kept beside them,
+    or beside the user's data. Where nothing can be kept there, it is PyTorch.
+    """
+    plain = DreamEngine.load(name, game, device, **sampling)
+    if plain.device.type != "cpu" or plain.sampling.temperature:
+        return plain
+    quick = OnnxDream.load(name, game, device, **sampling)
+    try:
+        graph = cached_graph(quick, _graphs_of(find_weights(name, "world_model", game), game))
+        quick.use_graph(graph)
+        times = _times(graph.with_suffix(f".{_processor()}.json"), (plain, quick))
+    except OSError as error:
+        print(f"{error}: going on in PyTorch", flush=True)
+        return plain
+    return min((plain, quick), key=lambda engine: times[engine.runtime])
+
+
+def open_graph(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch's would wait
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def cached_graph(engine: DreamEngine, folder: Path) -> Path:
+    """Return the exported graph of an engine's models, made where it is not there yet."""
+    config = dataclasses.asdict(engine.world_model.config)  # holds what decoding needs
+    what = f"{engine.info['sha256']} {config} {GRAPH_VERSION} {torch.__version__}"
+    path = folder / f"step-{hashlib.sha256(what.encode()).hexdigest()[:16]}.onnx"
+    if not path.exists():
+        check_writable(folder)
+        print("exporting the step for ONNX Runtime, once for these weights ...", flush=True)
+        export_graph(engine.vqvae, engine.world_model, path)
+    return path
+
+
+def _graphs_of(weights: Path, game: str) -> Path:
+    """Return the folder beside a run's weights, or beside the user's data for shipped ones."""
+    is_shipped = weights.parent == shipped_directory(game)
+    return (game_directory(game) if is_shipped else weights.parent) / GRAPHS
+
+
+def _times(file: Path, engines: tuple[DreamEngine, ...]) -> dict[str, float]:
+    """Return the seconds that a step takes by each runtime, measured where it was not yet."""
+    if not file.exists():
+        times = {engine.runtime: _step_seconds(engine) for engine in engines}
+        write_text(file, json.dumps(times))
+    return json.loads(file.read_text("utf-8"))
+
+
+def _step_seconds(engine: DreamEngine) -> float:
+    frames = np.random.default_rng(0).integers(0, 256, (4, *FRAME_SHAPE), dtype=np.uint8)
+    engine.reset(frames)
+    seconds = []
+    for _ in range(NUM_TIMED):
+        began = time.perf_counter()
+        engine.step(0)
+        seconds.append(time.perf_counter() - began)
+    engine.history = None
+    return float(np.median(seconds))
+
+
+def _processor() -> str:
+    """Name what decides which runtime is quicker."""
+    kind = torch.backends.cpu.get_cpu_capability().lower()
+    has_amx = torch.cpu._is_amx_tile_supported()
+    return kind + ("-bf16" if has_fast_bfloat16(torch.device("cpu")) else "") + "-amx" * has_amx
