@@ -1,6 +1,7 @@
 # make play | test | test-slow | test-cuda | test-lowest | lint
 # make train [PRESET=smoke] | eval | ship
-.PHONY: play test test-slow test-cuda test-lowest lint train eval ship
+# make web | web-serve | test-web
+.PHONY: play test test-slow test-cuda test-lowest lint train eval ship web web-serve test-web
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -54,3 +55,24 @@ eval: $(READY)
 
 ship: $(READY)
 	$(PYTHON) v2/train/ship.py --game $(GAME)
+
+GAMES := web/public/games
+NODE_READY := web/node_modules/.ready
+
+$(NODE_READY): web/package-lock.json
+	cd web && npm ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+$(GAMES)/%/game.json: checkpoints/v2/*/*.pt v2/export/*.py | $(READY)
+	$(PYTHON) v2/export/web_game.py --game $* --out $(GAMES)/$*
+
+web: $(NODE_READY) $(GAMES)/breakout/game.json $(GAMES)/pong/game.json
+	cd web && npx vite build
+	@echo "results: web/dist; next: make web-serve, or copy the folder to any static host (docs/web.md)"
+
+web-serve: web
+	cd web && npx vite preview
+
+test-web: $(READY)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	$(PYTHON) -m pytest -q -rs -m web tests/test_web.py

@@ -27,15 +27,23 @@ import torch
 
 from v2.data.atari_dataset import GameData, save_game_data
 from v2.data.games import EmulatorConfig, emulator_dict
-from v2.eval import validate
+from v2.data.policies import SCRIPTED, UNIFORM, PolicyConfig
+from v2.eval import build_gold, validate
+from v2.eval.gold_replay import write_games
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime import cli
+from v2.runtime.files import file_sha256
 from v2.runtime.run_dir import all_runs
 from v2.train import train_vqvae_hires, train_wm_hires
 
 SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_dim=8,
                    cell_blocks=1, decoder_blocks=1)  # fmt: skip
+TINY_GOLD = (
+    (SCRIPTED, 1, 320), (UNIFORM, 2, 120),
+    (PolicyConfig("rewind", 1.0, "sticky", rewind=True), 1, 150),
+)  # fmt: skip
+TINY_SIZE = build_gold.Size(per_stratum=2, long_per_stratum=1, branched=6, steps=20, long_steps=30)
 SMALL_WORLD_MODEL = dict(dim=32, heads=2, layers=2, ffn_dim=64, local_layers=1)
 
 
@@ -151,6 +159,26 @@ def wm_flags(folder: Path, data: Path, vqvae: Path, *flags) -> list[str]:
 def train_world_model(folder: Path, data: Path, vqvae: Path, *flags) -> Path:
     assert train_wm_hires.main(wm_flags(folder, data, vqvae, *flags)) == 0
     return all_runs(folder)[-1]
+
+
+@pytest.fixture(scope="session")
+def gold_once(tmp_path_factory) -> Path:
+    """A gold set of a few short games."""
+    path = tmp_path_factory.mktemp("gold") / "breakout-2.npz"
+    write_games(path, build_gold.build(path, EmulatorConfig(), TINY_GOLD, TINY_SIZE)[0])
+    return path
+
+
+@pytest.fixture
+def tiny_gold(gold_once, tmp_path, monkeypatch) -> Path:
+    """The same as Breakout's gold set, kept in a folder of the test."""
+    folder = tmp_path / "gold"
+    folder.mkdir()
+    shutil.copy(gold_once, folder)
+    monkeypatch.setattr("v2.eval.gold.GOLD_DIRECTORY", folder)
+    monkeypatch.setattr("v2.eval.gold.GOLD_SHA256", {"breakout-2": file_sha256(gold_once)})
+    monkeypatch.setattr("v2.eval.gold.game_directory", lambda game: folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -918,6 +918,30 @@ def test_a_full_disk_under_the_output_costs_no_work_and_is_told_by_the_exit_code
     assert done.stderr.strip() == "error: all is done, but what was said is lost: its disk is full"
 
 
+STAGES = """
+import resource, sys
+from pathlib import Path
+from v2.runtime import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+def main():
+    cli.run_script("data/collect_atari.py", *sys.argv[1:])
+    Path(sys.argv[-1], "the next stage").touch()
+cli.run(main)
+"""
+
+
+def test_a_disk_that_fills_under_the_output_of_a_stage_stops_no_other(tmp_path):
+    flags = ["--frames", "20", "--policy", "random", "--workers", "1", "--out", str(tmp_path)]
+    first = f"\n$ python v2/data/collect_atari.py {shlex.join(flags)}\n"
+    log = tmp_path / "log"
+    log.write_bytes(bytes(200_000 - len(first) - 10))  # there is no room for what the stage says
+    with open(log, "ab") as file:
+        command = [sys.executable, "-c", STAGES, *flags]
+        done = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.PIPE, text=True)
+    assert (tmp_path / "atari_game_data.npz").exists() and (tmp_path / "the next stage").exists()
+    assert "Traceback" not in done.stderr and log.stat().st_size == 200_000
+
+
 @pytest.mark.parametrize("number, fix", [
     (errno.EROFS, "make its folder writable"), (errno.ENOSPC, "free some space"),
 ])  # fmt: skip

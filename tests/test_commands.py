@@ -139,9 +139,11 @@ def source(tmp_path_factory) -> Path:
 
 IN_PYTHON = """
 import v2.dream
-from v2.eval.gold import load_gold
+from v2.eval.gold import GOLD_SHA256, gold_path
+from v2.runtime.files import file_sha256
 for game in ("breakout", "pong"):
-    print(v2.dream.DreamEngine.load("shipped", game).source, load_gold(game).is_gold)
+    is_gold = file_sha256(gold_path(game)) == GOLD_SHA256[gold_path(game).stem]
+    print(v2.dream.DreamEngine.load("shipped", game).source, is_gold)
 """
 
 

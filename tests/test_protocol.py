@@ -12,7 +12,14 @@ from v2.eval.long_dreams import _one_ball, long_dream_scores
 from v2.eval.objects import detector
 from v2.eval.objects.breakout import SERVE_STEPS
 from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
-from v2.eval.rollouts import DetectedObjects, absent_before, paddle_error, rollout_scores
+from v2.eval.rollouts import (
+    DetectedObjects,
+    Rollouts,
+    _first_miss,
+    absent_before,
+    paddle_error,
+    rollout_scores,
+)
 from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, stratified_starts
 from v2.eval.tokenizer import tokenizer_scores
 from v2.eval.validate import quick_scores
@@ -72,7 +79,7 @@ def evaluate_canary(engine, clips, branches) -> dict:
     kept = {h: clips.frames_at(h) for h in HORIZONS}
     own = clips.actions[:, HISTORY - 1 :]
     dreams = dream(engine, clips.history, clips.past_actions, own)
-    metrics = rollout_scores(clips, dreams, tokens, kept, HORIZONS)
+    metrics = rollout_scores(Rollouts(clips, dreams, tokens, kept), horizons=HORIZONS)
     metrics |= one_step_scores(engine, clips)
     metrics |= branch_scores(engine, branches)[0]
     metrics |= shuffle_scores(engine, clips, dreams)
@@ -156,9 +163,56 @@ def test_a_step_late_is_a_step_of_flight_behind(evaluated):
     late = value(evaluated, "OneStepLate", "rollout/ball_error_px@5")
     assert late > 1.0 > value(evaluated, "PerfectEngine", "rollout/ball_error_px@5")
     assert value(evaluated, "OneStepLate", "one_step/changed_accuracy") < 0.5
-    half_life = "rollout/ball_half_life"
-    assert value(evaluated, "BallErased", half_life) < value(evaluated, "PerfectEngine", half_life)
-    assert value(evaluated, "OneStepLate", half_life) < value(evaluated, "PerfectEngine", half_life)
+    for row in ("rollout/ball_half_life", "rollout/ball_first_miss"):
+        for canary in ("BallErased", "BallDoubled", "OneStepLate"):
+            assert value(evaluated, canary, row) < value(evaluated, "PerfectEngine", row), canary
+
+
+def test_the_first_miss_of_a_copy_is_what_its_baseline_says(evaluated):
+    row = evaluated["CopyLast"]["rollout/ball_first_miss"]
+    assert row.value == row.baselines["copy_last"].value <= 2
+    assert row.baselines["copy_last"].value <= row.baselines["constant_velocity"].value < 10
+    assert value(evaluated, "PerfectEngine", "rollout/ball_first_miss") == HORIZON
+    assert value(evaluated, "Blank", "rollout/ball_first_miss") == 1
+
+
+def test_the_first_miss_is_a_median_and_clips_that_end_before_it_count_until_then():
+    def median(misses, reached, hidden=()):
+        hits, visible = np.ones((len(misses), 9), bool), np.arange(9) < np.array(reached)[:, None]
+        for row, miss in enumerate(misses):
+            hits[row, miss - 1 :] &= not miss  # 0: never
+        for row, step in hidden:
+            visible[row, step - 1] = False
+        return _first_miss(hits, visible, np.array(reached), np.arange(len(misses))).value
+
+    assert median([2, 4, 7], [9] * 3) == 4
+    assert median([2, 0, 0], [9] * 3) == 9  # not within the clip
+    assert median([2, 4, 7], [9] * 3, hidden=[(1, 4)]) == 5  # unseen: neither for it nor against it
+    assert median([3, 0, 0, 6], [9, 4, 4, 9]) == 6  # two end at 4: one is left, and misses
+    assert median([3, 0, 0, 6], [9] * 4) == 9
+
+
+def test_far_rollouts_decide_the_horizons_beyond_the_near_ones(game):
+    """All that is near is of the near ones, whatever the far ones show."""
+    data, states = game
+    tokenizer, parts = canaries.PatchTokenizer(), {}
+    for name, kind, count, steps in (
+        ("near", canaries.PerfectEngine, 12, 5), ("far", canaries.Blank, 6, 10)
+    ):  # fmt: skip
+        starts = even_starts(data, count, steps)[1:]
+        clips, engine = cut_clips(data, starts, steps), kind(states, tokenizer)
+        dreams = dream(engine, clips.history, clips.past_actions, clips.actions[:, HISTORY - 1 :])
+        tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *HORIZONS) if h <= steps}
+        kept = {h: clips.frames_at(h) for h in tokens}
+        parts[name] = Rollouts(clips, dreams, tokens, kept)
+    scores = rollout_scores(**parts, horizons=HORIZONS)
+    alone = rollout_scores(parts["near"], horizons=HORIZONS)
+    assert scores["rollout/psnr@5"].value == 60 > 30 > scores["rollout/psnr@10"].value
+    assert {name for name in scores if name not in alone} == {
+        name for name in scores if name.endswith("@10")
+    }
+    assert scores["rollout/ball_hit_2px@5"].num_samples == 11
+    assert scores["rollout/ball_half_life"].value == 6 > 5 == alone["rollout/ball_half_life"].value
 
 
 def test_flying_on_beats_copying_where_nothing_turns(evaluated, clips):
@@ -461,7 +515,8 @@ def test_a_perfect_model_of_pong_is_perfect_in_what_pong_has(pong):
         tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *HORIZONS)}
         kept = {h: clips.frames_at(h) for h in HORIZONS}
         dreams = dream(engine, clips.history, clips.past_actions, clips.actions[:, HISTORY - 1 :])
-        scores[kind.__name__] = rollout_scores(clips, dreams, tokens, kept, HORIZONS)
+        rollouts = Rollouts(clips, dreams, tokens, kept)
+        scores[kind.__name__] = rollout_scores(rollouts, horizons=HORIZONS)
         scores[kind.__name__] |= tokenizer_scores(engine, clips)
     perfect, copied, blank = scores.values()
     for name in ("rollout/ball_hit_1px@10", "rollout/ball_precision@20", "rollout/score_right@10",

@@ -199,7 +199,7 @@ def test_training_that_is_stopped_while_it_makes_tokens_writes_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_stopped_evaluation_writes_nothing(vqvae, tmp_path, monkeypatch, capsys):
+def test_a_stopped_evaluation_writes_nothing(tiny_gold, vqvae, tmp_path, monkeypatch, capsys):
     model = TemporalWorldModel(WorldModelConfig(num_actions=4, **SMALL_WORLD_MODEL))
     checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", vqvae)
     checkpoint.save_checkpoint(tmp_path / "best.pt", "world_model", model,

@@ -6,7 +6,7 @@ import pytest
 from tests import canaries
 from v2.eval.objects import detector
 from v2.eval.starts import HISTORY, cut_clips
-from v2.eval.turns import turn_scores, turn_starts
+from v2.eval.turns import MORE_FLIGHT, turn_scores, turn_starts
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,23 @@ def test_constant_velocity_is_right_in_flight_and_wrong_at_turns(game, clips):
         for kind in ("flight", "side wall", "paddle")
     }
     assert right["flight"] > 0.95 > 0.5 > right["paddle"]
+
+
+def test_rare_speeds_and_places_are_filled_up_and_leave_the_row_of_flight_alone(game):
+    data, rows = game[0], {}
+    for per_kind in (240, 10**6):  # 10**6: all there are
+        starts, kinds = turn_starts("breakout", data.ram, data.episode_ids, per_kind=per_kind)
+        assert len(set(starts)) == len(starts)
+        engine = canaries.CopyLast(game[1], canaries.PatchTokenizer())
+        engine.grid = (21, 16)
+        scores = turn_scores(engine, cut_clips(data, starts, 1, kinds))
+        rows[per_kind] = {name: row.num_samples for name, row in scores.items()}
+        assert not [name for name in scores if MORE_FLIGHT in name]
+    few, every = rows.values()
+    assert few["turns/exact flight"] == 240 < every["turns/exact flight"]
+    parts = {name for name in every if name.startswith("turns/exact flight, ")}
+    assert parts and all(few[name] >= min(40, every[name]) for name in parts)
+    assert any(few[name] == 40 < every[name] for name in parts)
 
 
 def test_pong_has_kinds_of_its_own():

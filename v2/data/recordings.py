@@ -23,6 +23,7 @@ META_FIELDS: dict[str, type] = {
 DIGITS = 5  # of a shard's number, behind the name of the whole
 NUM_SHARDS = "num_shards"  # in the meta of each shard, once all are there
 OF_TOKENS = "vqvae_sha256"  # in the meta of a file that holds tokens, which is no recording
+OF_GOLD = "gold_sha256"  # in the meta of what is evaluated on, which no folder offers to train on
 
 Data = Path | Sequence[Path]  # files, shards by the name without their number, folders
 
@@ -121,7 +122,8 @@ def _in_folder(given: Path) -> list[Path]:
     if not given.is_dir():
         return [given]
     number = re.compile(rf"-\d{{{DIGITS}}}$")
-    files = [path for path in sorted(given.glob("*.npz")) if OF_TOKENS not in _meta_of(path)]
+    files = [path for path in sorted(given.glob("*.npz"))
+             if not {OF_TOKENS, OF_GOLD} & _meta_of(path).keys()]  # fmt: skip
     names = {path.with_name(f"{number.sub('', path.stem)}.npz"): None for path in files}
     if not names:
         raise FileNotFoundError(
@@ -186,7 +188,8 @@ def _episodes_of(paths: list[Path], metas: list[dict]) -> list[dict]:
     for key in ("emulator", "action_meanings", "policy", "seed"):
         if any(meta.get(key) != metas[0].get(key) for meta in metas):
             raise ValueError(
-                f"the shards of {paths[0]} differ in {key!r}: collect with --overwrite"
+                f"the shards of {paths[0]} differ in {key!r}: collect with --overwrite, or name "
+                "each recording apart, not as shards, and give all of them to --data"
             )
     episodes = [episode for meta in metas for episode in meta["episodes"]]
     ids = [episode["id"] for episode in episodes]

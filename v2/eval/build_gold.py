@@ -1,9 +1,10 @@
 """Rebuild a game's frozen evaluation set from the emulator, bit for bit.
 
-    python v2/eval/build_gold.py --game breakout --out /tmp/breakout.npz
+    python v2/eval/build_gold.py --game breakout --out /tmp/breakout-2.npz
 
-Games come from reserved seeds through the collector's own recorder. Branches replay a recorded
-game from its start, which proves that it is exact, and continue saved states under every action.
+Games come from reserved seeds through the collector's own recorder, and every one begins at a
+reset: of a rewinding game its one course that was never undone. All are played again from their
+actions, which proves that they are exact, and saved states are continued under every action.
 """
 
 import sys
@@ -17,39 +18,62 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import collections
 import dataclasses
+import tempfile
 
 import numpy as np
 from tqdm import tqdm
 
 from v2.data.atari_dataset import GOLD_SEED_START, GameData
-from v2.data.collector import SEEDS_PER_POLICY, GameJob, Segment, join_segments, record_game
+from v2.data.collector import SEEDS_PER_POLICY, GameJob, Segment, record_game
 from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict
-from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
-from v2.eval.branches import BRANCH_STEPS, Branches
-from v2.eval.gold import gold_arrays, gold_path, save_gold
+from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM
+from v2.eval.branches import BRANCH_STEPS
+from v2.eval.gold import GOLD_GAMES, gold_path
+from v2.eval.gold_replay import (
+    GoldGames,
+    branches_digest,
+    game_digests,
+    play_again,
+    write_games,
+)
+from v2.eval.objects import detector
 from v2.eval.starts import HISTORY, stratified_starts
+from v2.eval.turns import turn_starts
 from v2.runtime.files import check_output
 
-MIN_CLIP_FRAMES = 250
-ROLLOUT_STEPS = 200
-STARTS_PER_STRATUM = 8
+FIRST_SEED = GOLD_SEED_START + 100_000_000  # the old set's games lie below
+ROLLOUT_STEPS, LONG_STEPS = 50, 200
+STARTS_PER_STRATUM, LONG_PER_STRATUM = 40, 8
+MIN_GAME_FRAMES = HISTORY + ROLLOUT_STEPS
+MIN_TURNS = 240  # windows of every kind
 NUM_BRANCHED = 208
 BRANCH_SPACING = 15  # steps between two branched states of a game, one second
 GAMES = {  # policy, games, steps a game
     "breakout": (
-        (SCRIPTED, 12, 600), (CLUMSY, 8, 500), (REWIND, 10, 6000), (STICKY, 8, 400),
-        (UNIFORM, 6, 400),
+        (SCRIPTED, 10, 800), (CLUMSY, 8, 1000), (REWIND, 7, 4000), (STICKY, 14, 400),
+        (UNIFORM, 30, 400),
     ),
-    "pong": ((SCRIPTED, 12, 600), (CLUMSY, 8, 500), (STICKY, 5, 1500), (UNIFORM, 3, 1500)),
+    "pong": ((SCRIPTED, 12, 1200), (CLUMSY, 10, 1200), (STICKY, 5, 900), (UNIFORM, 4, 900)),
 }  # fmt: skip
-BALL_BYTES = {"breakout": 101, "pong": 54}  # of the memory: zero while there is no ball
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How many rollouts begin in each stratum, how long they are, and how many states branch."""
+
+    per_stratum: int = STARTS_PER_STRATUM
+    long_per_stratum: int = LONG_PER_STRATUM
+    branched: int = NUM_BRANCHED
+    steps: int = ROLLOUT_STEPS
+    long_steps: int = LONG_STEPS
 
 
 def build_parser():
     parser = cli.parser(__file__)
-    parser.add_argument("--game", choices=sorted(GAMES), default="breakout")
+    parser.add_argument("--game", choices=GOLD_GAMES, default="breakout")
     parser.add_argument("--out", type=cli.path,
                         help="file (default: the set in the repository)")  # fmt: skip
     return parser
@@ -60,98 +84,104 @@ def main(argv=None) -> int:
     emulator = EmulatorConfig(args.game)
     path = args.out or gold_path(emulator.game)
     check_output(path)
-    arrays, meta = build(emulator, GAMES[emulator.game], STARTS_PER_STRATUM, NUM_BRANCHED)
-    digest = save_gold(path, arrays, meta)
-    counts = {name: len(arrays[name]) for name in ("frames", "start_rows", "fork_seeds")}
-    print(f"{counts['frames']} frames, {counts['start_rows']} starts, {counts['fork_seeds']} "
-          f"branched states, {path.stat().st_size / 1e6:.1f} MB: {path}")  # fmt: skip
+    games, data = build(path, emulator, GAMES[emulator.game], Size())
+    kinds = turn_starts(emulator.game, data.ram, data.episode_ids, per_kind=len(data))[1]
+    turns, strata = collections.Counter(kinds), collections.Counter(games.strata)
+    print(f"starts {dict(strata)}, long {dict(collections.Counter(games.long_strata))}")
+    print(f"windows of turns {dict(turns)}")
+    if min(turns.values()) < MIN_TURNS:
+        raise ValueError(f"fewer than {MIN_TURNS} windows of a kind of turn: play more games")
+    digest = write_games(path, games)
+    print(f"{len(games.meta['episodes'])} games, {len(games)} frames, {len(games.branch_rows)} "
+          f"branched states, {path.stat().st_size / 1e3:.0f} kB: {path}")  # fmt: skip
     print(f"sha256 {digest}")
     return 0
 
 
 def build(
-    emulator: EmulatorConfig, games: tuple, per_stratum: int, num_branched: int
-) -> tuple[dict[str, np.ndarray], dict]:
-    """Play, choose starts, branch; equal arguments give equal arrays."""
-    segments = record_games(emulator, games)
-    arrays, episodes = join_segments([s for s in segments if len(s) >= MIN_CLIP_FRAMES], 0)
-    meta = {
-        "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
-        "action_meanings": make_atari_env(config=emulator).action_meanings,
-        "ale_py": emulator_version(), "episodes": episodes,
-        "mix": {policy.name: [count, steps] for policy, count, steps in games},
-    }  # fmt: skip
-    data = GameData(**arrays, meta=meta)
-    rng = np.random.default_rng(GOLD_SEED_START)
-    starts, strata = stratified_starts(data, per_stratum, ROLLOUT_STEPS, rng)
-    branches = record_branches(emulator, _replayable(segments), num_branched, rng)
-    return gold_arrays(data, starts, strata, branches), meta
+    path: Path, emulator: EmulatorConfig, games: tuple, size: Size
+) -> tuple[GoldGames, GameData]:
+    """Play, play again, choose starts and states; equal arguments give equal sets."""
+    played = [game for game in record_games(emulator, games) if len(game) >= MIN_GAME_FRAMES]
+    rng = np.random.default_rng(FIRST_SEED)
+    rows = _branch_rows(emulator.game, played, size.branched, rng)
+    chosen = GoldGames(path, "", _meta(emulator, games, played), _actions(played),
+                       rows[:0], [], rows[:0], [], rows)  # fmt: skip
+    data, branches = play_again(chosen, Path(tempfile.gettempdir()))
+    if not np.array_equal(data.ram, np.concatenate([game.ram for game in played])):
+        raise ValueError("the emulator does not repeat the games that it played")
+    for episode, digest in zip(chosen.meta["episodes"], game_digests(data), strict=True):
+        episode["sha256"] = digest
+    chosen.meta["branches_sha256"] = branches_digest(branches)
+    chosen.starts, chosen.strata = stratified_starts(data, size.per_stratum, size.steps, rng)
+    chosen.long_starts, chosen.long_strata = stratified_starts(
+        data, size.long_per_stratum, size.long_steps, rng
+    )
+    return chosen, data
 
 
 def record_games(emulator: EmulatorConfig, games: tuple) -> list[Segment]:
     """Play all games through the collector's recorder, each from a reserved seed."""
     jobs = [
-        GameJob(emulator, _alone(policy), GOLD_SEED_START + SEEDS_PER_POLICY * k + game, steps)
+        GameJob(emulator, dataclasses.replace(policy, share=1.0),
+                FIRST_SEED + SEEDS_PER_POLICY * k + game, steps)
         for k, (policy, count, steps) in enumerate(games)
         for game in range(count)
-    ]
-    return [s for job in tqdm(jobs, unit="game", disable=None) for s in record_game(job)]
+    ]  # fmt: skip
+    return [_one_course(record_game(job)) for job in tqdm(jobs, unit="game", disable=None)]
 
 
-def _alone(policy: PolicyConfig) -> PolicyConfig:
-    return dataclasses.replace(policy, share=1.0)
+def _one_course(segments: list[Segment]) -> Segment:
+    """Join the segments of a rewinding game into the course that was never undone, frameless."""
+    first, *others = segments
+    ram, actions, rewards = list(first.ram), list(first.actions), list(first.rewards)
+    is_over = first.terminated
+    for segment in others:
+        back = next(t for t in reversed(range(len(ram))) if np.array_equal(ram[t], segment.ram[0]))
+        ram[back:], actions[back:] = segment.ram, segment.actions
+        rewards[back:], is_over = segment.rewards, segment.terminated
+    return Segment(first.seed, first.policy, np.zeros(len(ram)), np.stack(ram),
+                   np.array(actions, np.uint8), np.array(rewards), is_over)  # fmt: skip
 
 
-def _replayable(segments: list[Segment]) -> list[Segment]:
-    """Keep each game's first segment, which alone begins at a reset, if it is long enough."""
-    firsts: dict[int, Segment] = {}
-    for segment in segments:
-        firsts.setdefault(segment.seed, segment)
-    return [s for s in firsts.values() if len(s) > HISTORY + 2 * BRANCH_SPACING]
-
-
-def record_branches(
-    emulator: EmulatorConfig, segments: list[Segment], num_branched: int, rng: np.random.Generator
-) -> Branches:
-    """Replay games and continue evenly many of their states under every held action.
+def _branch_rows(
+    game: str, played: list[Segment], count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw states with a ball in play, over the rows of all games.
 
     Raises:
-        ValueError: too few states, or a game that does not repeat itself.
+        ValueError: too few.
     """
-    candidates = [
-        (index, t)
-        for index, segment in enumerate(segments)
-        for t in range(BRANCH_SPACING, len(segment) - BRANCH_STEPS - 1, BRANCH_SPACING)
-        if segment.ram[t][BALL_BYTES[emulator.game]] > 0
+    firsts = np.cumsum([0, *map(len, played)])
+    found = [
+        np.arange(first + BRANCH_SPACING, last - BRANCH_STEPS - 1, BRANCH_SPACING)
+        for first, last in zip(firsts, firsts[1:], strict=False)
     ]
-    if len(candidates) < num_branched:
-        raise ValueError(f"{len(candidates)} states to branch, not {num_branched}: play more")
-    chosen = sorted(candidates[k] for k in rng.choice(len(candidates), num_branched, replace=False))
-    env = make_atari_env(config=emulator)
-    parts: dict[str, list] = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
-    for index, segment in enumerate(tqdm(segments, unit="game", disable=None, desc="branches")):
-        times = {t for k, t in chosen if k == index}
-        if times:
-            _branch_game(env, segment, times, parts)
-    return Branches(
-        emulator.game, np.stack(parts["history"]), np.stack(parts["past"]),
-        np.stack(parts["frames"]), np.stack(parts["ram"]), np.array(parts["seed"], np.int64),
-    )  # fmt: skip
+    rows = np.concatenate(found)
+    ball = detector.read_ram(game, np.concatenate([one.ram for one in played])).ball
+    rows = rows[~np.isnan(ball[rows, 0])]
+    if len(rows) < count:
+        raise ValueError(f"{len(rows)} states to branch, not {count}: play more")
+    return np.sort(rng.choice(rows, count, replace=False)).astype(np.int64)
 
 
-def _branch_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -> None:
-    env.reset()
-    for t in range(max(times) + 1):
-        if t in times:
-            if not np.array_equal(env.ram, segment.ram[t]):
-                raise ValueError(f"game {segment.seed} does not repeat itself at step {t}")
-            steps = list(env.branch(range(env.action_space.n), BRANCH_STEPS))
-            parts["history"].append(segment.frames[t - HISTORY + 1 : t + 1])
-            parts["past"].append(segment.actions[t - HISTORY + 1 : t])
-            parts["frames"].append(np.stack([step.frames for step in steps], 1))
-            parts["ram"].append(np.stack([step.ram for step in steps], 1))
-            parts["seed"].append(segment.seed)
-        env.step(int(segment.actions[t]))
+def _meta(emulator: EmulatorConfig, games: tuple, played: list[Segment]) -> dict:
+    return {
+        "format": 2, "game": emulator.game, "emulator": emulator_dict(emulator),
+        "action_meanings": make_atari_env(config=emulator).action_meanings,
+        "ale_py": emulator_version(),
+        "mix": {policy.name: [count, steps] for policy, count, steps in games},
+        "episodes": [
+            {"id": k, "seed": one.seed, "policy": one.policy, "frames": len(one),
+             "score": float(one.rewards.sum())}
+            for k, one in enumerate(played)
+        ],
+    }  # fmt: skip
+
+
+def _actions(played: list[Segment]) -> np.ndarray:
+    """Return the actions of all frames, of each game's last one 0."""
+    return np.concatenate([np.append(one.actions, np.uint8(0)) for one in played])
 
 
 if __name__ == "__main__":

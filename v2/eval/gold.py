@@ -1,8 +1,9 @@
 """What is evaluated on: the frozen set of a game, or the held-out games of a recording.
 
-Contract: `gold/<game>.npz` holds clips, rollout starts and branches, and is loaded only if its
-sha256 is the one written here, so that two results name the same data. `v2/eval/build_gold.py`
-makes it. Knows nothing of models.
+Contract: a frozen set is loaded only if its sha256 is the one written here, so that two results
+name the same data. The new set, `gold/<game>-2.npz`, holds no pixels (v2/eval/gold_replay.py) and
+is made by `v2/eval/build_gold.py`; the old one, `gold/<game>.npz`, is read until its results are
+redone. Knows nothing of models.
 """
 
 from collections.abc import Collection
@@ -13,95 +14,111 @@ import numpy as np
 
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
-    NUM_RAM_BYTES,
     GameData,
     data_sha256,
     hold_out_end,
     load_game_data,
     split_of,
     split_of_game,
+    with_ram,
 )
-from v2.data.frames import FRAME_SHAPE
-from v2.data.npz import read_npz, write_npz
+from v2.data.games import game_directory
+from v2.data.npz import read_npz
 from v2.data.recordings import Data, shown
-from v2.data.validation import array_sha256
-from v2.eval.branches import BRANCH_STEPS, Branches
-from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
+from v2.eval.branches import Branches
+from v2.eval.gold_replay import branch_fields, branches_of, load_games, read_games
+from v2.eval.starts import ANY, random_starts, strata_of, stratified_starts
 from v2.runtime.commands import command
 from v2.runtime.files import file_sha256
 
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
-GOLD_SHA256 = {
+GOLD_SETS = ("new", "old")
+GOLD_SHA256 = {  # by the name of the file
+    "breakout-2": "",
+    "pong-2": "",
     "breakout": "b9b1dc159be11b9a2a86640f5ced9fbbbcb4cb882e4048b71f65beac87c95c70",
     "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",
 }
-START_FIELDS = {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())}
+GOLD_GAMES = ("breakout", "pong")
 
 
 @dataclass
 class EvaluationSet:
-    """Clips and branches of one game; `is_gold` only if it is the frozen set."""
+    """Clips and branches of one game; `is_gold` only if it is a frozen set."""
 
     data: GameData
     starts: np.ndarray  # int64 (S,)
     strata: list[str]
+    long_starts: np.ndarray  # int64 (L,): of the few long rollouts
+    long_strata: list[str]
     branches: Branches | None
     is_gold: bool
     sha256: str
     source: str
 
 
-def gold_path(game: str) -> Path:
-    return GOLD_DIRECTORY / f"{game}.npz"
+def gold_path(game: str, which: str = "new") -> Path:
+    return GOLD_DIRECTORY / f"{game}{'-2' if which == 'new' else ''}.npz"
 
 
-def gold_arrays(data: GameData, starts, strata, branches: Branches) -> dict[str, np.ndarray]:
-    """Return all arrays of a gold file, by the names that its hash was taken with."""
-    known = strata_of(data.meta["game"])
-    return data.arrays() | {
-        "start_rows": np.asarray(starts, np.int64),
-        "start_strata": np.array([known.index(stratum) for stratum in strata], np.uint8),
-        "fork_history": branches.history,
-        "fork_past_actions": branches.past_actions,
-        "fork_frames": branches.frames,
-        "fork_ram": branches.ram,
-        "fork_seeds": branches.episodes.astype(np.int64),
-    }
+def load_gold(game: str, which: str = "new") -> EvaluationSet:
+    """Load a frozen set of a game.
 
-
-def save_gold(path: Path, arrays: dict[str, np.ndarray], meta: dict) -> str:
-    """Write a gold file and return its sha256."""
-    hashes = {name: array_sha256(array) for name, array in arrays.items()}
-    write_npz(path, arrays, meta | {"sha256": hashes})
-    return file_sha256(path)
-
-
-def load_gold(game: str) -> EvaluationSet:
-    """Load the frozen set of a game.
-
+    Args:
+        which: `new`, or `old`, whose 48 starts serve short and long rollouts alike.
     Raises:
         FileNotFoundError: the game has none.
-        ValueError: the file is not the one that the code names.
+        ValueError: the file is not the one that the code names, or the emulator plays otherwise.
     """
-    path = gold_path(game)
-    if game not in GOLD_SHA256 or not path.exists():
+    path = gold_path(game, which)
+    if path.stem not in GOLD_SHA256 or not path.exists():
         raise FileNotFoundError(
             f"no gold set for {game} at {path}: give --data FILE of v2/data/collect_atari.py"
         )
     found = file_sha256(path)
-    if found != GOLD_SHA256[game]:
+    if found != GOLD_SHA256[path.stem]:
+        again = f", or rebuild it with {command('eval/build_gold.py')}" if which == "new" else ""
         raise ValueError(
-            f"{path} has sha256 {found[:12]}, not {GOLD_SHA256[game][:12]}: restore it with "
-            f"git checkout, or rebuild it with {command('eval/build_gold.py')}"
+            f"{path} has sha256 {found[:12]}, not {GOLD_SHA256[path.stem][:12]}: restore it with "
+            f"git checkout{again}"
         )
-    gold = read_gold(path)
-    gold.is_gold, gold.sha256, gold.source = True, found, f"gold set {path.name} {found[:12]}"
+    gold = _read_old(path) if which == "old" else load_new(path, game_directory(game))
+    gold.is_gold, gold.source = True, f"gold set {path.name} {found[:12]}"
     return gold
+
+
+def load_new(path: Path, folder: Path) -> EvaluationSet:
+    """Load a set without pixels whatever its hash, its replay kept in a folder."""
+    games = read_games(path)
+    _check_split(path, games.meta)
+    data, branches = load_games(games, folder)
+    return EvaluationSet(
+        data, games.starts, games.strata, games.long_starts, games.long_strata, branches,
+        is_gold=False, sha256=games.sha256, source=str(path),
+    )  # fmt: skip
+
+
+def _read_old(path: Path) -> EvaluationSet:
+    arrays, meta = read_npz(path, ARRAY_FIELDS)
+    chosen, _ = read_npz(path, {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())})
+    branches, _ = read_npz(path, branch_fields(len(meta["action_meanings"])))
+    _check_split(path, meta)
+    strata = [strata_of(meta["game"])[k] for k in chosen["start_strata"]]
+    return EvaluationSet(
+        GameData(**arrays, meta=meta), chosen["start_rows"], strata, chosen["start_rows"], strata,
+        branches_of(meta["game"], branches), is_gold=False, sha256=file_sha256(path),
+        source=str(path),
+    )  # fmt: skip
+
+
+def _check_split(path: Path, meta: dict) -> None:
+    if any(split_of_game(episode["seed"]) != "gold" for episode in meta["episodes"]):
+        raise ValueError(f"{path} holds games of other splits; make it with build_gold.py")
 
 
 def load_recorded(
     path: Data, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata",
-    learnt: Collection[str] = (),
+    learnt: Collection[str] = (), long_rollouts: int = 0, long_steps: int = 0,
 ) -> EvaluationSet:  # fmt: skip
     """Take what recordings hold out, or all of them where they hold nothing out; no branches.
 
@@ -121,43 +138,26 @@ def load_recorded(
     if any(split_of(episode) == "val" for episode in data.meta["episodes"]):
         rows, split = data.rows_of("val"), "what is held out"
     arrays = {name: array[rows] for name, array in data.arrays().items()}
-    data = GameData(**arrays, meta=data.meta)
+    data = GameData(**with_ram(arrays), meta=data.meta)
     rng = np.random.default_rng(0)
     try:
-        if which == "any":
-            starts = random_starts(data, num_rollouts, rollout_steps, rng)
-            strata = [ANY] * len(starts)
-        else:
-            each = -(-num_rollouts // len(strata_of(game)))
-            starts, strata = stratified_starts(data, each, rollout_steps, rng)
+        starts, strata = _starts(data, num_rollouts, rollout_steps, which, rng)
+        long_starts, long_strata = starts[:0], strata[:0]
+        if long_rollouts:
+            long_starts, long_strata = _starts(data, long_rollouts, long_steps, which, rng)
     except ValueError as error:
         raise ValueError(f"{name}: {error}; collect more frames") from error
     source = f"NOT the gold set but {split} of {name}"
-    return EvaluationSet(data, starts, strata, None, False, digest, source)
-
-
-def read_gold(path: Path) -> EvaluationSet:
-    """Read a gold file whatever its hash."""
-    arrays, meta = read_npz(path, ARRAY_FIELDS)
-    starts, _ = read_npz(path, START_FIELDS)
-    num_actions = len(meta["action_meanings"])
-    branches, _ = read_npz(path, _branch_fields(num_actions))
-    data = GameData(**arrays, meta=meta)
-    if any(split_of_game(episode["seed"]) != "gold" for episode in meta["episodes"]):
-        raise ValueError(f"{path} holds games of other splits; make it with build_gold.py")
-    strata = [strata_of(meta["game"])[k] for k in starts["start_strata"]]
     return EvaluationSet(
-        data, starts["start_rows"], strata,
-        Branches(meta["game"], *(branches[name] for name in _branch_fields(num_actions))),
-        is_gold=False, sha256=file_sha256(path), source=str(path),
-    )  # fmt: skip
+        data, starts, strata, long_starts, long_strata, None, False, digest, source
+    )
 
 
-def _branch_fields(num_actions: int) -> dict[str, tuple]:
-    return {
-        "fork_history": (np.uint8, (HISTORY, *FRAME_SHAPE)),
-        "fork_past_actions": (np.uint8, (HISTORY - 1,)),
-        "fork_frames": (np.uint8, (num_actions, BRANCH_STEPS, *FRAME_SHAPE)),
-        "fork_ram": (np.uint8, (num_actions, BRANCH_STEPS, NUM_RAM_BYTES)),
-        "fork_seeds": (np.int64, ()),
-    }
+def _starts(
+    data: GameData, num_rollouts: int, steps: int, which: str, rng: np.random.Generator
+) -> tuple[np.ndarray, list[str]]:
+    if which == "any":
+        starts = random_starts(data, num_rollouts, steps, rng)
+        return starts, [ANY] * len(starts)
+    each = -(-num_rollouts // len(strata_of(data.meta["game"])))
+    return stratified_starts(data, each, steps, rng)

@@ -25,6 +25,7 @@ import time
 from v2.data.games import game_directory, game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
+from v2.eval.gold import GOLD_SETS
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime import checkpoint
 from v2.runtime.device import flush_denormals
@@ -40,14 +41,18 @@ def build_parser():
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
     which.add_argument("--run", help="a run: its name or folder, or the --out trained with")
-    which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
+    which.add_argument("--checkpoint", "--weights", metavar="FILE",
+                       help="weights, a folder of shared ones, or 'shipped'")  # fmt: skip
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
                        help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
-    parser.add_argument("--data", type=cli.path, nargs="+",
-                        help="recorded data instead of the gold set")  # fmt: skip
+    held_out = parser.add_mutually_exclusive_group()
+    held_out.add_argument("--gold", choices=GOLD_SETS, default="new",
+                          help="which gold set (default: new)")  # fmt: skip
+    held_out.add_argument("--data", type=cli.path, nargs="+",
+                          help="recorded data instead of a gold set")  # fmt: skip
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
@@ -60,7 +65,8 @@ def build_parser():
                         help="of sampled tokens; 0: the likeliest")  # fmt: skip
     gold = TIERS["gold"]
     parser.add_argument("--rollouts", type=cli.positive_int,
-                        help=f"clips dreamed under their own actions (gold: {gold.rollouts})")
+                        help=f"clips dreamed under their own actions (gold: {gold.rollouts}, and "
+                        f"{gold.long_rollouts} long ones)")  # fmt: skip
     parser.add_argument("--long-dreams", type=cli.non_negative_int,
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=cli.positive_int,
@@ -89,7 +95,9 @@ def main(argv=None) -> int:
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)
     learnt = {str(run.get("data_sha256")) for run in checkpoint.lineage(engine.info)}
-    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts, learnt)
+    chosen = choose_set(
+        game, tier, args.data, args.starts, args.rollouts, learnt, args.gold
+    )
     check_fits(engine, chosen.data)
     print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
     flags = _flags(args, engine.source)
@@ -140,6 +148,7 @@ def _flags(args, source: str) -> str:
     weights = "shipped" if args.checkpoint == "shipped" else source
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
     flags |= {"run": args.run} if args.run else {"checkpoint": weights}
+    flags |= {"gold": args.gold} if args.gold != "new" else {}
     flags |= {"starts": args.starts} if args.starts != "strata" else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}

@@ -6,6 +6,7 @@ What a game lacks (bricks, lives, an opponent) has no row. Knows nothing of engi
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,34 +28,50 @@ LOST_PADDLE_ERROR_PX = 32.0  # half the field
 PICTURE_PX = (64, 84)  # width and height
 
 
+@dataclasses.dataclass
+class Rollouts:
+    """Clips and what was dreamed of them."""
+
+    clips: Clips
+    dreams: Dreams
+    tokens: dict  # horizon -> tokens (B, N) of the real frames, horizon 0 included
+    kept: dict  # horizon -> real frames (B, 84, 64, 3) after a tokenizer round trip, the ceiling
+
+
 def rollout_scores(
-    clips: Clips, dreams: Dreams, tokens: dict, kept: dict, horizons=HORIZONS
+    near: Rollouts, far: Rollouts | None = None, horizons: Sequence[int] = HORIZONS
 ) -> Scores:
-    """Score dreams of every horizon up to the last.
+    """Score dreams at every horizon up to the last.
 
     Args:
-        tokens: horizon -> tokens (B, N) of the real frames, horizon 0 included.
-        kept: horizon -> real frames (B, 84, 64, 3) after a tokenizer round trip, the ceiling.
+        near: many, which decide all horizons that they reach.
+        far: fewer and longer ones, for the horizons beyond.
     """
     scores: Scores = {}
-    horizons = [h for h in horizons if h <= clips.horizon]
-    for h in horizons:
-        scores |= _picture_rows(clips, dreams, tokens, kept, h)
-    if detector.has_truth(clips.game):
-        detected = DetectedObjects(clips, dreams)
-        for h in horizons:
-            ceiling = detector.read_frames(clips.game, kept[h])
-            rows = _ball_rows(detected, h, ceiling=ceiling)
+    found, last = [], 0
+    for rollouts in [near] + ([far] if far else []):
+        reached = [h for h in horizons if last < h <= rollouts.clips.horizon]
+        last = rollouts.clips.horizon
+        for h in reached:
+            scores |= _picture_rows(rollouts, h)
+        if not detector.has_truth(near.clips.game):
+            continue
+        found.append(DetectedObjects(rollouts.clips, rollouts.dreams))
+        for h in reached:
+            ceiling = detector.read_frames(near.clips.game, rollouts.kept[h])
+            rows = _ball_rows(found[-1], h, ceiling=ceiling)
             scores |= {f"rollout/{row}@{h}": metric for row, metric in rows.items()}
-            scores |= _other_rows(detected, h)
-        scores["rollout/ball_half_life"] = _half_life_row(detected)
-        scores |= _loss_row(detected)
-        scores |= _stratum_rows(detected, horizons)
+            scores |= _other_rows(found[-1], h)
+    if found:
+        scores |= _time_rows(found)
+        scores |= _loss_row(found[0])
+        scores |= _stratum_rows(found[0], horizons)
     return scores
 
 
-def _picture_rows(clips, dreams, tokens, kept, h) -> Scores:
-    frames, dreamed = dreams.at(h)
+def _picture_rows(rollouts: Rollouts, h: int) -> Scores:
+    clips, tokens, kept = rollouts.clips, rollouts.tokens, rollouts.kept
+    frames, dreamed = rollouts.dreams.at(h)
     real, last, episodes = clips.frames_at(h), clips.frames_at(0), clips.episodes
     rows = {
         f"rollout/token_accuracy@{h}": (metrics.token_accuracy, dreamed, tokens[h], {
@@ -205,37 +222,85 @@ def _digits_right(seen: np.ndarray, true: np.ndarray, episodes) -> Metric:
     return mean_metric((seen == true) & (true >= 0), episodes, true >= 0)
 
 
-def _half_life_row(detected: DetectedObjects) -> Metric:
-    """Return the first horizon at which the hit rate within 2 px is under one half.
+def _time_rows(found: list[DetectedObjects]) -> Scores:
+    """Score for how long the ball is right (exactly one, within 2 px), over all clips.
 
-    The last horizon stands for "not within the clip".
+    The last horizon stands for "not within the clip". Steps at which no real ball can be seen
+    neither count for it nor against it.
     """
-    steps = sorted(detected.seen)
-    shown = {h: {"": detected.seen[h]} | detected.guesses(h) for h in steps}
-    visible = np.stack([detected.true[h].num_balls > 0 for h in steps], 1)  # (B, H)
-    rows = {}
-    for name in shown[steps[0]]:
-        hits = np.stack([_hits(detected.true[h], shown[h][name], 2) for h in steps], 1)
-        rows[name] = _half_life(hits, visible, detected.episodes, steps)
-    row = rows.pop("")
-    row.baselines = rows
-    return row
+    steps = max(len(detected.seen) for detected in found)
+    episodes = np.concatenate([detected.episodes for detected in found])
+    scores: Scores = {}
+    for name in ("", *found[0].guesses(1)):
+        hits, visible = (np.concatenate(part) for part in zip(
+            *(_seen_right(detected, name, steps) for detected in found), strict=True))  # fmt: skip
+        rows = {
+            "rollout/ball_half_life": _half_life(hits, visible, episodes),
+            "rollout/ball_first_miss": _first_miss(hits, visible, _reached(found), episodes),
+        }
+        for row, metric in rows.items():
+            if name:
+                scores[row].baselines[name] = metric
+            else:
+                scores[row] = metric
+    return scores
 
 
-def _half_life(hits, visible, episodes, steps) -> Metric:
+def _seen_right(detected: DetectedObjects, name: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the ball is right and where it can be seen, bool (B, steps), by step."""
+    right, visible = np.zeros((2, len(detected.episodes), steps), bool)
+    for h, seen in detected.seen.items():
+        shown = detected.guesses(h)[name] if name else seen
+        right[:, h - 1] = _hits(detected.true[h], shown, 2)
+        visible[:, h - 1] = detected.true[h].num_balls > 0
+    return right, visible
+
+
+def _reached(found: list[DetectedObjects]) -> np.ndarray:
+    """Return how long each clip is, (B,)."""
+    return np.concatenate([np.full(len(d.episodes), len(d.seen)) for d in found])
+
+
+def _half_life(hits, visible, episodes) -> Metric:
+    """Return the first step at which fewer than half of the dreams are right."""
+
+    def first_below(right, counts):
+        return _first(right < 0.5 * counts)
+
+    return _time_metric(hits, visible, episodes, first_below)
+
+
+def _first_miss(hits, visible, reached, episodes) -> Metric:
+    """Return the median number of steps to a dream's first miss.
+
+    By Kaplan and Meier's estimate: a clip that ends before its first miss counts until its end.
+    """
+    misses = visible & ~hits
+    num_before = misses.cumsum(1) - misses
+    is_watched = (num_before == 0) & (np.arange(hits.shape[1]) < reached[:, None])
+
+    def median(missed, watched):
+        with np.errstate(invalid="ignore"):
+            keeps = np.where(watched > 0, 1 - missed / watched, 1)
+        return _first(keeps.cumprod(-1) < 0.5)
+
+    return _time_metric(misses & is_watched, is_watched, episodes, median)
+
+
+def _first(is_below: np.ndarray) -> np.ndarray:
+    """Return the first step of which this is true, else the last, over the last axis."""
+    return np.where(is_below.any(-1), is_below.argmax(-1) + 1, is_below.shape[-1])
+
+
+def _time_metric(parts, wholes, episodes, measure) -> Metric:
+    """Resample episodes; `measure` takes sums of both over clips, (..., steps)."""
     names, index = np.unique(episodes, return_inverse=True)
-    sums, totals = (np.zeros((len(names), len(steps))) for _ in range(2))
-    np.add.at(sums, index, hits)
-    np.add.at(totals, index, visible)
-
-    def first_below(parts, wholes):
-        below = (parts < 0.5 * wholes) & (wholes > 0)
-        return np.where(below.any(-1), np.array(steps)[below.argmax(-1)], steps[-1])
-
+    sums, totals = (np.zeros((len(names), parts.shape[1])) for _ in range(2))
+    np.add.at(sums, index, parts)
+    np.add.at(totals, index, wholes)
     draws = episode_draws(len(names))
-    low, high = interval(first_below(draws @ sums, draws @ totals), len(names))
-    value = first_below(sums.sum(0), totals.sum(0))
-    return Metric(float(value), low, high, len(episodes))
+    low, high = interval(measure(draws @ sums, draws @ totals), len(names))
+    return Metric(float(measure(sums.sum(0), totals.sum(0))), low, high, len(episodes))
 
 
 def _stratum_rows(detected: DetectedObjects, horizons) -> Scores:

@@ -19,21 +19,21 @@ from v2.data.recordings import Data
 from v2.dream import DreamEngine
 from v2.eval import documents
 from v2.eval.branches import BRANCH_STEPS, SHUFFLE_HORIZONS, branch_scores, shuffle_scores
-from v2.eval.engine import BATCH, Dreams, Scores, decode, dream, encode, speed_scores
+from v2.eval.engine import BATCH, Scores, decode, dream, encode, speed_scores
 from v2.eval.gold import EvaluationSet, load_gold, load_recorded
 from v2.eval.long_dreams import long_dream_scores
 from v2.eval.objects import detector
 from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
-from v2.eval.rollouts import HORIZONS, rollout_scores
+from v2.eval.rollouts import HORIZONS, Rollouts, rollout_scores
 from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, strata_of
 from v2.eval.tokenizer import tokenizer_scores
 from v2.eval.turns import turn_scores, turn_starts
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE
 
-VERSION = 11  # raise it when a number may change
+VERSION = 12  # raise it when a number may change
 TARGET_MINUTES = 30
-NUM_KINDS = 7  # of turns, at most
+NUM_KINDS = 8  # of turns, at most; more windows of flight count as one
 REAL_FRAME_EVERY = 20  # of all games: dreams are measured against these
 
 
@@ -46,6 +46,8 @@ class Tier:
     turns: int  # windows of each kind
     rollouts: int
     rollout_steps: int
+    long_rollouts: int  # for the horizons beyond; 0: none
+    long_rollout_steps: int
     branches: int
     long_dreams: int
     long_dream_steps: int
@@ -54,21 +56,22 @@ class Tier:
     def engine_steps(self, num_actions: int, has_branches: bool = True) -> int:
         """Return the world-model steps that all this takes."""
         rollouts = self.rollouts * (self.rollout_steps + max(SHUFFLE_HORIZONS))
+        rollouts += self.long_rollouts * self.long_rollout_steps
         branches = self.branches * num_actions * BRANCH_STEPS * has_branches
         long = self.long_dreams * self.long_dream_steps
         return self.one_step_clips + NUM_KINDS * self.turns + rollouts + branches + long
 
 
 TIERS = {
-    "canary": Tier(48, 32, 8, 6, 20, 6, 0, 0, 15),
-    "short": Tier(400, 600, 200, 120, 20, 40, 0, 0, 15),
-    "gold": Tier(400, 600, 240, 48, 200, 200, 20, 1000, 60),
+    "canary": Tier(48, 32, 8, 6, 20, 0, 0, 6, 0, 0, 15),
+    "short": Tier(400, 600, 200, 120, 20, 0, 0, 40, 0, 0, 15),
+    "gold": Tier(400, 600, 240, 240, 50, 48, 200, 200, 20, 1000, 60),
 }
 
 
 def choose_set(
     game: str, tier: Tier, data: Data | None, which: str = "strata", asked: int | None = None,
-    learnt: Collection[str] = (),
+    learnt: Collection[str] = (), gold: str = "new",
 ) -> EvaluationSet:  # fmt: skip
     """Return the gold set of a game, or what there is to evaluate on in a recording.
 
@@ -76,14 +79,16 @@ def choose_set(
         which: where rollouts on `data` begin, `strata` or `any` (v2.eval.gold.load_recorded).
         asked: rollouts that were asked for by number; a tier takes what the gold set has.
         learnt: hashes of what the model was trained on.
+        gold: which of the gold sets, `new` or `old`.
     Raises:
         FileNotFoundError, ValueError: no gold set, data that do not fit, or too few rollouts.
     """
     if data is not None:
-        return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which, learnt)
+        return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which, learnt,
+                             tier.long_rollouts, tier.long_rollout_steps)  # fmt: skip
     if which != "strata":
         raise ValueError(f"--starts {which} needs --data: the gold set has its own starts")
-    chosen = load_gold(game)
+    chosen = load_gold(game, gold)
     if asked and asked > len(chosen.starts):
         raise ValueError(
             f"--rollouts must be at most {len(chosen.starts)} on the gold set, got {asked}: "
@@ -129,9 +134,7 @@ def evaluate(
         Stopped: `stop` became true.
     """
     began = time.perf_counter()
-    starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
-    strata = [chosen.strata[k] for k in starts]
-    clips = cut_clips(chosen.data, chosen.starts[starts], tier.rollout_steps, strata)
+    clips = _clips(chosen.data, chosen.starts, chosen.strata, tier.rollouts, tier.rollout_steps)
     ends = _endings(chosen.data, tier.one_step_clips, 1)
     led = _endings(chosen.data, tier.one_step_clips, LEAD_STEPS)
     num_steps = len(ends) + len(led) * (LEAD_STEPS + 1)
@@ -162,7 +165,8 @@ def _all_scores(
     """Run all that dreams.
 
     Args:
-        clips: of the rollouts; ends, led: of the last step of games, and of the steps before.
+        clips: of the rollouts but the long ones; ends, led: of the last step of games, and of the
+            steps before.
     """
     data, num_codes = chosen.data, engine.vqvae.config.num_codes
     scores = tokenizer_scores(engine, _even(data, tier.tokenizer_frames), num_codes)
@@ -172,11 +176,16 @@ def _all_scores(
     if detector.has_truth(game):
         starts, kinds = turn_starts(game, data.ram, data.episode_ids, None, tier.turns)
         scores |= turn_scores(engine, cut_clips(data, starts, 1, kinds), advance)
-    own = clips.actions[:, HISTORY - 1 :]
-    dreams = dream(engine, clips.history, clips.past_actions, own, None, advance)
-    scores |= _rollouts(engine, clips, dreams)
-    scores |= shuffle_scores(engine, clips, dreams, advance)
-    pictures = {"clips": clips, "dreams": dreams}
+    near, far = _rollouts(engine, clips, 0, advance), None
+    if tier.long_rollouts:
+        far = _rollouts(engine, _clips(
+            data, chosen.long_starts, chosen.long_strata, tier.long_rollouts,
+            tier.long_rollout_steps,
+        ), tier.rollout_steps, advance)  # fmt: skip
+    scores |= rollout_scores(near, far)
+    scores |= shuffle_scores(engine, clips, near.dreams, advance)
+    shown = far or near
+    pictures = {"clips": shown.clips, "dreams": shown.dreams}
     if chosen.branches is not None:
         branches = chosen.branches.first(tier.branches)
         rows, pictures["branch_dreams"] = branch_scores(engine, branches, advance)
@@ -251,11 +260,24 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
 
-def _rollouts(engine, clips: Clips, dreams: Dreams) -> Scores:
-    horizons = [h for h in HORIZONS if h <= clips.horizon]
+def _clips(data: GameData, starts: np.ndarray, strata: list[str], most: int, steps: int) -> Clips:
+    """Cut as many rollouts as wanted, or as there are, evenly spread over the strata."""
+    chosen = _spread(np.arange(len(starts)), most)
+    return cut_clips(data, starts[chosen], steps, [strata[k] for k in chosen])
+
+
+def _rollouts(engine, clips: Clips, after: int, progress) -> Rollouts:
+    """Dream clips under their own actions.
+
+    Args:
+        after: the horizons that are scored lie beyond this one.
+    """
+    own = clips.actions[:, HISTORY - 1 :]
+    dreams = dream(engine, clips.history, clips.past_actions, own, None, progress)
+    horizons = [h for h in HORIZONS if after < h <= clips.horizon]
     tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *horizons)}
     kept = {h: decode(engine, tokens[h], engine.grid) for h in horizons}
-    return rollout_scores(clips, dreams, tokens, kept, horizons)
+    return Rollouts(clips, dreams, tokens, kept)
 
 
 def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, progress):
@@ -278,7 +300,8 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     ids = np.unique(data.episode_ids)
     played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == policy]
     ids = ids[np.isin(ids, played)] if np.isin(ids, played).any() else ids
-    games = [data.frames[data.episode_ids == k] for k in ids]
+    firsts, lasts = (np.searchsorted(data.episode_ids, ids, side) for side in ("left", "right"))
+    games = [data.frames[first:last] for first, last in zip(firsts, lasts, strict=True)]
     ends = np.array([data.terminated[data.episode_ids == k].any() for k in ids])
     return long_dream_scores(
         engine, data.meta["game"], data.meta["action_meanings"], history, past, episodes,

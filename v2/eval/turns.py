@@ -17,7 +17,8 @@ from v2.eval.starts import HISTORY, Clips
 
 STEADY_STEPS = 3
 MAX_ERROR_PX = 1.0
-MIN_SPEED_WINDOWS = 20  # of one speed, to have a row of its own
+MIN_PART_WINDOWS = 20  # of one speed or place, to have a row of its own
+MORE_FLIGHT = "more flight"  # windows of rare speeds and places: in their rows, not in flight's own
 PATCH_PX = 4  # pixels of a cell
 
 
@@ -30,7 +31,8 @@ def turn_starts(
     Args:
         ram: uint8 (M, 128); episode_ids: (M,).
         rows: of the split to choose from (whole episodes); None: all.
-        per_kind: at most so many windows of each kind, spread over the games.
+        per_kind: at most so many windows of each kind, spread over the games; of flight, a sixth
+            of that for every speed and place, as `MORE_FLIGHT` where chance drew fewer.
     """
     objects = detector.read_ram(game, ram)
     ready = window_starts(episode_ids, HISTORY + 1, rows) + HISTORY - 1
@@ -38,9 +40,28 @@ def turn_starts(
     starts, kinds = [], []
     for kind, happens in detector.of_game(game).turns(objects).items():
         found = ready[happens[ready] & (is_steady[ready] | (kind == "serve"))]
-        starts.append(np.sort(rng.permutation(found)[:per_kind]))
+        order = rng.permutation(found)
+        starts.append(np.sort(order[:per_kind]))
         kinds += [kind] * len(starts[-1])
+        if kind == "flight":
+            more = _more_flight(game, objects, order, per_kind)
+            starts.append(more)
+            kinds += [MORE_FLIGHT] * len(more)
     return np.concatenate(starts).astype(np.int64), kinds
+
+
+def _more_flight(game: str, objects: Objects, order: np.ndarray, drawn: int) -> np.ndarray:
+    """Return rows that fill every part of flight up to a sixth of what was drawn of all.
+
+    Args:
+        order: rows of flight in the order in which they are drawn.
+    """
+    parts = _parts_of_flight(game, np.ones(len(order), bool), objects[order], objects[order - 1])
+    taken = np.arange(len(order)) < drawn
+    for is_part in parts.values():
+        missing = drawn // 6 - np.count_nonzero(taken & is_part)
+        taken[np.flatnonzero(is_part & ~taken)[: max(0, missing)]] = True
+    return np.sort(order[drawn:][taken[drawn:]])
 
 
 def _is_steady(objects: Objects) -> np.ndarray:
@@ -85,8 +106,8 @@ def turn_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Scor
         error = np.linalg.norm(seen.ball - after.ball, axis=1)
         guess = np.linalg.norm(2 * here.ball - before.ball - after.ball, axis=1)
         is_near, is_guessed = error <= MAX_ERROR_PX, guess <= MAX_ERROR_PX
-    groups = {kind: kinds == kind for kind in dict.fromkeys(kinds)}
-    groups |= _parts_of_flight(game, kinds == "flight", here, before)
+    groups = {kind: kinds == kind for kind in dict.fromkeys(kinds) if kind != MORE_FLIGHT}
+    groups |= _parts_of_flight(game, np.isin(kinds, ("flight", MORE_FLIGHT)), here, before)
     scores = {}
     for name, rows in groups.items():
         episodes = clips.episodes[rows]
@@ -119,9 +140,9 @@ def _parts_of_flight(game: str, is_flight, here: Objects, before: Objects) -> di
     parts = {}
     for pair in np.unique(speed[is_flight], axis=0):
         rows = is_flight & (speed == pair).all(1)
-        if rows.sum() >= MIN_SPEED_WINDOWS:
+        if rows.sum() >= MIN_PART_WINDOWS:
             parts[f"flight, speed {pair[0]:.0f} {pair[1]:.0f}"] = rows
     for name, rows in detector.of_game(game).places(here).items():
-        if (is_flight & rows).sum() >= MIN_SPEED_WINDOWS:
+        if (is_flight & rows).sum() >= MIN_PART_WINDOWS:
             parts[f"flight, {name}"] = is_flight & rows
     return parts

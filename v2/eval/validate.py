@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import ARRAY_FIELDS, window_starts
-from v2.data.npz import read_rows
-from v2.data.recordings import Data, data_paths
+from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, window_starts
+from v2.data.npz import read_meta, read_rows
+from v2.data.recordings import META_FIELDS, Data, data_paths
 from v2.data.tokens import TokenData
 from v2.dream import DreamEngine
 from v2.eval import metrics
@@ -34,14 +34,11 @@ class Evaluation:
     """Held-out clips, read once."""
 
     def __init__(
-        self, vqvae: VQVAE, tokens: TokenData, data: Data, device: torch.device,
-        num_windows: int | None = None,
-    ):  # fmt: skip
-        """Choose clips, fewer where few windows are trained on in between; None: all of them."""
+        self, vqvae: VQVAE, tokens: TokenData, data: Data, device: torch.device, num_windows: int
+    ):
+        """Choose clips, as many as `sizes` allows for so many windows trained on in between."""
         self.vqvae, self.device = vqvae, device
-        num_clips, num_turns = NUM_CLIPS, NUM_TURNS
-        if num_windows is not None:
-            num_clips, num_turns = sizes(num_windows)
+        num_clips, num_turns = sizes(num_windows)
         held_out = tokens.rows_of("val")
         firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, held_out)
         spread = np.linspace(0, len(firsts) - 1, min(num_clips, len(firsts))).astype(int)
@@ -97,10 +94,13 @@ def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata
 
 def _read(name: str, data: Data, rows: np.ndarray) -> np.ndarray:
     """Read rows (B, T) of one array of recordings, a block at a time."""
+    paths = data_paths(data)
+    if name not in fields_of(read_meta(paths[0], META_FIELDS)):
+        return np.empty((*rows.shape, 0), np.uint8)
     dtype, tail = ARRAY_FIELDS[name]
     wanted, inverse = np.unique(rows, return_inverse=True)
     parts, first = [], 0
-    for path in data_paths(data):
+    for path in paths:
         part, length = read_rows(path, name, dtype, tail, wanted, first)
         parts.append(part)
         first += length

@@ -26,6 +26,7 @@ from v2.runtime.files import DISK_FULL
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
+OF_A_SCRIPT = "V2_RUN_BY_A_SCRIPT"  # which says itself at its end that output was lost
 LARGEST_INT = 2**31 - 1
 MAX_BATCH_SIZE, MAX_WORKERS = 65_536, 64
 MIN_TEMPERATURE = 1e-3  # of sampled tokens; logits over a smaller one overflow
@@ -81,8 +82,8 @@ def run_script(script: str, *flags) -> None:
     """Show and run a script of v2, as "data/collect_atari.py"; stop where it fails, as it does."""
     path = Path(__file__).resolve().parents[1] / script
     print(f"\n$ {command(script, *flags)}", flush=True)
-    process = subprocess.Popen([sys.executable, str(path), *map(str, flags)],
-                               start_new_session=True)  # fmt: skip
+    called = [sys.executable, str(path), *map(str, flags)]
+    process = subprocess.Popen(called, start_new_session=True, env=os.environ | {OF_A_SCRIPT: "1"})
     with forwarded_signals(process):
         code = process.wait()
     if code:
@@ -113,7 +114,7 @@ def run(main: Callable[[], int | None]) -> None:
     except (Exception, KeyboardInterrupt) as error:  # the one place: every error becomes one line
         code = report_error(error)
     sys.stdout.flush()
-    if code == 0 and any(stream.is_cut for stream in output):
+    if code == 0 and any(stream.is_cut for stream in output) and OF_A_SCRIPT not in os.environ:
         code = report_error(OSError("all is done, but what was said is lost: its disk is full"))
     sys.exit(code)
 

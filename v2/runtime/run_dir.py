@@ -4,10 +4,11 @@ Contract: a run writes only into its own folder (and the game's tokens, where th
 stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
 last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
 and a lock while it trains. `latest` is the run that finished last and is no smoke run, else the
-shipped weights. Which of two was last is told by a number in status.json, larger than all others
-when it is written: neither a name nor a clock that goes back matters. Knows nothing of models.
+shipped weights. Which of two was last is told by the time in status.json, of a clock that never
+goes back: a run's is later than those of all others there. Names are free. Knows nothing of models.
 """
 
+import calendar
 import contextlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from v2.runtime.lock import Lock
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 CARRIED = "carried"  # folder of unfinished runs made small, beside runs/
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
+START_NAME = "start.npz"  # beside shared weights: recorded frames that a dream can start from
 
 
 class RunDir:
@@ -113,8 +115,9 @@ class RunDir:
         """Say how far the run came; it is now the last one, unless it was finished before."""
         if status["is_finished"] and is_finished(self.path):
             return
-        highest = max(map(_number, self.path.parent.glob("*")))
-        status |= {"number": highest + 1, "time": time.strftime(TIME_FORMAT)}
+        latest = max(map(_number, self.path.parent.glob("*")))
+        now = max(calendar.timegm(time.gmtime()), latest + 1)
+        status |= {"number": now, "time": time.strftime(TIME_FORMAT)}
         write_text(self.path / "status.json", json.dumps(status))
 
 
@@ -153,7 +156,9 @@ def find_checkpoint(
     name: str, kind: str, directory: Path, advice: str, home: Path | None = None,
     shipped_directory: Path | None = None,
 ) -> Path:  # fmt: skip
-    """Resolve `latest`, `shipped`, a run's name, a run's folder, a home or a file to a checkpoint.
+    """Resolve `latest`, `shipped`, a run's name, a folder or a file to a checkpoint.
+
+    A folder is a run's, a home, or one of shared weights as `v2/train/ship.py --to` writes it.
 
     Args:
         directory: holds the game's runs/.
@@ -163,7 +168,7 @@ def find_checkpoint(
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
-    shipped = (shipped_directory or directory) / SHIPPED[kind]
+    shipped = (shipped_directory or directory) / SHIPPED.get(kind, f"{kind}.pt")
     if name == "latest":
         if home and (own := _latest_of_home(home, kind)):
             return own
@@ -179,9 +184,12 @@ def find_checkpoint(
             return place
         if weights := _weights_of(place):
             return weights
-    if (given / "runs").is_dir():
-        if own := _latest_of_home(given, kind):
-            return own
+    is_home, shared = (given / "runs").is_dir(), given / SHIPPED[kind]
+    if is_home and (own := _latest_of_home(given, kind)):
+        return own
+    if shared.exists():
+        return shared
+    if is_home:
         raise FileNotFoundError(f"no {kind} run in {given}; {_runs_in(given)}")
     raise FileNotFoundError(f"no run or checkpoint {name!r}; {_runs_in(home or directory)}")
 
@@ -211,6 +219,12 @@ def _latest_of_home(home: Path, kind: str) -> Path | None:
 def _runs_in(home: Path) -> str:
     there = sorted(p.name for p in (home / "runs").glob("*")) or ["none"]
     return f"runs in {home}: {', '.join(there)}"
+
+
+def vqvae_beside(world_model: Path) -> Path:
+    """Return the VQ-VAE that lies beside a world model, in its run or among shipped weights."""
+    of_run = world_model.with_name("vqvae.pt")
+    return of_run if of_run.exists() else world_model.with_name(SHIPPED["vqvae"])
 
 
 def shown_path(path: Path) -> str:
@@ -261,6 +275,7 @@ def read_status(run: Path) -> dict:
 
 
 def _number(run: Path) -> int:
+    """Return the second since 1970 of a run's end or begin; older versions counted the runs."""
     try:
         return int(read_status(run)["number"])
     except (OSError, ValueError, LookupError, TypeError, OverflowError):  # not there, or damaged

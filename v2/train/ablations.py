@@ -31,7 +31,7 @@ from v2.data.tokens import TOKENS_NAME, load_tokens
 from v2.dream import DreamEngine
 from v2.eval.intervals import Metric
 from v2.eval.turns import turn_scores
-from v2.eval.validate import Evaluation, quick_scores
+from v2.eval.validate import NUM_TURNS, WINDOWS_A_TURN, Evaluation, quick_scores
 from v2.models.weights import load_vqvae
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, write_text
@@ -162,7 +162,9 @@ def evaluated(args: argparse.Namespace, world_model: Path) -> dict:
     vqvae, _ = load_vqvae(find_weights(args.vqvae, "vqvae", args.game))
     tokens = load_tokens(args.tokens, vqvae, args.data)
     assert tokens is not None  # training made them
-    held_out = Evaluation(vqvae, tokens, args.data, choose_device("auto"))
+    held_out = Evaluation(
+        vqvae, tokens, args.data, choose_device("auto"), NUM_TURNS * WINDOWS_A_TURN
+    )
     engine = DreamEngine.load(str(world_model), args.game)
     metrics = {k: Metric(v) for k, v in quick_scores(engine, held_out.clips).items()}
     if held_out.turns is not None:

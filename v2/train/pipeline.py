@@ -27,7 +27,7 @@ from v2.data.policies import policy_mix
 from v2.data.recordings import DATA_NAME, data_paths, list_episodes, recorded_files
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
-from v2.eval.gold import GOLD_SHA256
+from v2.eval.gold import GOLD_GAMES
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
@@ -117,7 +117,7 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
         "world_model", wanted, TRAIN_WM,
         "--data", data, "--tokens", tokens, "--vqvae", vqvae,
     )  # fmt: skip
-    if game_id(args.game) in GOLD_SHA256:
+    if game_id(args.game) in GOLD_GAMES:
         evaluated, card = world_model / "best.pt", world_model / "gold.md"
         if not (card.exists() and card.stat().st_mtime > evaluated.stat().st_mtime):
             results = ("--json", world_model / "gold.json", "--model-card", card)

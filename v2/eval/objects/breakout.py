@@ -8,15 +8,18 @@ red below. Vectorised over frames; knows nothing of models.
 
 import numpy as np
 
+from v2.data.frames import FRAME_SHAPE
 from v2.eval.objects.base import MAX_JITTER, NATIVE_PIXELS, Objects
 from v2.eval.objects.synthesis import (
     BALL_HEIGHT,
+    BALL_LIMITS,
     BALL_WIDTH,
     COLUMNS,
     DIGITS,
     ROWS,
     ahead,
     best_template,
+    edges,
     find_balls,
     read_glyphs,
     shrink,
@@ -165,6 +168,25 @@ def read_frames(frames: np.ndarray) -> Objects:
     )  # fmt: skip
 
 
+def ball_tables() -> dict[str, np.ndarray]:
+    """Return the tables by which web/src/ball.js sees the same ball."""
+    return {
+        "background": _BACKGROUND,
+        "filter": _BALL_FILTER[:, None].repeat(FRAME_SHAPE[1], 1),
+        "field": edges(_BALL_ROWS, _FIELD_COLUMNS), "ball": BALL_LIMITS,
+        "brickX": _BRICK_X, "brickXInverse": _BRICK_X_INVERSE,
+        "brickY": _BRICK_Y, "brickYInverse": _BRICK_Y_INVERSE,
+        "paddles": _PADDLES, "touched": _TOUCHED.astype(np.uint8),
+        "bands": edges(_BRICK_ROWS, _PADDLE_ROWS),
+        "limits": np.array([MIN_BRICK, SURE_BRICK, MIN_PADDLE], np.float32),
+    }  # fmt: skip
+
+
+def read_lives(frames: np.ndarray) -> np.ndarray:
+    """Return the lives that the pixels show alone, (N,), -1 where unreadable."""
+    return _read_digit(frames.astype(np.float32) - _BACKGROUND, LIVES_LEFT)
+
+
 def _draw_background() -> np.ndarray:
     """Return walls, side marks and the player's number, float32 (84, 64, 3)."""
     screen = np.zeros((210, 160, 3), np.float32)
@@ -224,7 +246,16 @@ def _paddle_templates() -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows, np.float32), np.array(middles, np.float32)
 
 
+def _touched(paddles: np.ndarray) -> np.ndarray:
+    """Return the pixel columns that each paddle covers or touches, bool (P, 64)."""
+    touched = paddles > 0
+    touched[:, 1:] |= paddles[:, :-1] > 0
+    touched[:, :-1] |= paddles[:, 1:] > 0
+    return touched
+
+
 _PADDLES, _PADDLE_MIDDLES = _paddle_templates()
+_TOUCHED = _touched(_PADDLES)
 
 
 def _find_paddle(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,11 +263,8 @@ def _find_paddle(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     coverage = residual[:, 76] @ _BALL_FILTER[76]  # (N, 64)
     best, amount = best_template(coverage, _PADDLES)
     is_there = amount >= MIN_PADDLE
-    touched = _PADDLES[best] > 0
-    touched[:, 1:] |= _PADDLES[best][:, :-1] > 0
-    touched[:, :-1] |= _PADDLES[best][:, 1:] > 0
     middle = np.where(is_there, _PADDLE_MIDDLES[best], np.nan)
-    return touched & is_there[:, None], middle.astype(np.float32)
+    return _TOUCHED[best] & is_there[:, None], middle.astype(np.float32)
 
 
 def _glyph_templates(left: int) -> np.ndarray:

@@ -9,15 +9,18 @@ in it, and a wrong score. Vectorised over frames; knows nothing of models.
 
 import numpy as np
 
+from v2.data.frames import FRAME_SHAPE
 from v2.eval.objects.base import MAX_JITTER, NATIVE_PIXELS, Objects
 from v2.eval.objects.synthesis import (
     BALL_HEIGHT,
+    BALL_LIMITS,
     BALL_WIDTH,
     COLUMNS,
     DIGITS,
     ROWS,
     ahead,
     best_template,
+    edges,
     find_balls,
     read_glyphs,
     shrink,
@@ -119,7 +122,7 @@ def read_frames(frames: np.ndarray) -> Objects:
     """Return the objects that the pixels show; frames is uint8 (N, 84, 64, 3)."""
     residual = frames.astype(np.float32) - _BACKGROUND
     ball, num_balls = find_balls(
-        np.einsum("nyxc,xc->nyx", residual, _BALL_FILTER), _COURT_ROWS, slice(0, 64)
+        np.einsum("nyxc,xc->nyx", residual, _BALL_FILTER), _COURT_ROWS, _COURT_COLUMNS
     )
     ours, theirs = (_read_score(residual, *place) for place in _SCORES)
     return Objects(
@@ -131,6 +134,15 @@ def read_frames(frames: np.ndarray) -> Objects:
         score=np.where((ours >= 0) & (theirs >= 0), theirs * 100 + ours, -1),
         lives=np.full(len(frames), -1),
     )
+
+
+def ball_tables() -> dict[str, np.ndarray]:
+    """Return the tables by which web/src/ball.js sees the same ball."""
+    return {
+        "background": _BACKGROUND,
+        "filter": _BALL_FILTER[None].repeat(FRAME_SHAPE[0], 0),
+        "field": edges(_COURT_ROWS, _COURT_COLUMNS), "ball": BALL_LIMITS,
+    }  # fmt: skip
 
 
 def _draw_background() -> np.ndarray:
@@ -168,7 +180,7 @@ def _paddle_templates() -> tuple[np.ndarray, np.ndarray]:
 
 _BACKGROUND = _draw_background()
 _BALL_FILTER = _ball_filter()
-_COURT_ROWS = slice(13, 78)
+_COURT_ROWS, _COURT_COLUMNS = slice(13, 78), slice(0, FRAME_SHAPE[1])
 _PADDLES, _PADDLE_MIDDLES = _paddle_templates()
 
 

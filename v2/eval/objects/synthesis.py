@@ -18,6 +18,9 @@ MIN_BALL_MASS = 0.5 * BALL_MASS  # half a ball counts: blurred, not erased
 MIN_BALL_PEAK = 0.16  # half the peak of the worst-placed real ball, 0.32
 MIN_BALL_SHARE = 0.55  # of the mass around it: a ball is compact, a smear or an edge is not
 NOISE_COVERAGE = 0.06  # 12 of 200 grey levels
+BALL_LIMITS = np.array(
+    [NOISE_COVERAGE, MIN_BALL_MASS, MIN_BALL_PEAK, MIN_BALL_SHARE, MAX_BALLS], np.float32
+)
 MAX_GLYPH_ERROR = 0.35  # share of the digit's energy that its best glyph may leave unexplained
 
 _GLYPHS = (  # the emulator's font, 3 x 5 cells
@@ -97,6 +100,11 @@ def find_balls(coverage: np.ndarray, rows: slice, columns: slice) -> tuple[np.nd
         num_balls[active] += is_ball
         field[index] = 0
     return ball, num_balls.clip(max=MAX_BALLS)
+
+
+def edges(*parts: slice) -> np.ndarray:
+    """Return where parts of a frame begin and stop, uint8."""
+    return np.array([edge for part in parts for edge in (part.start, part.stop)], np.uint8)
 
 
 def _window_sums(field: np.ndarray) -> np.ndarray:

@@ -1,0 +1,75 @@
+// Runs the graph of a step in ONNX Runtime, away from the page's thread.
+// Contract: answers each message {id, kind, ...} by {id, value} or {id, error}. Knows no game.
+
+const INPUTS = ['tokens', 'actions', 'age']
+const OUTPUTS = ['next_tokens', 'reward_logits', 'end_prob', 'frame']
+
+let ort, session
+
+self.onmessage = async ({ data }) => {
+  try {
+    const value = await { load, step, endProfile }[data.kind](data)
+    self.postMessage({ id: data.id, value }, value?.frame ? [value.tokens.buffer, value.frame.buffer] : [])
+  } catch (error) {
+    self.postMessage({ id: data.id, error: String(error?.message ?? error) })
+  }
+}
+
+async function load({ folder, engine, threads, graph, profile, isChosen }) {
+  const isGpu = engine === 'webgpu'
+  const build = !isGpu ? 'wasm' : 'Suspending' in WebAssembly ? 'jspi' : 'webgpu'
+  ort = await import(/* @vite-ignore */ `${folder}ort.${build}.min.mjs`)
+  ort.env.wasm.wasmPaths = folder
+  ort.env.wasm.numThreads = threads
+  if (isGpu) await checkAdapter(isChosen)
+  session = await ort.InferenceSession.create(graph, {
+    executionProviders: [isGpu ? 'webgpu' : 'wasm'],
+    graphOptimizationLevel: 'all',
+    enableProfiling: Boolean(profile),
+    logSeverityLevel: 3,
+  })
+  const has = [session.inputNames, session.outputNames].map((names) => [...names].sort().join(', '))
+  const needs = [INPUTS, OUTPUTS].map((names) => [...names].sort().join(', '))
+  if (has[0] !== needs[0] || has[1] !== needs[1]) {
+    throw new Error(`other version: the graph reads ${has[0]} and gives ${has[1]}, not ${needs[0]} and ${needs[1]}`)
+  }
+  return { threads: ort.env.wasm.numThreads }
+}
+
+/** Write what ONNX Runtime measured, an operator a line, to the console. */
+function endProfile() {
+  session.endProfiling()
+}
+
+async function checkAdapter(isChosen) {
+  const adapter = await navigator.gpu?.requestAdapter()
+  if (!adapter) throw new Error('no WebGPU adapter answers')
+  const isSoftware = adapter.info?.isFallbackAdapter || adapter.info?.architecture === 'swiftshader'
+  if (isSoftware && !isChosen) throw new Error('its adapter is software, slower than WASM')
+}
+
+async function step({ tokens, actions, age }) {
+  const start = performance.now()
+  const feeds = {
+    tokens: integers(tokens, [4, 336]),
+    actions: integers(actions, [4]),
+    age: integers(age, [336]),
+  }
+  const made = await session.run(feeds)
+  const value = {
+    tokens: Uint8Array.from(made.next_tokens.data, Number),
+    reward: argmax(made.reward_logits.data) - 1,
+    end: made.end_prob.data[0],
+    frame: new Uint8Array(made.frame.data),
+  }
+  Object.values(made).forEach((tensor) => tensor.dispose())
+  return { ...value, ms: performance.now() - start }
+}
+
+function integers(values, shape) {
+  return new ort.Tensor('int64', BigInt64Array.from(values, BigInt), shape)
+}
+
+function argmax(values) {
+  return values.reduce((best, value, k) => (value > values[best] ? k : best), 0)
+}
