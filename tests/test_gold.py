@@ -342,7 +342,7 @@ def test_gold_eval_has_no_more_flags_than_a_person_reads():
 
 
 @pytest.mark.parametrize("asked", [
-    "--run 20260101_000000 --data /d/'two words.npz' --tier short --branches 9 --rollouts 30",
+    "--run 20260101_000000 --data /d/'two words.npz' --tier short --rollouts 30",
     "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0",
     "--checkpoint shipped --temperature 0.5",
     "--checkpoint shipped --gold old --tier canary",
