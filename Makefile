@@ -60,6 +60,7 @@ GAMES := web/public/games
 NODE_READY := web/node_modules/.ready
 
 $(NODE_READY): web/package-lock.json
+	@command -v npm > /dev/null || { echo "no npm here: install Node.js 20.19 or newer"; exit 2; }
 	cd web && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
@@ -74,5 +75,5 @@ web-serve: web
 	cd web && npx vite preview
 
 test-web: $(READY)
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
+	-@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
 	$(PYTHON) -m pytest -q -rs -m web tests/test_web.py

@@ -54,9 +54,6 @@ class Site:
         site = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
-            extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map,
-                              ".mjs": "text/javascript"}  # fmt: skip
-
             def __init__(self, *args):
                 super().__init__(*args, directory=str(folder))
 
@@ -161,6 +158,11 @@ def step_to(page, count: int) -> None:
     page.wait_for_function(f"() => dreamPage.session.step >= {count}", timeout=PATIENCE_MS)
 
 
+def painted(page) -> None:
+    """Wait until what was done is drawn."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+
+
 def press(page, key: str) -> None:
     """Press a key and take one step with it, as one who plays in pauses."""
     before = steps(page)
@@ -168,6 +170,7 @@ def press(page, key: str) -> None:
     page.keyboard.press(".")
     page.keyboard.up(key)
     step_to(page, before + 1)
+    painted(page)
 
 
 def test_the_page_loads_from_a_plain_host_with_threads_and_asks_no_other(open_page, site):
@@ -225,7 +228,12 @@ def test_keys_move_the_paddle_and_buttons_do_what_they_say(open_page):
     page.keyboard.press("p")
     step_to(page, 5)
     page.keyboard.press("p")
+    page.keyboard.down("ArrowLeft")  # takes the paddle; a pause stays one
+    page.keyboard.up("ArrowLeft")
+    painted(page)
+    assert page.inner_text("#pause").startswith("Play")
     page.click("#restart")
+    painted(page)
     assert steps(page) == 0 and page.is_checked("[name=player][value=recorded]")
     page.keyboard.press("h")
     assert page.is_visible("#keys") and "rewind ten seconds" in page.inner_text("#keys")
@@ -240,7 +248,7 @@ def test_keys_move_the_paddle_and_buttons_do_what_they_say(open_page):
 def test_a_dream_goes_on_from_the_real_games_last_four_frames(open_page):
     page = open_page()
     page.keyboard.press("t")  # at the start: what it began with
-    page.evaluate("() => dreamPage.takeStep().then(dreamPage.takeStep)")
+    page.evaluate("() => dreamPage.takeStep().then(() => dreamPage.takeStep())")
     page.keyboard.press("t")
     state, arrays = page.evaluate("""() => {
         const { session } = dreamPage
@@ -271,6 +279,7 @@ def test_every_control_is_reached_by_tab_and_worked_by_the_keyboard(open_page):
     page.focus("#step")
     page.keyboard.press("Space")  # of the button, not of the game
     step_to(page, 1)
+    painted(page)
     assert page.is_checked("[name=player][value=recorded]")
     page.focus("[name=games][value=breakout]")
     page.keyboard.press("ArrowRight")
@@ -287,6 +296,7 @@ def test_the_recorded_player_plays_the_recording_beside_it(open_page):
     page = open_page("?")
     step_to(page, NUM_STEPS)
     page.wait_for_function("() => document.getElementById('status').textContent.includes('ends')")
+    painted(page)
     same, distances, shown, real = page.evaluate("""() => {
         const { moments, arrays, distances, realFrames } = dreamPage.session
         const canvas = document.getElementById('real'), side = canvas.width / 64

@@ -14,7 +14,12 @@ const ortFolder = dirname(createRequire(import.meta.url).resolve('onnxruntime-we
 const ortVersion = JSON.parse(readFileSync(join(ortFolder, '..', 'package.json'))).version
 const ortFiles = ['wasm', 'webgpu', 'jspi']
   .map((build) => `ort.${build}.min.mjs`)
-  .concat(['', '.asyncify', '.jspi'].flatMap((build) => [`ort-wasm-simd-threaded${build}.mjs`, `ort-wasm-simd-threaded${build}.wasm`]))
+  .concat(
+    ['', '.asyncify', '.jspi'].flatMap((build) => [
+      `ort-wasm-simd-threaded${build}.mjs`,
+      `ort-wasm-simd-threaded${build}.wasm`,
+    ]),
+  )
 
 export const isolationHeaders = {
   'Cross-Origin-Opener-Policy': 'same-origin',
@@ -41,11 +46,22 @@ function dreamPage() {
       const emit = (fileName, source) => this.emitFile({ type: 'asset', fileName, source })
       const games = JSON.stringify(listedGames())
       emit('games.json', games)
-      for (const file of ortFiles) emit(`ort/${ortVersion}/${file}`, readFileSync(join(ortFolder, file)))
-      const shell = ['./', 'games.json', ...Object.keys(bundle).filter((file) => file.startsWith('assets/'))]
+      for (const file of ortFiles)
+        emit(`ort/${ortVersion}/${file}`, readFileSync(join(ortFolder, file)))
+      const shell = [
+        './',
+        'games.json',
+        ...Object.keys(bundle).filter((file) => file.startsWith('assets/')),
+      ]
       const build = hash(JSON.stringify(shell) + games + readFileSync(join(here, 'index.html')))
       const worker = readFileSync(join(here, 'src', 'sw.js'), 'utf8')
-      emit('sw.js', worker.replace('__BUILD__', build).replace('__SHELL__', JSON.stringify(shell)).replace('__ORT__', ortVersion))
+      emit(
+        'sw.js',
+        worker
+          .replace('__BUILD__', build)
+          .replace('__SHELL__', JSON.stringify(shell))
+          .replace('__ORT__', ortVersion),
+      )
     },
   }
 }
@@ -56,7 +72,12 @@ export default {
   publicDir,
   plugins: [dreamPage()],
   define: { ORT_VERSION: JSON.stringify(ortVersion) },
-  build: { target: 'es2022', assetsInlineLimit: 0, modulePreload: { polyfill: false }, chunkSizeWarningLimit: 1000 },
+  build: {
+    target: 'es2022',
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    chunkSizeWarningLimit: 1000,
+  },
   worker: { format: 'es' },
   preview: { host: '127.0.0.1', port: 8333, headers: isolationHeaders },
 }

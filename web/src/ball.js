@@ -34,7 +34,8 @@ export class BallDetector {
     const row = (bands[2] + 1) * WIDTH
     const coverage = new Float32Array(WIDTH)
     for (let x = 0; x < WIDTH; x++) {
-      for (let c = 0; c < 3; c++) coverage[x] += this.residual[3 * (row + x) + c] * filter[3 * (row + x) + c]
+      for (let c = 0; c < 3; c++)
+        coverage[x] += this.residual[3 * (row + x) + c] * filter[3 * (row + x) + c]
     }
     let best = { score: -Infinity }
     for (let p = 0; p < paddles.length / WIDTH; p++) {
@@ -62,7 +63,8 @@ export class BallDetector {
     for (let column = 0; column < columns; column++) {
       const band = new Float32Array(size)
       for (let k = 0; k < size; k++) {
-        for (let x = 0; x < WIDTH; x++) band[k] += this.residual[at(k, x)] * brickXInverse[column * WIDTH + x]
+        for (let x = 0; x < WIDTH; x++)
+          band[k] += this.residual[at(k, x)] * brickXInverse[column * WIDTH + x]
       }
       for (let row = 0; row < rows; row++) {
         let amount = 0
@@ -73,7 +75,8 @@ export class BallDetector {
     for (let k = 0; k < size; k++) {
       const painted = new Float32Array(columns)
       for (let column = 0; column < columns; column++) {
-        for (let row = 0; row < rows; row++) painted[column] += brickY[k * rows + row] * amounts[row * columns + column]
+        for (let row = 0; row < rows; row++)
+          painted[column] += brickY[k * rows + row] * amounts[row * columns + column]
       }
       for (let x = 0; x < WIDTH; x++) {
         for (let column = 0; column < columns; column++) {

@@ -23,14 +23,21 @@ export async function makeClip(moments, facts, stepsPerSecond, onProgress) {
     drawMoment(context, moment, hasReal)
     const { data } = context.getImageData(0, 0, width, height)
     const palette = quantize(data, 256)
-    encoder.writeFrame(applyPalette(data, palette), width, height, { palette, delay: 1000 / stepsPerSecond })
+    encoder.writeFrame(applyPalette(data, palette), width, height, {
+      palette,
+      delay: 1000 / stepsPerSecond,
+    })
     if (k % STEPS_BETWEEN_PAUSES === 0) {
       onProgress(k / moments.length)
       await new Promise((resolve) => setTimeout(resolve))
     }
   }
   encoder.finish()
-  const steps = { ...facts, firstStep: moments[0].step, actions: moments.map(({ action }) => action) }
+  const steps = {
+    ...facts,
+    firstStep: moments[0].step,
+    actions: moments.map(({ action }) => action),
+  }
   return {
     gif: new Blob([encoder.bytes()], { type: 'image/gif' }),
     actions: new Blob([JSON.stringify(steps, null, 1)], { type: 'application/json' }),

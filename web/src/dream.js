@@ -8,7 +8,9 @@ const MAX_AGE = 255
 /** Return the state that a scene begins with. */
 export function beginState(scene) {
   return {
-    history: Array.from({ length: HISTORY }, (_, t) => scene.tokens.subarray(t * CELLS, (t + 1) * CELLS)),
+    history: Array.from({ length: HISTORY }, (_, t) =>
+      scene.tokens.subarray(t * CELLS, (t + 1) * CELLS),
+    ),
     actions: Array.from(scene.past),
     age: scene.age,
   }

@@ -10,7 +10,7 @@ export const ENGINES = {
   threads: { title: 'WASM threads', graph: 'wasm', isThreaded: true },
   single: { title: 'WASM, one thread', graph: 'wasm', isThreaded: false },
 }
-const MAX_THREADS = 4
+const MAX_THREADS = 8
 const PARITY_STEPS = [0, 7, 14, 21] // of each scene, each from the tokens that Python had
 const PARITY_MS = 2500 // a slow engine compares fewer steps
 const MIN_CASES = 4
@@ -20,7 +20,8 @@ const MIN_AGREEMENT = 0.98 // of the tokens that change; floats differ in their 
 /** Return why an engine cannot run in this browser; '' if it can. */
 export function whyNot(name) {
   if (name === 'webgpu' && !navigator.gpu) return 'this browser has no WebGPU'
-  if (name === 'threads' && !globalThis.crossOriginIsolated) return 'this page may not share memory between threads'
+  if (name === 'threads' && !globalThis.crossOriginIsolated)
+    return 'this page may not share memory between threads (open it by https, and not in a private window)'
   if (name === 'threads' && numThreads() < 2) return 'this machine has one core'
   return ''
 }
@@ -60,7 +61,10 @@ export async function startEngine(names, graphOf, scenes, onTry, options) {
     const [kept, slower] = best && best.stepMs <= engine.stepMs ? [best, engine] : [engine, best]
     if (slower) {
       slower.close()
-      leave(slower.name, `it takes ${Math.round(slower.stepMs)} ms a step, the other ${Math.round(kept.stepMs)}`)
+      leave(
+        slower.name,
+        `it takes ${Math.round(slower.stepMs)} ms a step, the other ${Math.round(kept.stepMs)}`,
+      )
     }
     best = kept
     if (name !== 'webgpu' || options.isChosen || best.stepMs <= options.paceMs) break
@@ -72,10 +76,16 @@ export async function startEngine(names, graphOf, scenes, onTry, options) {
 function nothingWorks(left) {
   const last = left.at(-1)?.reason ?? 'none was tried'
   if (last.startsWith('other version')) {
-    return new PageError(`The graph is not of this page's version (${last}).`, 'Run make web again, so that page and games are of one version.')
+    return new PageError(
+      `The graph is not of this page's version (${last}).`,
+      'Run make web again, so that page and games are of one version.',
+    )
   }
   const reasons = left.map(({ name, reason }) => `${ENGINES[name].title}: ${reason}`).join('; ')
-  return new PageError(`No engine runs this dream here. ${reasons}.`, 'Use a current Chrome, Edge, Firefox or Safari, or choose another engine below.')
+  return new PageError(
+    `No engine runs this dream here. ${reasons}.`,
+    'Use a current Chrome, Edge, Firefox or Safari, or choose another engine below.',
+  )
 }
 
 class Engine {
@@ -83,7 +93,10 @@ class Engine {
     this.name = name
     this.agreement = null // {equal, all, changed, changedEqual} tokens of the parity check
     this.waiting = new Map()
-    this.worker = new Worker(new URL('./engine.worker.js', import.meta.url), { type: 'module', name: 'engine' })
+    this.worker = new Worker(new URL('./engine.worker.js', import.meta.url), {
+      type: 'module',
+      name: 'engine',
+    })
     this.worker.onmessage = ({ data }) => {
       const { resolve, reject } = this.waiting.get(data.id)
       this.waiting.delete(data.id)
@@ -97,9 +110,20 @@ class Engine {
   }
 
   async load(graph, { threads, profile, isChosen }) {
-    const wanted = ENGINES[this.name].isThreaded && globalThis.crossOriginIsolated ? (threads ?? numThreads()) : 1
+    const wanted =
+      ENGINES[this.name].isThreaded && globalThis.crossOriginIsolated
+        ? (threads ?? numThreads())
+        : 1
     const folder = new URL(`ort/${ORT_VERSION}/`, document.baseURI).href
-    const loaded = await this.ask({ kind: 'load', engine: this.name, threads: wanted, folder, graph, profile, isChosen })
+    const loaded = await this.ask({
+      kind: 'load',
+      engine: this.name,
+      threads: wanted,
+      folder,
+      graph,
+      profile,
+      isChosen,
+    })
     this.threads = loaded.threads
   }
 
@@ -123,7 +147,9 @@ class Engine {
     this.stepMs = times.sort((a, b) => a - b)[times.length >> 1]
     const { changed, changedEqual } = counts
     if (changedEqual < MIN_AGREEMENT * changed) {
-      throw new Error(`parity check failed, ${changedEqual} of ${changed} changes are those of Python`)
+      throw new Error(
+        `parity check failed, ${changedEqual} of ${changed} changes are those of Python`,
+      )
     }
   }
 
@@ -151,7 +177,10 @@ function parityCases(scenes) {
   const cases = scenes.flatMap((scene) => {
     let state = beginState(scene)
     return Array.from({ length: PARITY_STEPS.at(-1) + 1 }, (_, k) => {
-      const [action, stored] = [scene.actions[k], scene.dreamed.subarray(k * CELLS, (k + 1) * CELLS)]
+      const [action, stored] = [
+        scene.actions[k],
+        scene.dreamed.subarray(k * CELLS, (k + 1) * CELLS),
+      ]
       const before = state
       state = nextState(state, action, stored)
       return { k, state: before, action, stored }
@@ -174,11 +203,16 @@ function count(counts, last, stored, made) {
 
 function inTime(promise) {
   const late = new Promise((_, reject) => {
-    setTimeout(() => reject(new Error(`a step takes more than ${PATIENCE_MS / 1000} s`)), PATIENCE_MS)
+    setTimeout(
+      () => reject(new Error(`a step takes more than ${PATIENCE_MS / 1000} s`)),
+      PATIENCE_MS,
+    )
   })
   return Promise.race([promise, late])
 }
 
+/** All of a few cores; of many, half: those that browsers count are mostly half a core each. */
 function numThreads() {
-  return Math.min(MAX_THREADS, navigator.hardwareConcurrency || 1)
+  const cores = navigator.hardwareConcurrency || 1
+  return cores <= 4 ? cores : Math.min(MAX_THREADS, Math.max(4, cores >> 1))
 }

@@ -9,7 +9,10 @@ let ort, session
 self.onmessage = async ({ data }) => {
   try {
     const value = await { load, step, endProfile }[data.kind](data)
-    self.postMessage({ id: data.id, value }, value?.frame ? [value.tokens.buffer, value.frame.buffer] : [])
+    self.postMessage(
+      { id: data.id, value },
+      value?.frame ? [value.tokens.buffer, value.frame.buffer] : [],
+    )
   } catch (error) {
     self.postMessage({ id: data.id, error: String(error?.message ?? error) })
   }
@@ -25,13 +28,16 @@ async function load({ folder, engine, threads, graph, profile, isChosen }) {
   session = await ort.InferenceSession.create(graph, {
     executionProviders: [isGpu ? 'webgpu' : 'wasm'],
     graphOptimizationLevel: 'all',
+    extra: { session: { intra_op: { allow_spinning: '0' } } },
     enableProfiling: Boolean(profile),
     logSeverityLevel: 3,
   })
   const has = [session.inputNames, session.outputNames].map((names) => [...names].sort().join(', '))
   const needs = [INPUTS, OUTPUTS].map((names) => [...names].sort().join(', '))
   if (has[0] !== needs[0] || has[1] !== needs[1]) {
-    throw new Error(`other version: the graph reads ${has[0]} and gives ${has[1]}, not ${needs[0]} and ${needs[1]}`)
+    throw new Error(
+      `other version: the graph reads ${has[0]} and gives ${has[1]}, not ${needs[0]} and ${needs[1]}`,
+    )
   }
   return { threads: ort.env.wasm.numThreads }
 }

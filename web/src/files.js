@@ -15,7 +15,10 @@ export class PageError extends Error {
 export async function listGames() {
   const games = JSON.parse(new TextDecoder().decode(await download('games.json')))
   if (!games.length) {
-    throw new PageError('This folder holds no game.', 'Run make web again: it exports Breakout and Pong first.')
+    throw new PageError(
+      'This folder holds no game.',
+      'Run make web again: it exports Breakout and Pong first.',
+    )
   }
   return games
 }
@@ -28,7 +31,11 @@ export async function openGame({ game, version }) {
   try {
     facts = JSON.parse(text)
   } catch (error) {
-    throw new PageError(`${folder}game.json is damaged.`, 'Reload the page; if that does not help, publish the folder again.', error)
+    throw new PageError(
+      `${folder}game.json is damaged.`,
+      'Reload the page; if that does not help, publish the folder again.',
+      error,
+    )
   }
   if (facts.format !== FORMAT) {
     throw new PageError(
@@ -50,7 +57,8 @@ const versionOf = ({ sha256 }) => sha256.slice(0, 12)
 export async function fetchChecked(folder, facts, onProgress) {
   const url = `${folder}${facts.file}?v=${versionOf(facts)}`
   const bytes = await download(url, onProgress)
-  const isWhole = bytes.length === facts.bytes && (await sha256(bytes, facts.sha256)) === facts.sha256
+  const isWhole =
+    bytes.length === facts.bytes && (await sha256(bytes, facts.sha256)) === facts.sha256
   if (!isWhole) {
     await forget(url)
     throw new PageError(
@@ -71,7 +79,9 @@ export async function fetchArrays(folder, facts) {
   for (const { name, type, shape } of facts.arrays) {
     const length = shape.reduce((product, size) => product * size, 1)
     const isFloat = type === 'float32'
-    arrays[name] = isFloat ? new Float32Array(buffer, at, length) : new Uint8Array(buffer, at, length)
+    arrays[name] = isFloat
+      ? new Float32Array(buffer, at, length)
+      : new Uint8Array(buffer, at, length)
     at += isFloat ? 4 * length : length
   }
   return arrays
@@ -98,23 +108,34 @@ async function download(url, onProgress) {
   try {
     response = await fetch(url)
   } catch (error) {
-    throw new PageError(`${name(url)} cannot be loaded: no connection.`, 'Connect once, so that the page can keep it; then it works offline.', error)
+    throw new PageError(
+      `${name(url)} cannot be loaded: no connection.`,
+      'Connect once, so that the page can keep it; then it works offline.',
+      error,
+    )
   }
   if (!response.ok) {
-    throw new PageError(`${name(url)} is not there (the server says ${response.status}).`, 'Publish the whole folder web/dist, or run make web again.')
+    throw new PageError(
+      `${name(url)} is not there (the server says ${response.status}).`,
+      'Publish the whole folder web/dist, or run make web again.',
+    )
   }
   try {
     if (!onProgress || !response.body) return new Uint8Array(await response.arrayBuffer())
     return await read(response.body, onProgress)
   } catch (error) {
-    throw new PageError(`${name(url)} broke off while loading.`, 'Reload the page to load it again.', error)
+    throw new PageError(
+      `${name(url)} broke off while loading.`,
+      'Reload the page to load it again.',
+      error,
+    )
   }
 }
 
 async function read(body, onProgress) {
   const parts = []
   let length = 0
-  for (const reader = body.getReader(); ; ) {
+  for (const reader = body.getReader(); ;) {
     const { done, value } = await reader.read()
     if (done) break
     parts.push(value)
@@ -145,7 +166,8 @@ async function forgetOtherVersions(folder, versions) {
   const cache = await caches.open('files')
   for (const { url } of await cache.keys()) {
     const { pathname, searchParams } = new URL(url)
-    if (pathname.includes(`/${folder}`) && !versions.includes(searchParams.get('v'))) await cache.delete(url)
+    if (pathname.includes(`/${folder}`) && !versions.includes(searchParams.get('v')))
+      await cache.delete(url)
   }
 }
 

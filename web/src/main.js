@@ -4,9 +4,24 @@ import { BallDetector } from './ball.js'
 import { makeClip } from './clip.js'
 import { ENGINES, startEngine, whyNot } from './engine.js'
 import { fetchArrays, fetchChecked, listGames, megabytes, openGame } from './files.js'
-import { ActionMap, command, gameInput, HeldInputs } from './keys.js'
+import { ActionMap, command, gameInput } from './keys.js'
 import { prepareOffline } from './offline.js'
-import { $, fillChoice, fillKeys, fillPad, fillSelect, isVertical, layOut, listenToPointer, offerClip, setFact, setPaused, show, showLoading, showProblem, showStatus } from './page.js'
+import {
+  $,
+  fillChoice,
+  fillKeys,
+  fillPad,
+  fillSelect,
+  isVertical,
+  layOut,
+  listenToPointer,
+  offerClip,
+  show,
+  showLoading,
+  showProblem,
+  showStatus,
+} from './page.js'
+import { Player } from './player.js'
 import { Session } from './session.js'
 
 const SPEEDS = [
@@ -15,25 +30,15 @@ const SPEEDS = [
   { value: '2', title: 'double' },
   { value: '0', title: 'as fast as it goes' },
 ]
-const RATE_STEPS = 15 // over which steps a second are measured
 
 const asked = new URLSearchParams(location.search) // engine, threads, paused, profile
-const held = new HeldInputs()
 const loaded = { bytes: 0, start: performance.now() }
-let games, game, scenes, detector, engine, actions, session
-let isPaused = asked.has('paused')
-let stepping = null
-let timer, draw
+const player = new Player(asked.has('paused'), { draw, say: showStatus, fail })
+let games, game, scenes, detector
+let drawing = 0 // the next picture's request
 let turn = 0 // counts what was chosen, so that what was left does not arrive later
-let stepTimes = []
 
-/** What the console and the tests may use. */
-globalThis.dreamPage = {
-  get session() { return session },
-  get engine() { return engine },
-  takeStep,
-  restart,
-} // prettier-ignore
+globalThis.dreamPage = player // for the console and the tests
 
 async function begin() {
   setState('loading')
@@ -56,14 +61,14 @@ async function openFirst() {
 
 async function openNamed(name, sceneName) {
   const mine = ++turn
-  clearTimeout(timer)
+  player.leaveEngine()
   setState('loading')
   const entry = games.find(({ game: id }) => id === name)
-  fillChoice($('games'), games.map(({ game: value, title }) => ({ value, title })), name, (value) => openNamed(value).catch(fail)) // prettier-ignore
+  const listed = games.map(({ game: value, title }) => ({ value, title }))
+  fillChoice($('games'), listed, name, (value) => openNamed(value).catch(fail))
   showProblem(null)
   showLoading(`Loading ${entry.title}`)
-  engine?.close()
-  engine = session = null
+  player.session = null
   const opened = await openGame(entry)
   const tables = await fetchArrays(opened.folder, opened.detector)
   const arrays = await Promise.all(opened.scenes.map((scene) => fetchArrays(opened.folder, scene)))
@@ -72,28 +77,29 @@ async function openNamed(name, sceneName) {
   scenes = arrays
   detector = new BallDetector(tables)
   document.title = `${game.title}, dreamed`
-  actions = new ActionMap(game.actions, game.aliases)
-  fillPad(actions, onPointer)
+  player.actions = new ActionMap(game.actions, game.aliases)
+  fillPad(player.actions, onPointer)
   openScene(sceneName)
   await chooseEngine($('engine').value)
 }
 
 function openScene(name) {
-  const index = Math.max(0, game.scenes.findIndex((scene) => scene.name === name)) // prettier-ignore
+  const known = game.scenes.findIndex((scene) => scene.name === name)
+  const index = Math.max(0, known)
   const scene = game.scenes[index]
-  fillChoice($('scenes'), game.scenes.map(({ name: value, title }) => ({ value, title })), scene.name, openScene) // prettier-ignore
+  const listed = game.scenes.map(({ name: value, title }) => ({ value, title }))
+  fillChoice($('scenes'), listed, scene.name, openScene)
   history.replaceState(null, '', `#${game.game}/${scene.name}`)
-  session = new Session(game, scene, scenes[index], detector)
-  restart()
+  player.session = new Session(game, scene, scenes[index], detector)
+  showStatus('')
+  player.restart()
 }
 
 async function chooseEngine(choice) {
   const mine = ++turn
-  clearTimeout(timer)
+  player.leaveEngine()
   setState('loading')
   showProblem(null)
-  engine?.close()
-  engine = null
   const isChosen = choice !== 'auto'
   const names = Object.keys(ENGINES).sort((a, b) => (b === choice) - (a === choice)) // the others if it fails
   loaded.start = performance.now()
@@ -107,26 +113,37 @@ async function chooseEngine(choice) {
     isChosen, paceMs: 1000 / game.stepsPerSecond,
     threads: Number(asked.get('threads')) || undefined, profile: asked.has('profile'),
   } // prettier-ignore
-  const started = await startEngine(names, graphOf, scenes, (title) => showLoading(`Starting ${title}`), options)
+  const started = await startEngine(
+    names,
+    graphOf,
+    scenes,
+    (title) => showLoading(`Starting ${title}`),
+    options,
+  )
   if (mine !== turn) return started.engine.close()
-  engine = started.engine
-  describeEngine(started.left)
+  player.engine = started.engine
+  describeEngine(started.engine, started.left)
   showLoading(null)
   setState('ready')
-  schedule()
+  player.run()
 }
 
 async function loadGraph(facts) {
   const start = performance.now()
   const graph = await fetchChecked(game.folder, facts, (bytes) => {
-    showLoading(`Loading the network, ${megabytes(bytes)} of ${megabytes(facts.bytes)}`, bytes / facts.bytes)
+    showLoading(
+      `Loading the network, ${megabytes(bytes)} of ${megabytes(facts.bytes)}`,
+      bytes / facts.bytes,
+    )
   })
   loaded.bytes = facts.bytes
-  console.info(`${game.folder}${facts.file}: ${megabytes(facts.bytes)} in ${seconds(performance.now() - start)}`)
+  console.info(
+    `${game.folder}${facts.file}: ${megabytes(facts.bytes)} in ${seconds(performance.now() - start)}`,
+  )
   return graph
 }
 
-function describeEngine(left) {
+function describeEngine(engine, left) {
   const { equal, all } = engine.agreement
   const text = [
     `Engine: ${engine.title}`,
@@ -134,13 +151,16 @@ function describeEngine(left) {
     `${megabytes(loaded.bytes)} ready in ${seconds(performance.now() - loaded.start)}`,
   ].join(' · ')
   console.info(text)
-  const failed = left.filter(({ name, reason }) => whyNot(name) !== reason && !reason.startsWith('no WebGPU'))
+  const failed = left.filter(
+    ({ name, reason }) => whyNot(name) !== reason && !reason.startsWith('no WebGPU'),
+  )
   const noThreads = left.find(({ name, reason }) => name === 'threads' && whyNot(name) === reason)
   const notes = failed.map(({ name, reason }) => `${ENGINES[name].title} was left: ${reason}.`)
-  if (noThreads && engine.name === 'single') notes.push(`Slower than it could be: ${noThreads.reason}.`)
+  if (noThreads && engine.name === 'single')
+    notes.push(`Slower than it could be: ${noThreads.reason}.`)
   if (notes.length) showStatus(notes.join(' '))
   $('engine-facts').textContent = [text, ...notes].join('. ')
-  fillEngines(engine.name)
+  fillEngines()
 }
 
 function fillEngines() {
@@ -152,198 +172,105 @@ function fillEngines() {
   fillSelect($('engine'), [{ value: 'auto', title: 'the fastest' }, ...options], chosen)
 }
 
-// The clock.
-
-/** Go on with steps, or stop, as `isPaused` says. */
-function schedule() {
-  clearTimeout(timer)
-  setPaused(isPaused)
-  if (!isPaused && engine) timer = setTimeout(play)
-}
-
-/** Take steps until something changes; the picture is drawn while the next step is computed. */
-async function play() {
-  const mine = timer
-  while (mine === timer && !isPaused && engine) {
-    const start = performance.now()
-    if (session.isWatching && !session.canWatch) {
-      return stop('The recording ends here. R shows it again; with an arrow key you play on.')
-    }
-    await takeStep().catch(fail)
-    if (session?.isOver) return stop('The dream says that its game is over. R restarts the scene.')
-    const speed = Number($('speed').value)
-    const due = speed ? start + 1000 / (speed * game.stepsPerSecond) : 0
-    if (due > performance.now()) await new Promise((resolve) => setTimeout(resolve, due - performance.now()))
-  }
-}
-
-function stop(text) {
-  isPaused = true
-  showStatus(text)
-  show(session)
-  schedule()
-}
-
-/** Take one step, or wait for the one that is being taken. */
-function takeStep() {
-  stepping ??= step().finally(() => (stepping = null))
-  return stepping
-}
-
-/** Step under the recorded action while watching, else under the keys that are down. */
-async function step() {
-  if (!engine || !session) return
-  const [running, played] = [engine, session]
-  const own = actions.action(held.take())
-  try {
-    await played.advance(running, played.isWatching && played.canWatch ? played.recordedAction : own)
-  } catch (error) {
-    if (running === engine) throw error // else it was stopped for another
-  }
-  if (played !== session) return
-  measureRate()
-  draw ??= requestAnimationFrame(() => {
-    draw = undefined
-    if (session) show(session)
-  })
-}
-
-function measureRate() {
-  stepTimes = [...stepTimes, performance.now()].slice(-RATE_STEPS - 1)
-  const rate = (1000 * (stepTimes.length - 1)) / (stepTimes.at(-1) - stepTimes[0])
-  const step = `${Math.round(session.now.ms)} ms each`
-  setFact('rate', stepTimes.length > 3 && !isPaused ? rate.toFixed(1) : '–', step)
-}
-
 // What a person does.
 
 const COMMANDS = {
   pause() {
-    isPaused = !isPaused
-    stepTimes = []
     showStatus('')
-    schedule()
+    player.pause()
   },
-  async step() {
-    isPaused = true
-    schedule()
-    await takeStep().catch(fail)
-  },
-  restart,
-  rewind() {
-    const steps = session.rewind()
-    if (session.canWatch && steps && $('players').querySelector('[value=recorded]').checked) session.isWatching = true
-    showStatus(`Back by ${seconds((1000 * steps) / game.stepsPerSecond)}.`)
-    show(session)
-    schedule()
-  },
-  sync() {
-    const isDone = session.sync()
-    showStatus(isDone ? 'The dream goes on from the real game.' : 'There is no real game beside this moment.')
-    show(session)
-  },
-  player: () => setPlayer(session.isWatching ? 'you' : 'recorded'),
+  step: () => player.stepOnce(),
+  restart: () => player.restart(),
+  rewind: () => player.rewind(),
+  sync: () => player.sync(),
+  player: () => player.watch(!player.session.isWatching),
   full: toggleFull,
   clip: saveClip,
   help: () => ($('keys').open ? $('keys').close() : $('keys').showModal()),
   escape: () => $('stage').classList.contains('is-full') && toggleFull(),
 }
 
-function restart() {
-  session.restart()
-  stepTimes = []
-  held.releaseAll()
-  isPaused = asked.has('paused')
-  setPlayer('recorded')
-}
-
-function setPlayer(name) {
-  if (name === 'recorded' && !session.canWatch) session.restart()
-  session.isWatching = name === 'recorded'
-  $('players').querySelector(`[value=${name}]`).checked = true
-  const touch = matchMedia('(pointer: coarse)').matches
-  const keys = isVertical(actions) ? '↑ ↓' : '← →'
-  $('hint').textContent = touch ? 'Touch to take over' : `Press ${keys} to take over`
-  $('hint').hidden = !session.isWatching
-  showStatus(session.isWatching ? '' : 'You play: from here on there is no real game beside the dream.')
-  show(session)
-  schedule()
-}
-
-/** A game key or a finger takes the paddle. */
-function takeOver() {
-  if (!session) return
-  isPaused = isPaused && asked.has('paused')
-  if (session.isWatching) setPlayer('you')
-  else schedule()
-}
-
 function onPointer(pointer, input) {
-  if (input === null) return held.release(pointer)
-  held.press(pointer, input)
-  takeOver()
+  if (input === null) player.held.release(pointer)
+  else player.press(pointer, input)
 }
 
 function touchedSide(event) {
   const box = $('dream').getBoundingClientRect()
-  const isFirst = isVertical(actions) ? event.clientY < box.top + box.height / 2 : event.clientX < box.left + box.width / 2
-  return isVertical(actions) ? (isFirst ? 'UP' : 'DOWN') : isFirst ? 'LEFT' : 'RIGHT'
+  const isFirst = isVertical(player.actions)
+    ? event.clientY < box.top + box.height / 2
+    : event.clientX < box.left + box.width / 2
+  return isVertical(player.actions) ? (isFirst ? 'UP' : 'DOWN') : isFirst ? 'LEFT' : 'RIGHT'
 }
 
 function onKey(event) {
   const isOnControl = event.target.closest?.('button, select, a, input')
   const dialog = document.querySelector('dialog[open]')
-  if (event.ctrlKey || event.metaKey || event.altKey || !session) return
+  if (event.ctrlKey || event.metaKey || event.altKey || !player.session) return
   const input = gameInput(event)
   if (input && !dialog) {
     if (isOnControl && (event.code === 'Space' || event.target.matches('select, input'))) return
     event.preventDefault()
     if (event.repeat) return
-    held.press(event.code, input)
-    takeOver()
+    player.press(event.code, input)
     return
   }
   const does = command(event)
-  if (!does || event.repeat || (dialog && does !== 'help') || event.target.matches?.('select')) return
+  if (!does || event.repeat || (dialog && does !== 'help') || event.target.matches?.('select'))
+    return
   if (does !== 'escape') event.preventDefault()
   COMMANDS[does]()
 }
 
 function toggleFull() {
   const isFull = $('stage').classList.toggle('is-full')
-  if (isFull) document.documentElement.requestFullscreen?.().catch(() => {}) // else the window alone
+  if (isFull)
+    document.documentElement.requestFullscreen?.().catch(() => {}) // else the window alone
   else if (document.fullscreenElement) document.exitFullscreen()
   relay()
 }
 
 async function saveClip() {
+  const { session, isPaused } = player
   const moments = session.lastSeconds
   if (session.moments.length < 2) return showStatus('There is nothing to save yet.')
   $('clip').disabled = true
-  const wasPaused = isPaused
-  isPaused = true
-  schedule()
-  const facts = { game: game.game, scene: session.scene.name, weights: game.source, stepsPerSecond: game.stepsPerSecond }
-  const clip = await makeClip(moments, facts, game.stepsPerSecond, (share) => showStatus(`Making the clip: ${Math.round(100 * share)} %`))
+  player.pause(true)
+  const facts = {
+    game: game.game,
+    scene: session.scene.name,
+    weights: game.source,
+    stepsPerSecond: game.stepsPerSecond,
+  }
+  const clip = await makeClip(moments, facts, game.stepsPerSecond, (share) =>
+    showStatus(`Making the clip: ${Math.round(100 * share)} %`),
+  )
   showStatus(`Clip of ${moments.length} steps, ${megabytes(clip.gif.size)}.`)
   offerClip(clip, `${game.game}-${session.scene.name}`)
   $('clip').disabled = false
-  isPaused = wasPaused
-  schedule()
+  player.pause(isPaused)
 }
 
 function relay() {
   layOut()
-  if (session) show(session)
+  draw()
 }
 
 function fail(error) {
   turn++
   console.warn(error)
-  clearTimeout(timer)
+  player.halt()
   setState('failed')
   fillEngines()
   showProblem(error)
+}
+
+/** Draw what is played, before the browser paints next. */
+function draw() {
+  drawing ||= requestAnimationFrame(() => {
+    drawing = 0
+    if (player.session) show(player)
+  })
 }
 
 function setState(state) {
@@ -356,17 +283,27 @@ function listen() {
   for (const id of ['pause', 'step', 'rewind', 'sync', 'restart', 'clip', 'full', 'help']) {
     $(id).addEventListener('click', (event) => {
       if (event.detail) $(id).blur() // so that space fires again
-      if (session) COMMANDS[id]()
+      if (player.session) COMMANDS[id]()
     })
   }
-  $('players').addEventListener('change', ({ target }) => session && setPlayer(target.value))
+  $('players').addEventListener(
+    'change',
+    ({ target }) => player.session && player.watch(target.value === 'recorded'),
+  )
+  $('speed').addEventListener('change', () => (player.speed = Number($('speed').value)))
   $('engine').addEventListener('change', () => chooseEngine($('engine').value).catch(fail))
   $('again').addEventListener('click', () => (games ? openFirst().catch(fail) : begin()))
-  document.querySelectorAll('.choice, select').forEach((part) => part.addEventListener('pointerup', () => setTimeout(() => document.activeElement?.matches('input') && document.activeElement.blur())))
+  document
+    .querySelectorAll('.choice, select')
+    .forEach((part) =>
+      part.addEventListener('pointerup', () =>
+        setTimeout(() => document.activeElement?.matches('input') && document.activeElement.blur()),
+      ),
+    )
   listenToPointer($('dream'), touchedSide, onPointer)
   addEventListener('keydown', onKey)
-  addEventListener('keyup', (event) => held.release(event.code))
-  addEventListener('blur', () => held.releaseAll())
+  addEventListener('keyup', (event) => player.held.release(event.code))
+  addEventListener('blur', () => player.held.releaseAll())
   addEventListener('resize', relay)
   addEventListener('hashchange', () => games && openFirst().catch(fail))
   document.addEventListener('fullscreenchange', () => {

@@ -10,22 +10,32 @@ const RELOADED = 'reloaded-for-threads'
  */
 export async function prepareOffline(onTrouble) {
   if (!navigator.serviceWorker) {
-    onTrouble('This address is not secure (https or localhost): no threads, and nothing is kept for offline use.')
+    onTrouble(
+      'This address is not secure (https or localhost): no threads, and nothing is kept for offline use.',
+    )
     return
   }
   navigator.serviceWorker.addEventListener('message', ({ data }) => {
     if (data.kind === 'storage-full') {
-      onTrouble('The browser has no room to keep this page for offline use. It plays on; free some space and reload to keep it.')
+      onTrouble(
+        'The browser has no room to keep this page for offline use. It plays on; free some space and reload to keep it.',
+      )
     }
   })
   try {
     await navigator.serviceWorker.register('sw.js')
     await controlled()
   } catch (error) {
-    onTrouble(`The browser does not keep this page for offline use (${error.message}). It plays on.`)
+    onTrouble(
+      `The browser does not keep this page for offline use (${error.message}). It plays on.`,
+    )
     return
   }
-  if (!globalThis.crossOriginIsolated && navigator.serviceWorker.controller && !sessionStorage.getItem(RELOADED)) {
+  if (
+    !globalThis.crossOriginIsolated &&
+    navigator.serviceWorker.controller &&
+    !sessionStorage.getItem(RELOADED)
+  ) {
     sessionStorage.setItem(RELOADED, 'yes')
     location.reload()
     await new Promise(() => {}) // the page that comes goes on

@@ -25,8 +25,10 @@ export function showProblem(error) {
   showLoading(null)
   $('problem').hidden = !error
   if (!error) return
+  $('hint').hidden = true
   $('problem-what').textContent = error.fix ? error.message : `Something broke: ${error.message}`
-  $('problem-fix').textContent = error.fix ?? 'Reload the page; if it happens again, choose another engine below.'
+  $('problem-fix').textContent =
+    error.fix ?? 'Reload the page; if it happens again, choose another engine below.'
 }
 
 /** Say something over the picture; it fades after a while. */
@@ -43,7 +45,12 @@ export function fillChoice(fieldset, options, chosen, onChoice) {
   fieldset.querySelectorAll('label').forEach((label) => label.remove())
   for (const { value, title } of options) {
     const label = document.createElement('label')
-    const input = Object.assign(document.createElement('input'), { type: 'radio', name: fieldset.id, value, checked: value === chosen })
+    const input = Object.assign(document.createElement('input'), {
+      type: 'radio',
+      name: fieldset.id,
+      value,
+      checked: value === chosen,
+    })
     input.addEventListener('change', () => onChoice(value))
     label.append(input, Object.assign(document.createElement('span'), { textContent: title }))
     fieldset.append(label)
@@ -65,13 +72,19 @@ export function fillSelect(select, options, chosen) {
 /** Build the touch buttons that a game has; `onInput(pointer, input | null)`. */
 export function fillPad(actions, onInput) {
   const icons = { UP: 'up', DOWN: 'down', LEFT: 'left', RIGHT: 'right' }
-  const shown = PAD_INPUTS.filter((input) => actions.knows(input) && !(isVertical(actions) && ['LEFT', 'RIGHT'].includes(input)))
+  const shown = PAD_INPUTS.filter(
+    (input) => actions.knows(input) && !(isVertical(actions) && ['LEFT', 'RIGHT'].includes(input)),
+  )
   $('pad').replaceChildren(
     ...shown.map((input) => {
-      const button = Object.assign(document.createElement('button'), { type: 'button', tabIndex: -1 })
+      const button = Object.assign(document.createElement('button'), {
+        type: 'button',
+        tabIndex: -1,
+      })
       button.dataset.input = input
       button.setAttribute('aria-label', input.toLowerCase())
-      if (icons[input]) button.innerHTML = `<svg aria-hidden="true"><use href="#i-${icons[input]}"/></svg>`
+      if (icons[input])
+        button.innerHTML = `<svg aria-hidden="true"><use href="#i-${icons[input]}"/></svg>`
       else button.textContent = 'Fire'
       listenToPointer(button, () => input, onInput)
       return button
@@ -107,7 +120,11 @@ export function layOut() {
   const isFull = $('stage').classList.contains('is-full')
   const isNarrow = innerWidth <= 900
   const pad = getComputedStyle($('pad')).display === 'none' ? 0 : 76
-  const width = isFull ? innerWidth : isNarrow ? document.body.clientWidth - 28 : Math.min(innerWidth, 1160) - 540
+  const width = isFull
+    ? innerWidth
+    : isNarrow
+      ? document.body.clientWidth - 28
+      : Math.min(innerWidth, 1160) - 540
   const height = innerHeight - (isFull ? pad : isNarrow ? pad + 116 : 206)
   const most = isFull ? 100 : MAX_SCALE
   const room = Math.min(width / FRAME_WIDTH, height / FRAME_HEIGHT, most)
@@ -115,8 +132,10 @@ export function layOut() {
   document.documentElement.style.setProperty('--scale', scale)
 }
 
-/** Draw a session's present moment. */
-export function show(session) {
+/** Draw what a player plays: its session's present moment. */
+export function show(player) {
+  const { session } = player
+  showControls(player)
   const real = session.realFrame()
   drawFrame($('dream'), session.now.frame)
   if (real) {
@@ -130,9 +149,26 @@ export function show(session) {
   const measured = distances.filter(Number.isFinite)
   const near = measured.filter((px) => px <= NEAR_PX).length
   const last = real ? distances.at(-1) : NaN
-  setFact('apart', Number.isFinite(last) ? last.toFixed(1) : '–', Number.isFinite(last) ? 'px' : why(session, real))
-  setFact('near', measured.length ? `${Math.round((100 * near) / measured.length)} %` : '–', `of ${measured.length} steps`)
-  setFact('scored', String(session.now.score).replace('-', '−'), real ? `real ${session.realScore()}` : 'in the dream')
+  setFact(
+    'apart',
+    Number.isFinite(last) ? last.toFixed(1) : '–',
+    Number.isFinite(last) ? 'px' : why(session, real),
+  )
+  setFact(
+    'near',
+    measured.length ? `${Math.round((100 * near) / measured.length)} %` : '–',
+    `of ${measured.length} steps`,
+  )
+  setFact(
+    'rate',
+    Number.isFinite(player.rate) ? player.rate.toFixed(1) : '–',
+    `${Math.round(session.now.ms)} ms each`,
+  )
+  setFact(
+    'scored',
+    String(session.now.score).replace('-', '−'),
+    real ? `real ${session.realScore()}` : 'in the dream',
+  )
 }
 
 function why(session, real) {
@@ -141,24 +177,39 @@ function why(session, real) {
   return 'no dreamed ball'
 }
 
-export function setFact(id, value, unit) {
-  $(id).replaceChildren(`${value} `, Object.assign(document.createElement('small'), { textContent: unit }))
+function setFact(id, value, unit) {
+  $(id).replaceChildren(
+    `${value} `,
+    Object.assign(document.createElement('small'), { textContent: unit }),
+  )
 }
 
-export function setPaused(isPaused) {
-  $('pause').querySelector('use').setAttribute('href', isPaused ? '#i-play' : '#i-pause')
+function showControls({ isPaused, session, actions }) {
+  $('pause')
+    .querySelector('use')
+    .setAttribute('href', isPaused ? '#i-play' : '#i-pause')
   $('pause').querySelector('span').textContent = isPaused ? 'Play' : 'Pause'
-  $('pause').setAttribute('aria-pressed', isPaused)
+  $('players').querySelector(`[value=${session.isWatching ? 'recorded' : 'you'}]`).checked = true
+  const isTouch = matchMedia('(pointer: coarse)').matches
+  const keys = isVertical(actions) ? '↑ ↓' : '← →'
+  $('hint').textContent = isTouch ? 'Touch to take over' : `Press ${keys} to take over`
+  $('hint').hidden = !session.isWatching
 }
 
 export function fillKeys() {
-  $('keys').querySelector('table').replaceChildren(
-    ...KEY_TABLE.map((cells) => {
-      const row = document.createElement('tr')
-      row.append(...cells.map((text) => Object.assign(document.createElement('td'), { textContent: text })))
-      return row
-    }),
-  )
+  $('keys')
+    .querySelector('table')
+    .replaceChildren(
+      ...KEY_TABLE.map((cells) => {
+        const row = document.createElement('tr')
+        row.append(
+          ...cells.map((text) =>
+            Object.assign(document.createElement('td'), { textContent: text }),
+          ),
+        )
+        return row
+      }),
+    )
 }
 
 /** Offer a clip's files. */

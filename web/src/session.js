@@ -40,8 +40,9 @@ export class Session {
     return this.first + this.moments.length - 1
   }
 
-  get isOver() {
-    return this.now.end > END_PROB
+  /** Whether the last step, and not the one before, said that the game is over. */
+  get hasJustEnded() {
+    return this.now.end > END_PROB && !(this.moments.at(-2)?.end > END_PROB)
   }
 
   /** Whether the recording has a next action for this dream. */
@@ -80,14 +81,19 @@ export class Session {
     for (let step = 1; step <= this.step; step++) {
       state = nextState(state, actions[step - 1], tokens.subarray(step * CELLS, (step + 1) * CELLS))
     }
-    this.moments[this.moments.length - 1] = { ...this.now, state, frame, ball: this.detector.find(frame) }
+    this.moments[this.moments.length - 1] = {
+      ...this.now,
+      state,
+      frame,
+      ball: this.detector.find(frame),
+    }
     return true
   }
 
   /** Go back ten seconds, or to the start. */
   rewind() {
     const steps = Math.min(SECONDS_BACK * this.game.stepsPerSecond, this.moments.length - 1)
-    if (steps) this.moments.length -= steps
+    this.moments.length -= steps
     return steps
   }
 
@@ -121,7 +127,12 @@ export class Session {
     const steps = Math.min(SECONDS_BACK * this.game.stepsPerSecond, this.moments.length - 1)
     return this.moments.slice(-steps).map((at, k) => {
       const step = this.step - steps + 1 + k
-      return { step, frame: at.frame, real: this.realFrame(step), action: this.game.actions[at.action] }
+      return {
+        step,
+        frame: at.frame,
+        real: this.realFrame(step),
+        action: this.game.actions[at.action],
+      }
     })
   }
 }

@@ -46,7 +46,8 @@ async function takeOver() {
 async function forgetOldRuntimes() {
   const cache = await caches.open(FILES_CACHE)
   for (const request of await cache.keys()) {
-    if (request.url.includes('/ort/') && !request.url.includes('/ort/__ORT__/')) await cache.delete(request)
+    if (request.url.includes('/ort/') && !request.url.includes('/ort/__ORT__/'))
+      await cache.delete(request)
   }
 }
 
@@ -69,12 +70,17 @@ async function keep(request, response) {
 
 async function tell(error) {
   if (error.name !== 'QuotaExceededError') return
-  for (const client of await self.clients.matchAll({ includeUncontrolled: true })) client.postMessage({ kind: 'storage-full' })
+  for (const client of await self.clients.matchAll({ includeUncontrolled: true }))
+    client.postMessage({ kind: 'storage-full' })
 }
 
 function isolated(response) {
   if (response.type === 'opaqueredirect' || response.status === 0) return response
   const headers = new Headers(response.headers)
   for (const [name, value] of Object.entries(HEADERS)) headers.set(name, value)
-  return new Response(response.body, { status: response.status, statusText: response.statusText, headers })
+  return new Response(response.body, {
+    status: response.status,
+    statusText: response.statusText,
+    headers,
+  })
 }
