@@ -41,7 +41,8 @@ def _name(path: Path) -> str:
 
 
 def test_only_the_emulator_module_knows_the_emulator():
-    assert _importers("gymnasium") == {"data/emulator.py"}
+    environments = {"data/emulator.py", "dream_env.py", "train/agent_env.py"}
+    assert _importers("gymnasium") == environments
     assert _importers("ale_py") == {"data/emulator.py"}
 
 
@@ -52,10 +53,11 @@ TIERS = (  # from the lowest; each imports nothing of a later one, nor of anothe
     ("v2.eval.objects",),
     ("v2.decoding",),
     ("v2.dream",),
-    ("v2.export",),
+    ("v2.export", "v2.agents"),
+    ("v2.dream_env",),
     ("v2.eval", "v2.train", "v2.play"),
 )
-TOP_MODULES = {"play_atari_hires", "dream", "decoding", "doctor"}
+TOP_MODULES = {"play_atari_hires", "dream", "dream_env", "decoding", "doctor"}
 
 
 def _room(module: str) -> str | None:
@@ -108,7 +110,7 @@ def test_the_dream_brings_neither_emulator_nor_window_nor_training():
 def test_the_window_knows_no_torch_and_the_models_no_files():
     for name in ("picture", "window", "draw"):
         assert not {n for n in _imports(ROOT / f"v2/play/{name}.py") if n.startswith("torch")}
-    for name in ("temporal_world_model", "vqvae_hires", "cells"):
+    for name in ("temporal_world_model", "vqvae_hires", "agent_network", "cells"):
         assert _own_imports(ROOT / f"v2/models/{name}.py") <= {"v2.models.cells"}
 
 

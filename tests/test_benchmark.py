@@ -45,6 +45,8 @@ def test_the_benchmark_times_every_part_against_the_measured_peak(monkeypatch, t
     names = " ".join(row["name"] for row in figures["rows"])
     for part in ("dream step in PyTorch, 128 cells", "in ONNX Runtime, float32, all cells",
                  "dream step float32, 128 cells", "batch 64, 128 cells, tokens alone", "encode",
+                 "1 dreams, rgb", "128 dreams, rgb", "32 dreams, tokens", "the real game",
+                 "32 dreams: decoder alone",
                  "token, float32", "image, float32, channels last", "image, autocast",
                  "as trained", "K=1, 128 cells, float32", "K=5, 128 cells, float32"):  # fmt: skip
         assert part in names

@@ -130,8 +130,26 @@ def test_rendering_shows_the_screen_that_the_frame_is_made_of():
     seen, *_ = env.step(1)
     assert np.array_equal(downsample_screen(seen["frame"]), seen["state"])
     assert make_atari_env("breakout").render() is None
-    with pytest.raises(ValueError, match="rgb_array, got 'human'"):
-        make_atari_env("breakout", render_mode="human")
+    with pytest.raises(ValueError, match="rgb_array or human, got 'ansi'"):
+        make_atari_env("breakout", render_mode="ansi")
+
+
+def test_the_emulators_own_window_shows_the_game():
+    env = make_atari_env("breakout", render_mode="human")
+    assert env.reset()[0].shape == (84, 64, 3) and env.render() is None
+    assert env.step(1)[0].shape == (84, 64, 3)
+    env.close()
+
+
+def test_wrappers_of_the_field_take_the_emulator():
+    wrappers = pytest.importorskip("stable_baselines3.common.atari_wrappers")
+    env = wrappers.EpisodicLifeEnv(wrappers.FireResetEnv(wrappers.NoopResetEnv(
+        make_atari_env("breakout")
+    )))  # fmt: skip
+    env.reset(seed=0)
+    while not (over := env.step(0))[2]:
+        pass
+    assert over[4]["lives"] == 4
 
 
 def test_gymnasium_records_a_video_in_real_time(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from tests import canaries
 from v2.eval.branches import Branches, branch_scores, shuffle_scores
 from v2.eval.engine import dream, encode, speed_scores
+from v2.eval.intervals import first_miss_metric
 from v2.eval.long_dreams import _one_ball, long_dream_scores
 from v2.eval.objects import detector
 from v2.eval.objects.breakout import SERVE_STEPS
@@ -15,7 +16,6 @@ from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
 from v2.eval.rollouts import (
     DetectedObjects,
     Rollouts,
-    _first_miss,
     absent_before,
     paddle_error,
     rollout_scores,
@@ -183,7 +183,7 @@ def test_the_first_miss_is_a_median_and_clips_that_end_before_it_count_until_the
             hits[row, miss - 1 :] &= not miss  # 0: never
         for row, step in hidden:
             visible[row, step - 1] = False
-        return _first_miss(hits, visible, np.array(reached), np.arange(len(misses))).value
+        return first_miss_metric(hits, visible, np.array(reached), np.arange(len(misses))).value
 
     assert median([2, 4, 7], [9] * 3) == 4
     assert median([2, 0, 0], [9] * 3) == 9  # not within the clip

@@ -20,7 +20,7 @@ import torch
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL, train_vqvae, train_world_model, wm_flags
 from v2.data import tokenize_atari
-from v2.data.atari_dataset import save_game_data, window_starts
+from v2.data.atari_dataset import load_game_data, save_game_data, window_starts
 from v2.data.tokens import load_tokens
 from v2.dream import DreamEngine
 from v2.eval import validate
@@ -29,6 +29,7 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.device import has_fast_bfloat16
+from v2.runtime.files import file_sha256
 from v2.runtime.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
@@ -146,6 +147,35 @@ def test_a_run_is_shipped_as_it_is_and_a_smoke_run_never(
     assert f"from {run.name}" in capsys.readouterr().out
     kept, shipped = (DreamEngine.load(str(name), device="cpu") for name in (run, "shipped"))
     assert kept.info["sha256"] == shipped.info["sha256"]
+
+
+def test_shared_weights_are_taken_wherever_weights_are(
+    world_run, data_path, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
+    folder = tmp_path / "share"
+    assert ship.main(["--run", str(world_run), "--to", str(folder)]) == 0
+    sums = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    assert len(sums) == 5 and all(file_sha256(folder / name) == digest for digest, name in sums)
+    assert not list((tmp_path / "atari").glob("*.pt"))  # what is shipped stays
+    card = (folder / "README.md").read_text()
+    assert "MIT terms" in card and "train_wm_hires.py --set" in card
+    kept, shared = (DreamEngine.load(str(name), device="cpu") for name in (world_run, folder))
+    assert kept.info["sha256"] == shared.info["sha256"]
+    scene, data = load_game_data(folder / "start.npz"), load_game_data(data_path)
+    rows = data.rows_of("val")[:30]
+    np.testing.assert_array_equal(scene.frames, data.frames[rows])
+    np.testing.assert_array_equal(scene.actions[:-1], data.actions[rows[:-1]])
+    shared.reset(scene.frames[:4], scene.actions[:3].astype(int))
+    flags = ["--data", str(data_path), "--out", str(tmp_path / "t.npz")]
+    assert tokenize_atari.main([*flags, "--weights", str(folder)]) == 0
+    more = ["--set", "steps=1", f"init_from={folder}", "batch_size=2", "rollout_ratio=0"]
+    train_world_model(tmp_path / "more", data_path, folder, *more)
+    train_vqvae(tmp_path / "more", data_path, "--set", "steps=1", f"init_from={folder}")
+    assert ship.main(["--run", str(folder)]) == 0  # as the shipped ones of this machine
+    assert DreamEngine.load("shipped", device="cpu").info["sha256"] == kept.info["sha256"]
+    with pytest.raises(FileExistsError, match="name another --to"):
+        ship.main(["--run", str(world_run), "--to", str(folder)])
 
 
 def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(

@@ -21,7 +21,7 @@ from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.checks import whole_number
 from v2.runtime.device import autocast, cast_weights, choose_device, compiled, laid_out
-from v2.runtime.run_dir import SHIPPED, shown_path
+from v2.runtime.run_dir import shown_path, vqvae_beside
 
 MAX_SEED = 2**63 - 1
 
@@ -83,9 +83,7 @@ class DreamEngine:
             FileNotFoundError, ValueError: no such weights, or weights that do not fit together.
         """
         path = find_weights(name, "world_model", game)
-        beside = path.with_name("vqvae.pt")
-        vqvae_path = beside if beside.exists() else path.with_name(SHIPPED["vqvae"])
-        vqvae, vqvae_info = load_vqvae(vqvae_path)
+        vqvae, vqvae_info = load_vqvae(vqvae_beside(path))
         world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
         models = {"vqvae": vqvae, "world_model": world_model}
         hashes = {name: checkpoint.model_sha256(model) for name, model in models.items()}

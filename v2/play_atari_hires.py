@@ -21,24 +21,30 @@ import os
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
+from v2.agents.players import Player, load_agent_player
 from v2.data.emulator import make_atari_env
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, RecordedConfig, game_directory, game_id, stored_config
+from v2.data.recordings import DATA_NAME, recorded_files
 from v2.export.engine import load_quickest
-from v2.play.controllers import Controllers, controller_names
+from v2.play.controllers import AGENT, Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
 from v2.play.keys import ALIASES, PLAY_KEYS, REPLAY_KEYS, ActionMap
 from v2.play.loop import ModelThread, run_headless, run_window
 from v2.play.picture import MAX_SCALE, Pane, View
+from v2.play.recorded import RecordedEnv
 from v2.play.replay import Replay
 from v2.play.session import PlaySession
 from v2.play.tape import EpisodeTape
 from v2.play.video import BackgroundVideo, open_video
 from v2.play.window import PLAY_ADVICE, REPLAY_ADVICE, Window
+from v2.runtime.commands import ROOT
 from v2.runtime.files import check_output, free_path
 from v2.runtime.lock import Lock
+from v2.runtime.run_dir import START_NAME, shown_path
 
 VIDEO_SCALE, GIF_SCALE = 5, 3
 HEADLESS_STEPS = 300
+NAMES = ("human", "random", "scripted")  # of controllers; any other is an agent's
 CLIPS = Path("recordings")  # where the V key saves
 
 
@@ -68,7 +74,8 @@ def _add_model_flags(group) -> None:
                          "shipped weights; so without any of these three")  # fmt: skip
     weights.add_argument("--run", metavar="RUN", help="a run: its name or folder, or the "
                          "--out that was trained with")  # fmt: skip
-    weights.add_argument("--checkpoint", metavar="FILE", help="a world model file, or `shipped`")
+    weights.add_argument("--checkpoint", "--weights", metavar="FILE", help="a world model file, a "
+                         "folder of shared weights, or `shipped`")  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--temperature", type=cli.temperature, default=0.0,
                        help="of the dreamed tokens, 0.001 or more; "
@@ -77,9 +84,9 @@ def _add_model_flags(group) -> None:
 
 def _add_play_flags(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
-    group.add_argument("--policy", choices=("human", "random", "scripted"), help="the controller "
-                       "that begins; None: human, and headless without --keys scripted, or random "
-                       "where a game has no script")  # fmt: skip
+    group.add_argument("--policy", metavar="NAME", help="who begins to play: human, random, "
+                       "scripted, or the file or run of an agent; None: human, and headless "
+                       "without --keys scripted, or random where a game has no script")  # fmt: skip
     group.add_argument("--dream-only", action="store_true", help="the real game waits")
     group.add_argument("--seed", type=cli.non_negative_int, default=0, help="of the random and "
                        "scripted controllers, of sticky games and of sampled tokens")  # fmt: skip
@@ -95,7 +102,7 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     data, episode = _replayed(args)
     _check_flags(args)
-    game = EmulatorConfig(game=args.game).game
+    game = game_id(args.game)
     with contextlib.ExitStack() as stack:
         if args.save_data:
             stack.enter_context(_claimed(args.save_data))
@@ -167,10 +174,10 @@ def _open_window(game: str, scale: int, is_replay: bool) -> Window:
     return window
 
 
-def emulator_of(engine, game: str) -> EmulatorConfig:
-    """Return the settings of the emulator that the model's data was collected with."""
+def emulator_of(engine, game: str) -> EmulatorConfig | RecordedConfig:
+    """Return the settings of the emulator, or of the recording, that the model learnt from."""
     try:
-        emulator = EmulatorConfig(**engine.info.get("emulator") or {"game": game})
+        emulator = stored_config(engine.info.get("emulator") or {"game": game})
     except TypeError as error:
         raise ValueError(f"{engine.source}: emulator settings of another version") from error
     if emulator.game != game:
@@ -179,16 +186,22 @@ def emulator_of(engine, game: str) -> EmulatorConfig:
 
 
 def play(
-    args, emulator: EmulatorConfig, engine, window: Window | None, thread: ModelThread, stop
-) -> int:
+    args, emulator: EmulatorConfig | RecordedConfig, engine, window: Window | None,
+    thread: ModelThread, stop,
+) -> int:  # fmt: skip
     """Play until the end, then say what was saved and print the figures as the last line."""
-    env = make_atari_env(config=emulator)
+    env = _environment(emulator, engine)
     actions = ActionMap(env.action_meanings, ALIASES.get(emulator.game))
     script = list(actions.script(args.keys)) if args.keys else []
     name = args.policy or _first_controller(args)
-    controllers = Controllers(emulator.game, actions, name, args.seed)
+    agent = None
+    if name not in NAMES:
+        agent, name = _load_agent(args.policy, emulator.game, len(env.action_meanings)), AGENT
+    controllers = Controllers(emulator.game, actions, name, args.seed, agent)
     tape, seed = None, args.seed
     if args.save_data:
+        if not isinstance(emulator, EmulatorConfig):
+            raise ValueError(f"{emulator.game} has no emulator: leave --save-data out")
         tape = EpisodeTape(emulator, env.action_meanings, args.seed, name)
         seed = tape.first_game_seed(args.seed)
     session = thread.call(PlaySession, env, engine, seed, tape)
@@ -217,10 +230,34 @@ def play(
     return code
 
 
+def _load_agent(name: str, game: str, num_actions: int) -> Player:
+    try:
+        return load_agent_player(name, game, num_actions).player
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--policy is none of {', '.join(NAMES)}: {error}") from error
+
+
+def _environment(emulator: EmulatorConfig | RecordedConfig, engine):
+    """Make the emulator; of a game that was only recorded, take its data in place of one."""
+    if isinstance(emulator, EmulatorConfig):
+        return make_atari_env(config=emulator)
+    own = game_directory(emulator.game) / f"{DATA_NAME}.npz"
+    start = ROOT / Path(engine.source).with_name(START_NAME)
+    if not recorded_files(own):
+        own = start
+    if not recorded_files(own):
+        raise FileNotFoundError(
+            f"no recording of {emulator.game} in {own.parent} nor beside the weights: "
+            "v2/data/import_recordings.py makes one"
+        )
+    print(f"recording: {shown_path(own)}")
+    return RecordedEnv(own, emulator)
+
+
 def _first_controller(args) -> str:
     if not args.headless or args.keys:
         return "human"
-    return controller_names(EmulatorConfig(game=args.game).game)[-1]
+    return controller_names(game_id(args.game))[-1]
 
 
 def _report(args, game: PlayGame, tape, stop) -> int:

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from v2.data.emulator import make_atari_env as make_atari_env
 from v2.data.frames import FRAME_SHAPE
-from v2.data.games import EmulatorConfig, game_id
+from v2.data.games import EmulatorConfig, RecordedConfig, game_id, is_recorded, stored_config
 from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
 from v2.data.recordings import META_FIELDS, NUM_SHARDS, Data, data_paths, list_episodes, shown
 from v2.data.validation import (
@@ -67,22 +68,23 @@ class GameData:
     truncated: np.ndarray  # bool (M,)
     episode_ids: np.ndarray  # int32 (M,), ascending
     has_action: np.ndarray  # bool (M,)
-    ram: np.ndarray  # uint8 (M, 128)
+    ram: np.ndarray  # uint8 (M, 128); (M, 0) of a game without an emulator
     meta: dict
 
     def __len__(self) -> int:
         return len(self.frames)
 
     @property
-    def emulator(self) -> EmulatorConfig:
-        return EmulatorConfig(**self.meta["emulator"])
+    def emulator(self) -> EmulatorConfig | RecordedConfig:
+        return stored_config(self.meta["emulator"])
 
     @property
     def num_actions(self) -> int:
         return len(self.meta["action_meanings"])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self, name) for name in ARRAY_FIELDS}
+        arrays = {name: getattr(self, name) for name in ARRAY_FIELDS}
+        return {name: array for name, array in arrays.items() if array[:1].size}
 
     def rows_of(self, split: str) -> np.ndarray:
         """Return the ascending row indices of one split."""
@@ -114,7 +116,8 @@ def load_game_data(data: Data) -> GameData:
     num_frames = sum(episode["frames"] for episode in episodes)
     if _unpacked_bytes(num_frames) > shutil.disk_usage(folder).free:
         raise _no_room(name_all, folder, num_frames)
-    files = {name: tempfile.TemporaryFile(dir=folder) for name in LARGE_FIELDS}
+    large = [name for name in LARGE_FIELDS if name in fields_of(read_meta(paths[0], META_FIELDS))]
+    files = {name: tempfile.TemporaryFile(dir=folder) for name in large}
     parts, metas = [], []
     for path, first_id in zip(tqdm(paths, unit="file", desc="unpack", disable=None),
                               listing.first_ids, strict=True):  # fmt: skip
@@ -139,8 +142,10 @@ def load_game_data(data: Data) -> GameData:
     meta = metas[0] | {"episodes": episodes, "shards": [meta["sha256"] for meta in metas]}
     meta.pop(NUM_SHARDS, None)
     splits = {episode["id"]: split_of_game(episode["seed"]) for episode in episodes}
-    check_splits(name_all, joined["episode_ids"], (joined["ram"], joined["actions"]), splits, {})
-    return GameData(**joined, meta=meta)
+    made = GameData(**with_ram(joined), meta=meta)
+    seen = made.ram if made.ram.size else made.frames
+    check_splits(name_all, made.episode_ids, (seen, made.actions), splits, {})
+    return made
 
 
 def _unpacked_bytes(num_frames: int) -> int:
@@ -162,17 +167,29 @@ def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     Raises:
         ValueError: with the path and what is wrong.
     """
-    arrays, meta = read_npz(path, ARRAY_FIELDS, META_FIELDS, unread=LARGE_FIELDS)
+    fields = fields_of(read_meta(path, META_FIELDS))
+    arrays, meta = read_npz(path, fields, META_FIELDS, unread=LARGE_FIELDS)
     check_steps(path, arrays, meta)
     recorded_emulator(path, meta)
     check_hashes(path, arrays, meta)
     return arrays, meta
 
 
-def recorded_emulator(path: Path, meta: dict) -> EmulatorConfig:
+def fields_of(meta: dict) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Return the arrays of a data file: all, but the memory of a game without an emulator."""
+    has_ram = not is_recorded(meta["emulator"])
+    return {name: field for name, field in ARRAY_FIELDS.items() if name != "ram" or has_ram}
+
+
+def with_ram(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return all arrays of `GameData`, a memory of no bytes where there is none."""
+    return {"ram": np.empty((len(arrays["actions"]), 0), np.uint8)} | arrays
+
+
+def recorded_emulator(path: Path, meta: dict) -> EmulatorConfig | RecordedConfig:
     """Return the settings that a recording was made with; a ValueError with the path."""
     try:
-        return EmulatorConfig(**meta["emulator"])
+        return stored_config(meta["emulator"])
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: emulator settings of another version ({error})") from error
 
@@ -187,7 +204,7 @@ def set_bad_aside(data: Data) -> None:
     for shard in tqdm(paths, unit="file", desc="check", disable=None):
         try:
             arrays, meta = read_steps(shard)
-            for name in LARGE_FIELDS:
+            for name in fields_of(meta).keys() & set(LARGE_FIELDS):
                 for _ in read_large(shard, name, len(arrays["actions"]), meta):
                     pass
         except ValueError as error:
@@ -209,10 +226,18 @@ def read_large(
     return checked_blocks(path, name, meta, blocks, dtype, (num_frames, *tail))
 
 
+def read_marks(path: Path, num_frames: int, meta: dict) -> np.ndarray:
+    """Return what tells the rows of one data file apart: their memory, else a checksum each."""
+    if "ram" in fields_of(meta):
+        return np.concatenate(list(read_large(path, "ram", num_frames, meta)))
+    frames = read_large(path, "frames", num_frames, meta)
+    return np.array([zlib.crc32(frame) for block in frames for frame in block], np.uint32)
+
+
 def data_sha256(meta: dict) -> str:
     """Hash a recording by the hashes of its arrays (of all its shards)."""
     parts = meta.get("shards") or [meta["sha256"]]
-    text = "".join(part[name] for part in parts for name in ARRAY_FIELDS)
+    text = "".join(part.get(name, "") for part in parts for name in ARRAY_FIELDS)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

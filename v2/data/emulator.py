@@ -1,7 +1,7 @@
 """The emulator, made in one way for collecting, evaluating and playing.
 
 Contract: an ALE game under `EmulatorConfig`'s settings whose observation is the model's frame. The
-only module that imports gymnasium and ale_py. Knows nothing of data files, policies or models.
+only module that imports ale_py. Knows nothing of data files, policies or models.
 """
 
 import functools
@@ -15,7 +15,7 @@ from v2.data.frames import FRAME_SHAPE, downsample_screen
 from v2.data.games import EmulatorConfig
 from v2.runtime.checks import whole_number
 
-RENDER_MODES = ("rgb_array",)
+RENDER_MODES = ("rgb_array", "human")
 MAX_SEED = 2**63 - 1
 
 
@@ -56,6 +56,10 @@ class AtariFrameEnv(gymnasium.Env):
     def action_meanings(self) -> list[str]:
         return self.env.unwrapped.get_action_meanings()
 
+    def get_action_meanings(self) -> list[str]:
+        """Return `action_meanings`, as wrappers of the field ask for them."""
+        return self.action_meanings
+
     @property
     def ram(self) -> np.ndarray:
         """The emulator's memory, uint8 (128,)."""
@@ -92,7 +96,7 @@ class AtariFrameEnv(gymnasium.Env):
         return whole_number(action, 0, int(self.action_space.n) - 1, "action", hint)
 
     def render(self) -> np.ndarray | None:
-        """Return the emulator's own screen, uint8 (210, 160, 3); None without a render mode."""
+        """Return the emulator's own screen, uint8 (210, 160, 3), in the mode `rgb_array`."""
         return self.env.render() if self.render_mode else None
 
     def close(self) -> None:
@@ -146,7 +150,8 @@ def make_atari_env(
 
     Args:
         game: name in any common spelling; ignored when `config` is given.
-        render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs.
+        render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs;
+            `human` shows it in the emulator's own window.
 
     Raises:
         ValueError: no such game, setting or render mode.
@@ -154,7 +159,8 @@ def make_atari_env(
     """
     config = config or EmulatorConfig(game=game)
     if render_mode not in (None, *RENDER_MODES):
-        raise ValueError(f"render_mode must be None or rgb_array, got {render_mode!r}")
+        known = " or ".join(RENDER_MODES)
+        raise ValueError(f"render_mode must be None, {known}, got {render_mode!r}")
     try:
         env = gymnasium.make(
             known_games()[config.game],
@@ -171,6 +177,12 @@ def make_atari_env(
             "unset ALE_ROMS_DIR, or pip install --force-reinstall -r requirements.txt"
         ) from error
     return AtariFrameEnv(env, config)
+
+
+def spaces_of(num_actions: int) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Discrete]:
+    """Return the spaces of a game's frames and of its actions."""
+    frames = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+    return frames, gymnasium.spaces.Discrete(num_actions)
 
 
 @functools.cache

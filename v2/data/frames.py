@@ -12,6 +12,7 @@ import torch
 
 SCREEN_WIDTH = 160
 FRAME_SHAPE = (84, 64, 3)
+FITS = ("pad", "crop", "stretch")
 
 
 def downsample_screen(screen: np.ndarray) -> np.ndarray:
@@ -37,6 +38,46 @@ def downsample_screen(screen: np.ndarray) -> np.ndarray:
     return ((sums + area // 2) // area).astype(np.uint8).reshape(FRAME_SHAPE)
 
 
+def fit_frame(picture: np.ndarray, fit: str = FITS[0]) -> np.ndarray:
+    """Bring a picture of any size to a frame by the exact area average, rounded once.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        fit: `pad` keeps all of it between black bars, `crop` its middle, `stretch` neither ratio
+            nor bars.
+    Returns:
+        uint8 (84, 64, 3).
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
+        raise ValueError(f"a picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
+    height, width = FRAME_SHAPE[:2]
+    if picture.shape == FRAME_SHAPE:
+        return picture
+    H, W = picture.shape[:2]
+    if fit == "crop":
+        h, w = min(H, max(1, round(W * height / width))), min(W, max(1, round(H * width / height)))
+        top, left = (H - h) // 2, (W - w) // 2
+        picture = picture[top : top + h, left : left + w]
+    elif fit == "pad":
+        scale = min(height / H, width / W)
+        height, width = max(1, round(H * scale)), max(1, round(W * scale))
+    rows, columns = area_weights(picture.shape[0], height), area_weights(picture.shape[1], width)
+    lines = rows @ picture.reshape(len(picture), -1).astype(np.float32)  # (height, W * 3)
+    mean = columns @ lines.reshape(height, -1, 3)
+    frame = np.zeros(FRAME_SHAPE, np.uint8)
+    top, left = (FRAME_SHAPE[0] - height) // 2, (FRAME_SHAPE[1] - width) // 2
+    frame[top : top + height, left : left + width] = np.rint(mean).clip(0, 255)
+    return frame
+
+
+@functools.lru_cache(64)
+def area_weights(native: int, pixels: int) -> np.ndarray:
+    """Return the share of each native pixel in every pixel's average, (pixels, native)."""
+    groups = np.eye(math.gcd(native, pixels), dtype=np.float32)
+    shares = area_shares(native, pixels)
+    return np.kron(groups, shares / shares.sum(1, keepdims=True))
+
+
 @functools.cache
 def area_shares(native: int, pixels: int) -> np.ndarray:
     """Return how much of each native pixel every pixel covers, in the smallest group that repeats.
@@ -52,6 +93,12 @@ def area_shares(native: int, pixels: int) -> np.ndarray:
 
 # (5 pixels x 3 colours) -> (2 pixels x 3 colours)
 _COLUMNS = np.kron(area_shares(SCREEN_WIDTH, FRAME_SHAPE[1]).T, np.eye(3, dtype=np.float32))
+
+
+def grey_frames(frames: np.ndarray) -> np.ndarray:
+    """Turn uint8 (..., H, W, 3) into luminance, uint8 (..., H, W, 1), by Rec. 601's weights."""
+    sums = frames.astype(np.uint16) @ np.array([[77], [150], [29]], np.uint16)  # of 256
+    return (sums >> 8).astype(np.uint8)
 
 
 def frames_to_float(frames: torch.Tensor) -> torch.Tensor:

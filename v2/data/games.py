@@ -1,7 +1,8 @@
 """Games by name: how each is spelt, its settings, and where its data and weights are.
 
-Contract: one spelling of every game (`game_id`) and one frozen set of emulator settings, which
-every data file and checkpoint holds. Imports no emulator: `v2.data.emulator` makes one.
+Contract: one spelling of every game (`game_id`) and one frozen set of settings, of its emulator or
+its recording, which every data file and checkpoint holds. Imports no emulator: `v2.data.emulator`
+makes one.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ ATARI_GAMES = """
     up_n_down venture video_checkers video_chess video_cube video_pinball wizard_of_wor
     word_zapper yars_revenge zaxxon
 """.split()  # every ALE game, by the name of its ROM
+OWN = "own-"  # begins the name of a game that was only recorded
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class EmulatorConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "game", game_id(self.game))
+        if self.game.startswith(OWN):
+            raise ValueError(
+                f"{self.game} was only recorded, there is no emulator of it: its data comes from "
+                "v2/data/import_recordings.py"
+            )
         object.__setattr__(self, "frameskip", whole_number(self.frameskip, 1, 60, "frameskip"))
         if not 0 <= self.repeat_action_probability < 1:
             raise ValueError(
@@ -56,13 +63,46 @@ class EmulatorConfig:
         return 60 / self.frameskip
 
 
+@dataclass(frozen=True)
+class RecordedConfig:
+    """What is known of a game that was only recorded, in place of an emulator's settings."""
+
+    game: str  # `own-` and a name
+    steps_per_second: float  # of the recording
+
+    def __post_init__(self):
+        if not self.game.startswith(OWN):
+            raise ValueError(f"the name of a recorded game begins with {OWN}, got {self.game!r}")
+        object.__setattr__(self, "game", game_id(self.game))
+        if not 0 < self.steps_per_second <= 1000:
+            raise ValueError(f"steps_per_second must be in (0, 1000], got {self.steps_per_second}")
+
+
+def stored_config(settings: dict) -> EmulatorConfig | RecordedConfig:
+    """Rebuild the settings that a data file or checkpoint holds.
+
+    Raises:
+        TypeError, ValueError: settings of another version.
+    """
+    return (RecordedConfig if is_recorded(settings) else EmulatorConfig)(**settings)
+
+
+def is_recorded(settings: dict) -> bool:
+    """Tell stored settings of a recording from those of an emulator."""
+    return "steps_per_second" in settings
+
+
 def game_id(name: str) -> str:
-    """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`.
+    """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`; `own-...` stays.
 
     Raises:
         ValueError: no such ROM; names the closest ones. An id that names settings as well, such as
             `BreakoutNoFrameskip-v4`: says which are in force.
     """
+    if str(name).startswith(OWN):
+        if not re.fullmatch(OWN + "[a-z0-9_-]{1,60}", name):
+            raise ValueError(f"a recorded game is named {OWN}[a-z0-9_-], got {name!r}")
+        return name
     short = re.sub(r"-v\d+$", "", str(name).removeprefix("ALE/"))
     letters, known = re.sub(r"[\W_]", "", short).lower(), ATARI_GAMES
     spelt = {game.replace("_", ""): game for game in known}  # separators are free
@@ -93,7 +133,7 @@ def shipped_directory(game: str) -> Path:
     return packaged if packaged.is_dir() and not is_own else own
 
 
-def emulator_dict(config: EmulatorConfig) -> dict:
+def emulator_dict(config: EmulatorConfig | RecordedConfig) -> dict:
     return dataclasses.asdict(config)
 
 

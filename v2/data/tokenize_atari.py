@@ -32,8 +32,8 @@ def build_parser():
                         "folders of them (default: the one in --out, else the game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest",
-                        help="latest, in --out first; shipped, a run, a home or a file")
+    parser.add_argument("--vqvae", "--weights", default="latest",
+                        help="latest, in --out first; shipped, a run, a home, a folder or a file")
     parser.add_argument("--out", type=cli.path, metavar="HOME", help="directory, or the npz "
                         "itself (default: beside --data)")  # fmt: skip
     parser.add_argument("--device", default="auto")

@@ -17,14 +17,16 @@ from v2.data.atari_dataset import (
     ARRAY_FIELDS,
     check_training_games,
     data_sha256,
+    fields_of,
     hold_out_end,
     read_large,
+    read_marks,
     read_steps,
     rows_of_split,
     split_of_game,
 )
 from v2.data.frames import frames_to_float
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, RecordedConfig, stored_config
 from v2.data.npz import read_meta, read_npz, write_npz
 from v2.data.recordings import (
     DATA_NAME,
@@ -65,8 +67,8 @@ class TokenData:
         return len(self.meta["action_meanings"])
 
     @property
-    def emulator(self) -> EmulatorConfig:
-        return EmulatorConfig(**self.meta["emulator"])
+    def emulator(self) -> EmulatorConfig | RecordedConfig:
+        return stored_config(self.meta["emulator"])
 
     def rows_of(self, split: str) -> np.ndarray:
         return rows_of_split(self.episode_ids, self.meta["episodes"], split)
@@ -156,8 +158,8 @@ def tokenize(
             arrays, meta = read_steps(path)
             arrays["episode_ids"] += first_id
             num_frames = len(arrays["actions"])
-            ram = np.concatenate(list(read_large(path, "ram", num_frames, meta)))  # 128 B a frame
-            check_splits(path, arrays["episode_ids"], (ram, arrays["actions"]), splits, seen)
+            marks = read_marks(path, num_frames, meta)  # at most 128 B a frame
+            check_splits(path, arrays["episode_ids"], (marks, arrays["actions"]), splits, seen)
             parts.append(arrays)
             for frames in read_large(path, "frames", num_frames, meta, batch_size):
                 if stop:
@@ -208,7 +210,7 @@ def recording_sha256(data: Data) -> str:
     paths = data_paths(data)
     metas = [read_meta(path, META_FIELDS) for path in paths]
     for path, meta in zip(paths, metas, strict=True):
-        for name in ARRAY_FIELDS:
+        for name in fields_of(meta):
             if not isinstance(meta["sha256"].get(name), str):
                 raise ValueError(f"{path}: its meta has no sha256 of {name!r}; make the file again")
     if len(metas) == 1:

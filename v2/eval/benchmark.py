@@ -26,11 +26,16 @@ from unittest import mock
 import numpy as np
 import torch
 
+from v2.agents.dreams import Dreams
+from v2.data.dream_starts import load_starts
+from v2.data.emulator import make_atari_env
 from v2.data.frames import FRAME_SHAPE, frames_to_float
 from v2.data.tokens import encode_frames
 from v2.dream import DreamEngine
+from v2.dream_env import DreamAtariVectorEnv
 from v2.eval.documents import hand_on
 from v2.eval.flops import count_flops, matrix_products, timed
+from v2.eval.objects import detector
 from v2.export.engine import OnnxDream
 from v2.export.graph import export_graph
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -58,6 +63,7 @@ from v2.train.step_cost import (
 
 NUM_ACTIONS = 4
 NUM_CELLS, FEWER_CELLS = 128, (48, 64, 96)  # active cells
+NUM_DREAMS = (1, 8, 32, 128)  # in a batch of the environment
 SURE_TO_COPY = 12.0  # a copy bias that leaves no doubt
 
 
@@ -85,6 +91,7 @@ def main(argv=None) -> int:
     print(f"{'what':58s} {'a second':>9s} {'p50 ms':>8s} {'p95 ms':>8s} {'GFLOP':>7s}  of peak"
           "  peak MiB")
     bench.dream_steps(args.compile)
+    bench.environments()
     bench.encoding()
     bench.train_vqvae(args.compile)
     bench.train_world_model(args.compile)
@@ -165,6 +172,33 @@ class Benchmark:
             export_graph(self.vqvae, model, graph)
             engine.use_graph(graph)
         return engine
+
+    def environments(self) -> None:
+        """Step batches of the environment, what a step is made of, and the real game."""
+        vqvae, model = copy.deepcopy(self.vqvae), copy.deepcopy(self.model(NUM_CELLS))
+        for each in (vqvae, model):
+            cast_weights(each, self.device)
+        starts, of = load_starts("breakout"), f"{NUM_CELLS} active cells"
+        for batch in NUM_DREAMS:
+            for observation in ("rgb", "tokens") if batch == NUM_DREAMS[-2] else ("rgb",):
+                engine = DreamEngine(vqvae, model, self.device)
+                dreams = Dreams(engine, starts, batch, observation)
+                envs = DreamAtariVectorEnv(dreams=dreams, max_episode_steps=500)
+                envs.reset(seed=0)
+                actions = np.zeros(batch, int)
+                self.row(f"environment, {batch} dreams, {observation}, {of}",
+                         functools.partial(envs.step, actions), batch)  # fmt: skip
+                if batch == NUM_DREAMS[-2] and observation == "rgb":
+                    frames, tokens = dreams.frames(), engine.tokens
+                    for name, work in (
+                        ("world model", functools.partial(engine.step_tokens, actions)),
+                        ("decoder", functools.partial(engine.decode, tokens)),
+                        ("lives", functools.partial(detector.read_lives, "breakout", frames)),
+                    ):
+                        self.row(f"environment, {batch} dreams: {name} alone", work, batch)
+        env = make_atari_env("breakout")
+        env.reset()
+        self.row("environment, the real game", functools.partial(_real_step, env))
 
     def model(self, num_cells: int) -> TemporalWorldModel:
         """Return the world model with so many active cells; 0: all."""
@@ -247,6 +281,11 @@ class Benchmark:
 
 def _cells(num_cells: int) -> str:
     return f"{num_cells} cells" if num_cells else "all cells"
+
+
+def _real_step(env) -> None:
+    if env.step(1)[2]:
+        env.reset()
 
 
 def _precision(name: str):

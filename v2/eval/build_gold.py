@@ -47,14 +47,14 @@ from v2.runtime.files import check_output
 FIRST_SEED = GOLD_SEED_START + 100_000_000  # the old set's games lie below
 ROLLOUT_STEPS, LONG_STEPS = 50, 200
 STARTS_PER_STRATUM, LONG_PER_STRATUM = 40, 8
-MIN_GAME_FRAMES = HISTORY + ROLLOUT_STEPS
+MIN_GAME_FRAMES, MAX_GAME_FRAMES = HISTORY + ROLLOUT_STEPS, 3000
 MIN_TURNS = 240  # windows of every kind
 NUM_BRANCHED = 208
 BRANCH_SPACING = 15  # steps between two branched states of a game, one second
 GAMES = {  # policy, games, steps a game
     "breakout": (
-        (SCRIPTED, 10, 800), (CLUMSY, 8, 1000), (REWIND, 7, 4000), (STICKY, 14, 400),
-        (UNIFORM, 30, 400),
+        (SCRIPTED, 10, 500), (CLUMSY, 8, 600), (REWIND, 10, 6000), (STICKY, 12, 400),
+        (UNIFORM, 36, 400),
     ),
     "pong": ((SCRIPTED, 12, 1200), (CLUMSY, 10, 1200), (STICKY, 5, 900), (UNIFORM, 4, 900)),
 }  # fmt: skip
@@ -120,15 +120,16 @@ def build(
     return chosen, data
 
 
-def record_games(emulator: EmulatorConfig, games: tuple) -> list[Segment]:
+def record_games(emulator: EmulatorConfig, mix: tuple) -> list[Segment]:
     """Play all games through the collector's recorder, each from a reserved seed."""
     jobs = [
         GameJob(emulator, dataclasses.replace(policy, share=1.0),
                 FIRST_SEED + SEEDS_PER_POLICY * k + game, steps)
-        for k, (policy, count, steps) in enumerate(games)
+        for k, (policy, count, steps) in enumerate(mix)
         for game in range(count)
     ]  # fmt: skip
-    return [_one_course(record_game(job)) for job in tqdm(jobs, unit="game", disable=None)]
+    games = (_one_course(record_game(job)) for job in tqdm(jobs, unit="game", disable=None))
+    return [game.cut(MAX_GAME_FRAMES) for game in games]
 
 
 def _one_course(segments: list[Segment]) -> Segment:

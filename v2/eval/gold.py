@@ -20,6 +20,7 @@ from v2.data.atari_dataset import (
     load_game_data,
     split_of,
     split_of_game,
+    with_ram,
 )
 from v2.data.games import game_directory
 from v2.data.npz import read_npz
@@ -34,7 +35,7 @@ GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SETS = ("new", "old")
 GOLD_SHA256 = {  # by the name of the file
     "breakout-2": "",
-    "pong-2": "",
+    "pong-2": "c66cc964d7cb250c181d54fbb43995f313ef3b76bf629fe3c4164055782bc5bb",
     "breakout": "b9b1dc159be11b9a2a86640f5ced9fbbbcb4cb882e4048b71f65beac87c95c70",
     "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",
 }
@@ -137,7 +138,7 @@ def load_recorded(
     if any(split_of(episode) == "val" for episode in data.meta["episodes"]):
         rows, split = data.rows_of("val"), "what is held out"
     arrays = {name: array[rows] for name, array in data.arrays().items()}
-    data = GameData(**arrays, meta=data.meta)
+    data = GameData(**with_ram(arrays), meta=data.meta)
     rng = np.random.default_rng(0)
     try:
         starts, strata = _starts(data, num_rollouts, rollout_steps, which, rng)

@@ -32,7 +32,7 @@ from v2.runtime.device import flush_denormals
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
 
-SIZES = ("rollouts", "long_dreams", "long_dream_steps", "branches")  # of a tier, as flags
+SIZES = ("rollouts", "long_dreams", "long_dream_steps")  # of a tier, as flags
 PLAYED = ("temperature",)  # how frames are decoded, as flags
 
 
@@ -41,7 +41,8 @@ def build_parser():
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
     which.add_argument("--run", help="a run: its name or folder, or the --out trained with")
-    which.add_argument("--checkpoint", metavar="FILE", help="weights, or 'shipped'")
+    which.add_argument("--checkpoint", "--weights", metavar="FILE",
+                       help="weights, a folder of shared ones, or 'shipped'")  # fmt: skip
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
                        help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
@@ -70,8 +71,6 @@ def build_parser():
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=cli.positive_int,
                         help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
-    parser.add_argument("--branches", type=cli.positive_int,
-                        help=f"states continued under every action (gold: {gold.branches})")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Metrics with 95 % intervals: ratios of sums, and quantiles, resampled over whole episodes.
+"""Metrics with 95 % intervals: ratios, quantiles and times, resampled over whole episodes.
 
 Contract: frames of one episode are not independent, so episodes are drawn and not frames; the same
 data gives the same interval. Knows nothing of what is measured.
@@ -90,6 +90,51 @@ def quantile_metric(values, episodes, quantile: float) -> Metric:
     low, high = interval(values[position], len(names))
     middle = float(np.quantile(values, quantile))
     return Metric(middle, float(low), float(high), len(values))
+
+
+def half_life_metric(hits, visible, episodes) -> Metric:
+    """Return the first step at which fewer than half of what can be seen is right.
+
+    Args:
+        hits, visible: bool (B, steps).
+    """
+    return _time_metric(hits, visible, episodes, lambda right, seen: _first(right < 0.5 * seen))
+
+
+def first_miss_metric(hits, visible, reached, episodes) -> Metric:
+    """Return the median number of steps to a first miss, by Kaplan and Meier's estimate.
+
+    Args:
+        hits, visible: bool (B, steps); what cannot be seen is no miss.
+        reached: (B,), how long each is watched; one that ends before its first miss counts until
+            its end.
+    """
+    misses = visible & ~hits
+    num_before = misses.cumsum(1) - misses
+    is_watched = (num_before == 0) & (np.arange(hits.shape[1]) < reached[:, None])
+
+    def median(missed, watched):
+        with np.errstate(invalid="ignore"):
+            keeps = np.where(watched > 0, 1 - missed / watched, 1)
+        return _first(keeps.cumprod(-1) < 0.5)
+
+    return _time_metric(misses & is_watched, is_watched, episodes, median)
+
+
+def _first(is_below: np.ndarray) -> np.ndarray:
+    """Return the first step of which this is true, else the last, over the last axis."""
+    return np.where(is_below.any(-1), is_below.argmax(-1) + 1, is_below.shape[-1])
+
+
+def _time_metric(parts, wholes, episodes, measure) -> Metric:
+    """Resample episodes; `measure` takes the sums of both, (..., steps)."""
+    names, index = np.unique(episodes, return_inverse=True)
+    sums, totals = (np.zeros((len(names), parts.shape[1])) for _ in range(2))
+    np.add.at(sums, index, parts)
+    np.add.at(totals, index, wholes)
+    draws = episode_draws(len(names))
+    low, high = interval(measure(draws @ sums, draws @ totals), len(names))
+    return Metric(float(measure(sums.sum(0), totals.sum(0))), low, high, len(episodes))
 
 
 def paired_difference(first: dict, second: dict) -> tuple[float, float, float] | None:

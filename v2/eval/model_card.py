@@ -21,7 +21,7 @@ def model_card(document: dict) -> str:
         "| | this model | copy-last |", "|---|---|---|",
         *(f"| {title} | {value} | {copied} |"
           for title, value, copied in documents.headline_rows(document)), "",
-        *_training_lines(document["training"]),
+        *training_lines(document["training"]),
         "Parameters: "
         + ", ".join(f"{name} {count:,}" for name, count in document["num_parameters"].items()),
     ]  # fmt: skip
@@ -37,7 +37,7 @@ def model_card(document: dict) -> str:
     return "\n".join([*lines, ""])
 
 
-def _training_lines(training: dict[str, list[dict]]) -> list[str]:
+def training_lines(training: dict[str, list[dict]]) -> list[str]:
     """Return the command of each training, run by run, with the flags that it had at its end."""
     lines = [
         "The commands of each training, with the flags that it had at its end; a flag that a run "

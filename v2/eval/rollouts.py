@@ -12,7 +12,13 @@ import numpy as np
 
 from v2.eval import metrics
 from v2.eval.engine import Dreams, Scores
-from v2.eval.intervals import Metric, episode_draws, interval, mean_metric, quantile_metric
+from v2.eval.intervals import (
+    Metric,
+    first_miss_metric,
+    half_life_metric,
+    mean_metric,
+    quantile_metric,
+)
 from v2.eval.objects import detector
 from v2.eval.objects.base import Objects
 from v2.eval.starts import HISTORY, Clips, strata_of
@@ -65,7 +71,7 @@ def rollout_scores(
     if found:
         scores |= _time_rows(found)
         scores |= _loss_row(found[0])
-        scores |= _stratum_rows(found[0], horizons)
+        scores |= _stratum_rows(found[0], [h for h in horizons if h <= near.clips.horizon])
     return scores
 
 
@@ -235,8 +241,8 @@ def _time_rows(found: list[DetectedObjects]) -> Scores:
         hits, visible = (np.concatenate(part) for part in zip(
             *(_seen_right(detected, name, steps) for detected in found), strict=True))  # fmt: skip
         rows = {
-            "rollout/ball_half_life": _half_life(hits, visible, episodes),
-            "rollout/ball_first_miss": _first_miss(hits, visible, _reached(found), episodes),
+            "rollout/ball_half_life": half_life_metric(hits, visible, episodes),
+            "rollout/ball_first_miss": first_miss_metric(hits, visible, _reached(found), episodes),
         }
         for row, metric in rows.items():
             if name:
@@ -259,48 +265,6 @@ def _seen_right(detected: DetectedObjects, name: str, steps: int) -> tuple[np.nd
 def _reached(found: list[DetectedObjects]) -> np.ndarray:
     """Return how long each clip is, (B,)."""
     return np.concatenate([np.full(len(d.episodes), len(d.seen)) for d in found])
-
-
-def _half_life(hits, visible, episodes) -> Metric:
-    """Return the first step at which fewer than half of the dreams are right."""
-
-    def first_below(right, counts):
-        return _first(right < 0.5 * counts)
-
-    return _time_metric(hits, visible, episodes, first_below)
-
-
-def _first_miss(hits, visible, reached, episodes) -> Metric:
-    """Return the median number of steps to a dream's first miss.
-
-    By Kaplan and Meier's estimate: a clip that ends before its first miss counts until its end.
-    """
-    misses = visible & ~hits
-    num_before = misses.cumsum(1) - misses
-    is_watched = (num_before == 0) & (np.arange(hits.shape[1]) < reached[:, None])
-
-    def median(missed, watched):
-        with np.errstate(invalid="ignore"):
-            keeps = np.where(watched > 0, 1 - missed / watched, 1)
-        return _first(keeps.cumprod(-1) < 0.5)
-
-    return _time_metric(misses & is_watched, is_watched, episodes, median)
-
-
-def _first(is_below: np.ndarray) -> np.ndarray:
-    """Return the first step of which this is true, else the last, over the last axis."""
-    return np.where(is_below.any(-1), is_below.argmax(-1) + 1, is_below.shape[-1])
-
-
-def _time_metric(parts, wholes, episodes, measure) -> Metric:
-    """Resample episodes; `measure` takes sums of both over clips, (..., steps)."""
-    names, index = np.unique(episodes, return_inverse=True)
-    sums, totals = (np.zeros((len(names), parts.shape[1])) for _ in range(2))
-    np.add.at(sums, index, parts)
-    np.add.at(totals, index, wholes)
-    draws = episode_draws(len(names))
-    low, high = interval(measure(draws @ sums, draws @ totals), len(names))
-    return Metric(float(measure(sums.sum(0), totals.sum(0))), low, high, len(episodes))
 
 
 def _stratum_rows(detected: DetectedObjects, horizons) -> Scores:

@@ -34,7 +34,7 @@ class Clips:
     actions: np.ndarray  # uint8 (B, 3 + H)
     rewards: np.ndarray  # float32 (B, 3 + H)
     terminated: np.ndarray  # bool (B, 3 + H)
-    ram: np.ndarray  # uint8 (B, 4 + H, 128)
+    ram: np.ndarray  # uint8 (B, 4 + H, 128); (B, 4 + H, 0) of a game without an emulator
     episodes: np.ndarray  # int (B,): seeds or ids, what the intervals are resampled over
     strata: np.ndarray  # str (B,)
 

@@ -176,16 +176,8 @@ def _all_scores(
     if detector.has_truth(game):
         starts, kinds = turn_starts(game, data.ram, data.episode_ids, None, tier.turns)
         scores |= turn_scores(engine, cut_clips(data, starts, 1, kinds), advance)
-    near, far = _rollouts(engine, clips, 0, advance), None
-    if tier.long_rollouts:
-        far = _rollouts(engine, _clips(
-            data, chosen.long_starts, chosen.long_strata, tier.long_rollouts,
-            tier.long_rollout_steps,
-        ), tier.rollout_steps, advance)  # fmt: skip
-    scores |= rollout_scores(near, far)
-    scores |= shuffle_scores(engine, clips, near.dreams, advance)
-    shown = far or near
-    pictures = {"clips": shown.clips, "dreams": shown.dreams}
+    rows, pictures = _open_loop(engine, chosen, tier, clips, advance)
+    scores |= rows
     if chosen.branches is not None:
         branches = chosen.branches.first(tier.branches)
         rows, pictures["branch_dreams"] = branch_scores(engine, branches, advance)
@@ -264,6 +256,20 @@ def _clips(data: GameData, starts: np.ndarray, strata: list[str], most: int, ste
     """Cut as many rollouts as wanted, or as there are, evenly spread over the strata."""
     chosen = _spread(np.arange(len(starts)), most)
     return cut_clips(data, starts[chosen], steps, [strata[k] for k in chosen])
+
+
+def _open_loop(
+    engine, chosen: EvaluationSet, tier: Tier, clips: Clips, advance: Callable[[int], object]
+) -> tuple[Scores, dict]:
+    """Score the many rollouts and the few long ones, and show of the longest."""
+    near, far = _rollouts(engine, clips, 0, advance), None
+    if tier.long_rollouts:
+        long = _clips(chosen.data, chosen.long_starts, chosen.long_strata, tier.long_rollouts,
+                      tier.long_rollout_steps)  # fmt: skip
+        far = _rollouts(engine, long, tier.rollout_steps, advance)
+    scores = rollout_scores(near, far) | shuffle_scores(engine, clips, near.dreams, advance)
+    shown = far or near
+    return scores, {"clips": shown.clips, "dreams": shown.dreams}
 
 
 def _rollouts(engine, clips: Clips, after: int, progress) -> Rollouts:

@@ -32,7 +32,8 @@ def turn_starts(
         ram: uint8 (M, 128); episode_ids: (M,).
         rows: of the split to choose from (whole episodes); None: all.
         per_kind: at most so many windows of each kind, spread over the games; of flight, a sixth
-            of that for every speed and place, as `MORE_FLIGHT` where chance drew fewer.
+            of that for every speed and place, as `MORE_FLIGHT` where chance drew fewer (and a
+            sixth is enough for a row).
     """
     objects = detector.read_ram(game, ram)
     ready = window_starts(episode_ids, HISTORY + 1, rows) + HISTORY - 1
@@ -56,10 +57,13 @@ def _more_flight(game: str, objects: Objects, order: np.ndarray, drawn: int) -> 
     Args:
         order: rows of flight in the order in which they are drawn.
     """
+    goal = drawn // 6
+    if goal < MIN_PART_WINDOWS:
+        return order[:0]
     parts = _parts_of_flight(game, np.ones(len(order), bool), objects[order], objects[order - 1])
     taken = np.arange(len(order)) < drawn
     for is_part in parts.values():
-        missing = drawn // 6 - np.count_nonzero(taken & is_part)
+        missing = goal - np.count_nonzero(taken & is_part)
         taken[np.flatnonzero(is_part & ~taken)[: max(0, missing)]] = True
     return np.sort(order[drawn:][taken[drawn:]])
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import ARRAY_FIELDS, window_starts
-from v2.data.npz import read_rows
-from v2.data.recordings import Data, data_paths
+from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, window_starts
+from v2.data.npz import read_meta, read_rows
+from v2.data.recordings import META_FIELDS, Data, data_paths
 from v2.data.tokens import TokenData
 from v2.dream import DreamEngine
 from v2.eval import metrics
@@ -94,10 +94,13 @@ def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata
 
 def _read(name: str, data: Data, rows: np.ndarray) -> np.ndarray:
     """Read rows (B, T) of one array of recordings, a block at a time."""
+    paths = data_paths(data)
+    if name not in fields_of(read_meta(paths[0], META_FIELDS)):
+        return np.empty((*rows.shape, 0), np.uint8)
     dtype, tail = ARRAY_FIELDS[name]
     wanted, inverse = np.unique(rows, return_inverse=True)
     parts, first = [], 0
-    for path in data_paths(data):
+    for path in paths:
         part, length = read_rows(path, name, dtype, tail, wanted, first)
         parts.append(part)
         first += length

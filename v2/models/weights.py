@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from v2.models.agent_network import AgentConfig, AgentNetwork
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.checkpoint import (
@@ -18,7 +19,11 @@ from v2.runtime.checkpoint import (
     round_to_shipped,
 )
 
-KINDS = {"vqvae": (VQVAE, VQVAEConfig), "world_model": (TemporalWorldModel, WorldModelConfig)}
+KINDS: dict[str, tuple[type[torch.nn.Module], type]] = {
+    "vqvae": (VQVAE, VQVAEConfig),
+    "world_model": (TemporalWorldModel, WorldModelConfig),
+    "agent": (AgentNetwork, AgentConfig),
+}
 
 # What the config of a world model does not say where it is older than active cells.
 FIRST_EDITION = {"num_cells": 0, "change_weight": 30.0, "false_change_scale": 8.0,
@@ -63,6 +68,14 @@ def load_world_model(
     state = averaged(state)
     model = build_model(state, path)
     assert isinstance(model, TemporalWorldModel)
+    return model, {key: value for key, value in state.items() if key != "model"}
+
+
+def load_agent(path: Path) -> tuple[AgentNetwork, dict]:
+    """Load an agent and the rest of its file."""
+    state = load_checkpoint(path, "agent")
+    model = build_model(state, path)
+    assert isinstance(model, AgentNetwork)
     return model, {key: value for key, value in state.items() if key != "model"}
 
 

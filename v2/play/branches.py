@@ -25,8 +25,10 @@ class Branches:
         moment = session.moment
         self.real = [np.stack([moment.real_frame] * self.num_actions)]
         self.dream = [np.stack([moment.dream_frame] * self.num_actions)]
-        self._is_over = session.is_over  # a game that is over has no branches: its frame stays
-        self._real_steps = session.env.branch(range(self.num_actions), num_steps)
+        # A game that is over has no branches, nor has a recording: its frame stays.
+        self._is_over = session.is_over or session.is_recorded
+        if not self._is_over:
+            self._real_steps = session.env.branch(range(self.num_actions), num_steps)
         self._dream_states = [session.engine.history] * self.num_actions
         self._rng_state = session.engine.rng_state
 

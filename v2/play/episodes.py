@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import GameData, load_game_data, recorded_emulator
-from v2.data.games import EmulatorConfig
+from v2.data.atari_dataset import GameData, load_game_data, recorded_emulator, split_of
+from v2.data.games import EmulatorConfig, RecordedConfig
 from v2.data.npz import read_meta
 from v2.data.recordings import META_FIELDS, data_paths
 from v2.data.validation import check_episodes
@@ -55,7 +55,12 @@ class EpisodeFile:
     def action_meanings(self) -> list[str]:
         return self.metas[0]["action_meanings"]
 
-    def check_fits(self, emulator: EmulatorConfig, num_actions: int) -> None:
+    @property
+    def splits(self) -> list[str]:
+        """The split of each episode."""
+        return [split_of(entry) for _, entry in self._places]
+
+    def check_fits(self, emulator: EmulatorConfig | RecordedConfig, num_actions: int) -> None:
         """Check that a model knows the game as it was recorded.
 
         Raises:
@@ -89,7 +94,9 @@ class EpisodeFile:
         )  # fmt: skip
 
 
-def _check_fits(path: Path, meta: dict, emulator: EmulatorConfig, num_actions: int) -> None:
+def _check_fits(
+    path: Path, meta: dict, emulator: EmulatorConfig | RecordedConfig, num_actions: int
+) -> None:
     recorded = recorded_emulator(path, meta)
     if recorded.game != emulator.game:
         raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")

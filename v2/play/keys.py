@@ -45,7 +45,7 @@ PLAY_KEYS: tuple[KeyRow, ...] = (
     KeyRow({"PERIOD": "one step"}, "one step while paused"),
     KeyRow({"R": "sync"}, "sync the dream to the real game", hint="sync"),
     KeyRow({"TAB": "mode"}, "both / dream only / real only", hint="view"),
-    KeyRow({"M": "controller"}, "who plays: human, random, scripted", hint="who plays"),
+    KeyRow({"M": "controller"}, "who plays: human, random, scripted, agent", hint="who plays"),
     KeyRow({"F": "branches"}, "counterfactual branches: what each action leads to",
            hint="branches"),
     KeyRow({"BACKSPACE": "rewind"}, "rewind both by 30 steps"),

@@ -45,8 +45,9 @@ def video_view(game, sides: list[str]) -> View:
     lives = f"   lives {moment.lives}" if moment.lives else ""
     waits = "waits" if moment.mode == "dream" else f"score {moment.score:.0f}{lives}"
     dreams = "not dreaming" if moment.mode == "real" else _agreement(game)
+    real = "recording" if game.session.is_recorded else "real game"
     panes = {
-        "real": Pane("real game", moment.real_frame, "real", waits),
+        "real": Pane(real, moment.real_frame, "real", waits),
         "dream": Pane("dream", moment.dream_frame, "dream", dreams),
     }
     lost = f"the dream has lost the ball: {key_of(PLAY_KEYS, 'sync')} syncs"
@@ -69,7 +70,8 @@ def branches_view(game, branches: Branches) -> View:
     panes = []
     for first in range(0, num_actions, columns):
         group = range(first, min(first + columns, num_actions))
-        for side, frames in sides[1:] if game.moment.mode == "dream" else sides:
+        has_real = game.moment.mode != "dream" and not game.session.is_recorded
+        for side, frames in sides if has_real else sides[1:]:
             names = [game.actions.meanings[action] for action in group]
             names[0] = f"{side}: {names[0]}"
             row = [Pane(n, frames[step][a], side) for n, a in zip(names, group, strict=True)]
@@ -134,6 +136,8 @@ def _badges(game) -> tuple[tuple[str, str], ...]:
     if game.is_paused:
         badges.append(("paused", "ball"))
     name = game.controllers.name if game.script_is_over else "script of keys"
+    if game.session.is_recorded and game.moment.mode != "dream":
+        name = f"as recorded; {key_of(PLAY_KEYS, 'mode')}: you play"
     return (*badges, (name, "real" if name == "human" else "paddle"))
 
 

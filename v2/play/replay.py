@@ -13,7 +13,7 @@ from time import perf_counter, strftime
 
 import numpy as np
 
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, RecordedConfig
 from v2.play.clip_saver import BackgroundClips
 from v2.play.episodes import Episode, EpisodeFile
 from v2.play.keys import REPLAY_KEYS, ActionMap, help_rows, hint_line
@@ -106,8 +106,9 @@ class Replay(Commanded):
         clips: directory of the videos that V saves.
     """
 
-    def __init__(self, path: Path, engine, emulator: EmulatorConfig, episode_id: int | None = None,
-                 fps: float | None = None, clips: Path = Path("recordings")):  # fmt: skip
+    def __init__(self, path: Path, engine, emulator: EmulatorConfig | RecordedConfig,
+                 episode_id: int | None = None, fps: float | None = None,
+                 clips: Path = Path("recordings")):  # fmt: skip
         self.file, self.engine, self.clips = EpisodeFile(path), engine, clips
         self.file.check_fits(emulator, engine.num_actions)
         self.game = emulator.game

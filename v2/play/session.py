@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from v2.data.emulator import AtariFrameEnv
+from v2.data.games import RecordedConfig
 from v2.decoding import END_PROB
 from v2.eval.objects import detector
 from v2.models.temporal_world_model import WorldModelConfig
@@ -93,7 +93,8 @@ class PlaySession:
     """A real game and its dream.
 
     Args:
-        env: the emulator, made by `make_atari_env`.
+        env: the emulator, made by `make_atari_env`, or a `v2.play.recorded.RecordedEnv`, which
+            takes its own actions in every mode but the dream's.
         engine: a DreamEngine, or anything with its reset, step, restore, encode, history, tokens,
             noise, num_actions, last_reward and last_terminated.
         seed: seed of the first game; the next game has the next one.
@@ -103,7 +104,7 @@ class PlaySession:
     frames: deque[np.ndarray]  # of the real game, the last few
     actions: deque[int]
 
-    def __init__(self, env: AtariFrameEnv, engine, seed: int = 0, tape: Tape | None = None):
+    def __init__(self, env: Any, engine, seed: int = 0, tape: Tape | None = None):
         num_actions = len(env.action_meanings)
         if engine.num_actions != num_actions:
             raise ValueError(
@@ -111,7 +112,7 @@ class PlaySession:
                 f"{num_actions}: load weights of this game with --run or --checkpoint"
             )
         self.env, self.engine, self.tape = env, engine, tape
-        self.game = env.config.game
+        self.game, self.is_recorded = env.config.game, isinstance(env.config, RecordedConfig)
         self.mode = "both"
         self.agreements: list[float] = []  # of every measured step, also across syncs
         self.ball_errors: list[float] = []
@@ -133,6 +134,7 @@ class PlaySession:
             notice = self.moment.notice
         self._remember()
         self.num_steps += 1
+        action = self._taken(action)
         step: dict[str, Any] = {"step": self.moment.step + 1, "action": action, "notice": notice}
         if self.mode != "dream":
             values, self.is_over = self._step_real(action)
@@ -145,6 +147,10 @@ class PlaySession:
         elif self.mode == "dream" and self.moment.dream_end_prob > END_PROB:
             self.sync("the dream's game is over: synced")
         return self.moment
+
+    def _taken(self, action: int) -> int:
+        """Return the action of this step: a recording has its own, whatever is pressed."""
+        return self.env.next_action if self.is_recorded and self.mode != "dream" else action
 
     def _step_real(self, action: int) -> tuple[dict, bool]:
         frame, reward, terminated, truncated, _ = self.env.step(action)
@@ -169,7 +175,7 @@ class PlaySession:
         score = self.moment.score if over else 0.0
         self._seed += 1
         self.is_over = False
-        is_random = self.env.config.repeat_action_probability > 0
+        is_random = self.is_recorded or self.env.config.repeat_action_probability > 0
         frame, _ = self.env.reset(seed=self._seed if is_random or not over else None)
         self.ram = self.env.ram
         self.frames = deque([frame], maxlen=MAX_FRAMES)
@@ -179,12 +185,12 @@ class PlaySession:
         step, action = (self.moment.step, self.moment.action) if over else (0, 0)
         self.moment = Moment(step, action, frame, frame, mode=self.mode)
         for _ in range(HISTORY_FRAMES - 1):
-            values, _ = self._step_real(0)
+            values, _ = self._step_real(self._taken(0))
             self.moment = dataclasses.replace(self.moment, **values)
         self.sync(f"game over with {score:.0f} points: a new game" if over else "")
 
     def _lives(self) -> int:
-        return self.env.ale.lives()
+        return 0 if self.is_recorded else self.env.ale.lives()
 
     def sync(self, notice: str = "synced") -> Moment:
         """Start the dream from the real frames that are remembered, at least the last four."""

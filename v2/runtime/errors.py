@@ -11,7 +11,10 @@ import sys
 import traceback
 
 MAX_LINE, MAX_SHOWN_NAME = 600, 100  # characters of an error, and of a name in it
-PIP_NAMES = {"PIL": "pillow", "ale_py": "ale-py"}
+PIP_NAMES = {
+    "PIL": "pillow", "ale_py": "ale-py", "minari": "'minari[hdf5]'",
+    "stable_baselines3": "-r requirements-agents.txt",
+}  # fmt: skip
 BAD_INPUT = (
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError,
     PermissionError, ImportError,

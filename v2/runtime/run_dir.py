@@ -26,6 +26,7 @@ from v2.runtime.lock import Lock
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 CARRIED = "carried"  # folder of unfinished runs made small, beside runs/
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
+START_NAME = "start.npz"  # beside shared weights: recorded frames that a dream can start from
 
 
 class RunDir:
@@ -155,7 +156,9 @@ def find_checkpoint(
     name: str, kind: str, directory: Path, advice: str, home: Path | None = None,
     shipped_directory: Path | None = None,
 ) -> Path:  # fmt: skip
-    """Resolve `latest`, `shipped`, a run's name, a run's folder, a home or a file to a checkpoint.
+    """Resolve `latest`, `shipped`, a run's name, a folder or a file to a checkpoint.
+
+    A folder is a run's, a home, or one of shared weights as `v2/train/ship.py --to` writes it.
 
     Args:
         directory: holds the game's runs/.
@@ -165,7 +168,7 @@ def find_checkpoint(
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
-    shipped = (shipped_directory or directory) / SHIPPED[kind]
+    shipped = (shipped_directory or directory) / SHIPPED.get(kind, f"{kind}.pt")
     if name == "latest":
         if home and (own := _latest_of_home(home, kind)):
             return own
@@ -181,9 +184,12 @@ def find_checkpoint(
             return place
         if weights := _weights_of(place):
             return weights
-    if (given / "runs").is_dir():
-        if own := _latest_of_home(given, kind):
-            return own
+    is_home, shared = (given / "runs").is_dir(), given / SHIPPED[kind]
+    if is_home and (own := _latest_of_home(given, kind)):
+        return own
+    if shared.exists():
+        return shared
+    if is_home:
         raise FileNotFoundError(f"no {kind} run in {given}; {_runs_in(given)}")
     raise FileNotFoundError(f"no run or checkpoint {name!r}; {_runs_in(home or directory)}")
 
@@ -213,6 +219,12 @@ def _latest_of_home(home: Path, kind: str) -> Path | None:
 def _runs_in(home: Path) -> str:
     there = sorted(p.name for p in (home / "runs").glob("*")) or ["none"]
     return f"runs in {home}: {', '.join(there)}"
+
+
+def vqvae_beside(world_model: Path) -> Path:
+    """Return the VQ-VAE that lies beside a world model, in its run or among shipped weights."""
+    of_run = world_model.with_name("vqvae.pt")
+    return of_run if of_run.exists() else world_model.with_name(SHIPPED["vqvae"])
 
 
 def shown_path(path: Path) -> str:

@@ -31,7 +31,25 @@ def _share(default: float):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Checked:
+    """Plain values, each of which must be in its range."""
+
+    def __post_init__(self):
+        for each in dataclasses.fields(self):
+            least, most = each.metadata.get("least"), each.metadata.get("most", math.inf)
+            value = getattr(self, each.name)
+            if least is not None and not least <= value <= most:  # also false for nan
+                limit = f"{least} to {most}" if most < LARGEST_INT else f"at least {least}"
+                raise ValueError(f"{each.name} must be {limit}, got {value}")
+
+    def changes(self, other: "Checked") -> dict:
+        """Return the fields in which another recipe differs, with its values."""
+        theirs = dataclasses.asdict(other)
+        return {k: theirs[k] for k, v in dataclasses.asdict(self).items() if theirs[k] != v}
+
+
+@dataclass(frozen=True)
+class Recipe(Checked):
     """What the training of both models has in common."""
 
     epochs: int = _count(100, 1)  # of `samples_per_epoch` draws
@@ -48,12 +66,7 @@ class Recipe:
     is_smoke: bool = False  # proves only that all works: never shipped, never latest
 
     def __post_init__(self):
-        for each in dataclasses.fields(self):
-            least, most = each.metadata.get("least"), each.metadata.get("most", math.inf)
-            value = getattr(self, each.name)
-            if least is not None and not least <= value <= most:  # also false for nan
-                limit = f"{least} to {most}" if most < LARGEST_INT else f"at least {least}"
-                raise ValueError(f"{each.name} must be {limit}, got {value}")
+        super().__post_init__()
         if not self.lr > 0 or math.isinf(self.lr):
             raise ValueError(f"lr must be finite and above 0, got {self.lr}")
 
@@ -62,13 +75,8 @@ class Recipe:
         per_epoch = self.samples_per_epoch or num_samples
         return self.steps or max(1, self.epochs * per_epoch // self.batch_size)
 
-    def changes(self, other: "Recipe") -> dict:
-        """Return the fields in which another recipe differs, with its values."""
-        theirs = dataclasses.asdict(other)
-        return {k: theirs[k] for k, v in dataclasses.asdict(self).items() if theirs[k] != v}
 
-
-SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
+SomeRecipe = TypeVar("SomeRecipe", bound=Checked)
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,26 @@ class WorldModelRecipe(Recipe):
         """Return how many cells a step learns, of at most so many."""
         is_first = step < self.first_cells_share * num_steps
         return min(self.first_cells, most) if self.first_cells and is_first else most
+
+
+@dataclass(frozen=True)
+class AgentRecipe(Checked):
+    """Of `train_agent.py`: PPO (arXiv 1707.06347); a step is one decision in one game."""
+
+    num_games: int = _count(32, 1, 4096)  # dreams in the batch, or emulators
+    max_episode_steps: int = _count(500, 1)  # of a dream, which then begins anew
+    rollout_steps: int = _count(64, 1)  # of each game between two updates
+    batch_size: int = _count(256, 2, 65_536)  # steps
+    passes: int = _count(4, 1)  # over the steps of an update
+    lr: float = _number(5e-4, 1e-9, 1)  # falls to 0 by the last step
+    discount: float = _share(0.99)
+    gae_lambda: float = _share(0.95)
+    clip_range: float = _number(0.1, 1e-9, 1)
+    entropy_weight: float = _number(0.01)
+    value_weight: float = _number(0.5)
+    max_grad_norm: float = _number(0.5, 1e-9)
+    save_minutes: float = _number(5.0)  # between two saves
+    num_kept: int = _count(6, 1)  # agents kept on the way, to be compared
 
 
 VQVAE_PRESETS = {

@@ -1,6 +1,9 @@
-"""Replace the shipped weights by those of a world-model run, in the compact dtype.
+"""Replace the shipped weights by those of a world-model run, or share them in a folder.
 
     python v2/train/ship.py --game breakout --run latest
+
+With `--to FOLDER` the shipped ones stay: the folder holds the weights with config, model card,
+hashes and frames to start from, and every script takes it where it takes weights.
 """
 
 import sys
@@ -14,14 +17,18 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import contextlib
 
-from v2.data.games import find_weights, game_directory
+from v2.data.games import find_weights, game_directory, game_id
+from v2.data.recordings import data_paths, default_data
+from v2.data.start_scene import cut_start
+from v2.eval.weights_folder import describe_folder
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
 from v2.runtime.files import check_writable
 from v2.runtime.lock import Lock
-from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config
+from v2.runtime.run_dir import OF_A_MACHINE, SHIPPED, is_of_smoke, read_config, vqvae_beside
 
 KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 
@@ -32,15 +39,25 @@ def build_parser():
     parser.add_argument("--run", default="latest", help="latest, a run, a home or a checkpoint")
     parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
                         "trained further (default: the VQ-VAE of the world model's run)")
+    parser.add_argument("--to", type=cli.path, metavar="FOLDER",
+                        help="an empty or new folder to share (default: the shipped weights)")
+    parser.add_argument("--data", type=cli.path,
+                        help="npz that --to takes frames to start from (default: what the run "
+                        "learnt from)")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     path = find_weights(args.run, "world_model", args.game)
-    if read_config(path.parent).get("is_smoke"):
+    if args.to and args.to.exists() and (not args.to.is_dir() or any(args.to.iterdir())):
+        raise FileExistsError(f"{args.to} is there and not an empty folder: name another --to")
+    config = _config_of_run(path)
+    if config.get("is_smoke"):
         raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
-    vqvae_path = path.with_name("vqvae.pt")
+    if args.to:
+        check_writable(args.to)
+    vqvae_path = vqvae_beside(path)
     if args.vqvae:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
     vqvae, vqvae_info = load_vqvae(vqvae_path)
@@ -48,10 +65,12 @@ def main(argv=None) -> int:
         raise ValueError(f"{vqvae_path} is of a smoke run, which is never shipped")
     vqvae_sha256 = checkpoint.model_sha256(vqvae)
     world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
+    if is_of_smoke(info):
+        raise ValueError(f"{path} is of a smoke run, which is never shipped")
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
-    directory = game_directory(args.game)
+    directory = args.to or game_directory(args.game)
     check_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with Lock(directory / "ship.lock", f"shipping weights into {directory}"):
@@ -64,9 +83,29 @@ def main(argv=None) -> int:
             kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
             checkpoint.save_checkpoint(target, kind, model, **kept)
             print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
-    evaluate = command("eval/gold_eval.py", game=args.game, checkpoint="shipped")
+        if args.to:
+            data = args.data or _data_of_run(config, args.game)
+            infos = {"vqvae": vqvae_info, "world_model": info}
+            describe_folder(args.to, game_id(args.game), infos, cut_start(data) if data else None)
+            print(f"start scene: {data or 'none, as there is no data: give --data'}")
+    evaluate = command("eval/gold_eval.py", game=args.game, checkpoint=args.to or "shipped")
     print(f"next: {evaluate}")
     return 0
+
+
+def _config_of_run(weights: Path) -> dict:
+    """Return what a run was begun with; nothing where weights lie in no run's folder."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_config(weights.parent)
+    return {}
+
+
+def _data_of_run(config: dict, game: str) -> Path | None:
+    """Return a recording that a run learnt from; None where it is no longer there."""
+    named = config.get("args", {}).get("data") or default_data(game, None)
+    with contextlib.suppress(FileNotFoundError):
+        return data_paths([Path(p) for p in named] if isinstance(named, list) else Path(named))[0]
+    return None
 
 
 def _without_machine(run: dict) -> dict:

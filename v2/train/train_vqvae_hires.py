@@ -32,7 +32,7 @@ from v2.data.atari_dataset import (
     set_bad_aside,
 )
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.data.games import game_directory
+from v2.data.games import find_weights, game_directory
 from v2.data.recordings import Data, default_data, list_episodes, shown
 from v2.data.tokens import TOKENS_NAME
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
@@ -85,7 +85,8 @@ def main(argv=None) -> int:
     model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
-        earlier = _start_from(Path(recipe.init_from).expanduser(), model, recipe, named)
+        start = find_weights(recipe.init_from, "vqvae", args.game)
+        earlier = _start_from(start, model, recipe, named)
     trainer = Trainer(parsed, model, data, device, workers)
     trainer.earlier = earlier
     run = RunDir(args.resume) if args.resume else None

@@ -76,8 +76,8 @@ def build_parser():
     parser = training_parser(__file__, WORLD_MODEL_PRESETS)
     parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: in --out, else "
                         "beside --data); made when missing or stale")  # fmt: skip
-    parser.add_argument("--vqvae", default="latest",
-                        help="latest, in --out first; shipped, a run, a home or a file")
+    parser.add_argument("--vqvae", "--weights", default="latest",
+                        help="latest, in --out first; shipped, a run, a home, a folder or a file")
     return parser
 
 
@@ -120,7 +120,7 @@ def main(argv=None) -> int:
     model = _new_model(recipe, vqvae, tokens).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
-        trainer.start_from(Path(recipe.init_from).expanduser(), data)
+        trainer.start_from(find_weights(recipe.init_from, "world_model", args.game), data)
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
         is_smoke = recipe.is_smoke or is_of_smoke(vqvae_state)

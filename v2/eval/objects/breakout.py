@@ -182,6 +182,11 @@ def ball_tables() -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def read_lives(frames: np.ndarray) -> np.ndarray:
+    """Return the lives that the pixels show alone, (N,), -1 where unreadable."""
+    return _read_digit(frames.astype(np.float32) - _BACKGROUND, LIVES_LEFT)
+
+
 def _draw_background() -> np.ndarray:
     """Return walls, side marks and the player's number, float32 (84, 64, 3)."""
     screen = np.zeros((210, 160, 3), np.float32)

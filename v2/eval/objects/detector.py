@@ -58,6 +58,16 @@ def read_frames(game: str, frames: np.ndarray) -> Objects:
     return Objects(*(np.concatenate([getattr(c, name) for c in chunks]) for name in FIELDS))
 
 
+def shows_lives(game: str) -> bool:
+    """Tell whether the lives can be read from this game's frames."""
+    return has_truth(game) and hasattr(of_game(game), "read_lives")
+
+
+def read_lives(game: str, frames: np.ndarray) -> np.ndarray:
+    """Return the lives that N frames of a game that `shows_lives` show, (N,), -1 unreadable."""
+    return of_game(game).read_lives(frames)
+
+
 def write_ram(game: str, objects: Objects) -> np.ndarray:
     """Return memory in which a scripted policy finds these objects, uint8 (N, 128)."""
     return of_game(game).write_ram(objects)

@@ -1,0 +1,175 @@
+"""Videos with a table of actions beside each: `walk.mp4` and `walk.csv` or `walk.json`.
+
+Contract: a table has one row a frame, the last frame's may be missing. Videos are decoded by PyAV,
+one frame at a time. Knows nothing of what becomes of them.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from v2.data.sources import Recording, Source, numbered
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif")
+SAME_RATE = 0.01  # by which the frame rates of two videos may differ
+PLAYS_OWN = "it is a clip that play saved, a picture of its window: give --save-data's npz"
+TRUE = ("1", "true", "yes")
+
+
+def video_source(path: Path, names: list[str] | None) -> Source:
+    """Read a folder of videos, or one video, each with its table.
+
+    Raises:
+        ValueError, FileNotFoundError: no video, a video without a table, a table that cannot be
+            read, or videos of different frame rates.
+    """
+    places = sorted(path.iterdir()) if path.is_dir() else [path]
+    videos = [place for place in places if place.suffix.lower() in VIDEO_SUFFIXES]
+    if not videos:
+        known = ", ".join(VIDEO_SUFFIXES)
+        raise ValueError(f"{path} holds no video ({known}) and is neither npz nor Minari's")
+    tables = {str(video): read_table(table_of(video)) for video in videos}
+    rates = {str(video): _frame_rate(video) for video in videos}
+    usual = rates[str(videos[0])]
+    for video, rate in rates.items():
+        if abs(rate - usual) > SAME_RATE * usual:
+            raise ValueError(
+                f"{video} has {rate:.4g} frames a second and {videos[0]} {usual:.4g}: import "
+                "videos of one frame rate"
+            )
+    given = next((t["action_meanings"] for t in tables.values() if t.get("action_meanings")), None)
+    actions, names = numbered({v: t["actions"] for v, t in tables.items()}, names or given)
+    source = Source(iter(()), names, usual)
+    source.recordings = (
+        Recording(video, _pictures(video, source.notes), actions[video], table["rewards"],
+                  table["is_terminated"])
+        for video, table in tables.items()
+    )  # fmt: skip
+    return source
+
+
+def table_of(video: Path) -> Path:
+    """Return the table beside a video; a FileNotFoundError where there is none."""
+    places = [video.with_suffix(suffix) for suffix in (".csv", ".json")]
+    for place in places:
+        if place.exists():
+            return place
+    raise FileNotFoundError(
+        f"{video} has no table of actions: write {places[0].name} or {places[1].name} beside it"
+    )
+
+
+def read_table(path: Path) -> dict:
+    """Return `actions` (names or numbers), `rewards` (None where it has none), `is_terminated`.
+
+    A CSV has a header with `action`, perhaps `reward` and `terminated`; JSON is a list of actions,
+    or a table with `actions` and perhaps `rewards`, `terminated` and `action_meanings`.
+
+    Raises:
+        ValueError: with the path and the row.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8") from error
+    table = _of_json(path, text) if path.suffix.lower() == ".json" else _of_csv(path, text)
+    rewards = table.get("rewards")
+    if rewards is not None:
+        try:
+            table["rewards"] = np.array(rewards, np.float32)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: a reward is no number ({error})") from error
+        if not np.isfinite(table["rewards"]).all():
+            raise ValueError(f"{path}: a reward is not finite")
+    return {"rewards": None} | table
+
+
+def _of_csv(path: Path, text: str) -> dict:
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    columns = {(name or "").strip().lower(): name for name in rows.fieldnames or []}
+    if "action" not in columns:
+        raise ValueError(
+            f"{path} has no column named action: its first line is "
+            f"{','.join(map(str, rows.fieldnames or []))[:60]!r}"
+        )
+    lines = list(rows)
+    table: dict = {"actions": [_cell(line, columns["action"]) for line in lines]}
+    for number, value in enumerate(table["actions"], start=2):
+        if value == "":
+            raise ValueError(f"{path}: line {number} has no action")
+    if "reward" in columns:
+        table["rewards"] = [_cell(line, columns["reward"]) or 0 for line in lines]
+    ends = [str(_cell(line, columns.get("terminated"))).lower() in TRUE for line in lines]
+    if any(ends[:-2]):
+        raise ValueError(f"{path}: line {ends.index(True) + 2} ends the game: cut the video there")
+    return table | {"is_terminated": any(ends)}
+
+
+def _cell(line: dict, column: str | None) -> str | int:
+    text = (line.get(column) or "").strip() if column else ""
+    return int(text) if text.isdecimal() else text
+
+
+def _of_json(path: Path, text: str) -> dict:
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error})") from error
+    table = {"actions": table} if isinstance(table, list) else table
+    actions = table.get("actions") if isinstance(table, dict) else None
+    if isinstance(actions, list) and actions and isinstance(actions[0], dict):
+        raise ValueError(f"{path}: {PLAYS_OWN}")
+    if not isinstance(actions, list) or not all(isinstance(a, str | int) for a in actions):
+        raise ValueError(f"{path} holds no list of actions, names or whole numbers")
+    names = table.get("action_meanings")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{path}: action_meanings must be a list of names")
+    return {
+        "actions": actions, "rewards": table.get("rewards"),
+        "is_terminated": table.get("terminated") is True,
+        "action_meanings": names,
+    }  # fmt: skip
+
+
+def _frame_rate(video: Path) -> float:
+    with _opened(video) as container:
+        rate = float(container.streams.video[0].average_rate or 0)
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ValueError(f"{video} does not say its frame rate: convert it, e.g. with ffmpeg")
+    return rate
+
+
+def _pictures(video: str, notes: list[str]) -> Iterator[np.ndarray]:
+    """Decode the frames of a video, and note where it skips time."""
+    import av
+
+    with _opened(Path(video)) as container:
+        stream = container.streams.video[0]
+        period, last, num_gaps = 1 / float(stream.average_rate), None, 0
+        try:
+            for frame in container.decode(stream):
+                num_gaps += last is not None and frame.time - last > 1.5 * period
+                last = frame.time
+                yield frame.to_ndarray(format="rgb24")
+        except av.error.FFmpegError as error:
+            raise ValueError(f"{video} is damaged ({error.strerror})") from error
+    if num_gaps:
+        notes.append(f"{video} skips time {num_gaps} times: its frame rate varies")
+
+
+def _opened(video: Path):
+    import av
+
+    try:
+        container = av.open(str(video))
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{video} is no video that can be read ({error.strerror})") from error
+    if not container.streams.video:
+        raise ValueError(f"{video} holds no pictures")
+    return container
