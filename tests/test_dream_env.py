@@ -109,12 +109,12 @@ def test_a_start_is_reached_again_in_the_emulator_by_its_actions(game, start):
 
 def test_equal_flags_build_equal_starts_and_too_few_of_a_phase_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(build_starts, "GAMES", {"breakout": ((CLUMSY, 1),), "pong": ()})
-    monkeypatch.setattr(build_starts, "MAX_GAME_STEPS", 250)
-    monkeypatch.setattr(build_starts, "NUM_STARTS", {"serve": 2, "middle": 3})
+    monkeypatch.setattr(build_starts, "MAX_GAME_STEPS", 120)
+    monkeypatch.setattr(build_starts, "NUM_STARTS", {"middle": 4})
     for name in ("a.npz", "b.npz"):
         assert build_starts.main(["--out", str(tmp_path / name)]) == 0
     one, other = (load_starts("breakout", tmp_path / name) for name in ("a.npz", "b.npz"))
-    assert np.array_equal(one.frames, other.frames) and len(one) == 5
+    assert np.array_equal(one.frames, other.frames) and len(one) == 4
     assert read_meta(tmp_path / "a.npz")["emulator"]["game"] == "breakout"
     monkeypatch.setattr(build_starts, "NUM_STARTS", {"late": 1})
     with pytest.raises(ValueError, match="0 starts of phase late, not 1"):

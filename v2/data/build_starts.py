@@ -34,6 +34,7 @@ from v2.runtime.files import check_output
 
 NUM_STARTS = {"serve": 24, "middle": 48, "late": 24}
 MAX_GAME_STEPS = 3000
+SAFE_STEPS = 12  # after a start, in which the recorded player lost no ball
 STARTS_PER_GAME = 4  # of a phase at most, so that no game has most of it
 GAMES = {
     "breakout": ((SCRIPTED, 24), (CLUMSY, 8), (STICKY, 4)),
@@ -101,9 +102,14 @@ def build(
 
 
 def _candidates(game: str, segment: Segment, rng: np.random.Generator) -> list[Start]:
-    """Return a few moments of each phase, at random steps, the phases in turn."""
+    """Return a few moments of each phase, at random steps, the phases in turn.
+
+    None at which a ball has just been lost, or will be before a player could do anything.
+    """
     objects = detector.read_ram(game, segment.ram)
-    last = np.arange(HISTORY - 1, len(segment) - 1)  # with a history, and before the game's end
+    last = np.arange(HISTORY - 1, len(segment) - SAFE_STEPS)  # with a history, before the end
+    lost = detector.of_game(game).losses(objects)
+    last = last[lost[last + SAFE_STEPS - 1] == lost[last + 1 - HISTORY]]
     flies = ~np.isnan(objects.ball[:, 0])
     is_late = _is_late(game, objects)
     in_flight = np.logical_and.reduce([flies[last - k] for k in range(HISTORY)])
