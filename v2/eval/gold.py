@@ -34,7 +34,7 @@ from v2.runtime.files import file_sha256
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SETS = ("new", "old")
 GOLD_SHA256 = {  # by the name of the file
-    "breakout-2": "",
+    "breakout-2": "ef5f9535e75149eef380453066851d8090b75065a9c05e1388cd50216ad3cf6f",
     "pong-2": "c66cc964d7cb250c181d54fbb43995f313ef3b76bf629fe3c4164055782bc5bb",
     "breakout": "b9b1dc159be11b9a2a86640f5ced9fbbbcb4cb882e4048b71f65beac87c95c70",
     "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",

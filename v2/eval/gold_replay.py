@@ -102,7 +102,7 @@ def load_games(games: GoldGames, folder: Path) -> tuple[GameData, Branches]:
             return _read_kept(kept, games)
         except ValueError as error:
             print(f"{error}; instead its games are played again")
-    print(f"playing the {len(games)} frames of {games.path.name} again: a minute or two, once")
+    print(f"playing the {len(games)} frames of {games.path.name} again: about a minute, once")
     data, branches = play_again(games, folder)
     arrays = data.arrays() | _branch_arrays(branches)
     hashes = {name: array_sha256(array) for name, array in arrays.items()}
