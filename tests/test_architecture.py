@@ -191,7 +191,7 @@ def test_every_script_finds_the_package_from_any_folder(path, monkeypatch, capsy
 
 
 MAX_FLAGS = 18  # besides --help
-NOT_YET: set[str] = set()
+NOT_YET = {"v2.eval.gold_eval"}  # its --gold leaves with the old gold set
 
 
 @pytest.mark.parametrize("path", [p for p in SCRIPTS if _name(p) not in NOT_YET], ids=_name)
