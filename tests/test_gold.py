@@ -362,7 +362,7 @@ def test_the_card_says_which_flags_a_run_could_not_have():
     info = {"earlier": [{"train_args": first, "step": 9}], "train_args": last, "step": 5}
     runs = suite.training_runs(info)
     assert [run["unknown"] for run in runs] == [["ema", "rare_motion"], []]
-    lines = model_card._training_lines({"train_vqvae_hires": runs})
+    lines = model_card.training_lines({"train_vqvae_hires": runs})
     assert "Trained for 9 steps, before there was --ema, --rare-motion:" in lines
     assert "Trained for 5 steps:" in lines and "did not exist then" in lines[0]
 

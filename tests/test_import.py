@@ -1,5 +1,6 @@
 """Own recordings: what is imported is what was recorded, and everything after needs no emulator."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -260,8 +261,11 @@ def test_after_the_import_nothing_needs_an_emulator(own_game, tmp_path, monkeypa
     data, _, _ = own_game
     result = tmp_path / "result.json"
     flags = ["--game", "own-ball", "--data", str(data), "--tier", "canary", "--json", str(result)]
-    monkeypatch.setitem(gold_eval.TIERS, "canary", gold_eval.TIERS["canary"].__class__(
-        8, 4, 2, 2, 5, 1, 1, 3, 2))  # fmt: skip
+    small = dataclasses.replace(
+        gold_eval.TIERS["canary"], tokenizer_frames=8, one_step_clips=4, turns=2, rollouts=2,
+        rollout_steps=5, long_rollouts=0, branches=1, long_dreams=1, long_dream_steps=3, timed_steps=2,
+    )  # fmt: skip
+    monkeypatch.setitem(gold_eval.TIERS, "canary", small)
     assert gold_eval.main(flags) == 0
     metrics = json.loads(result.read_text())["metrics"]
     assert "rollout/psnr@5" in metrics and not any("ball" in name for name in metrics)

@@ -168,7 +168,7 @@ def find_checkpoint(
     Raises:
         FileNotFoundError: with what was looked for and what there is.
     """
-    shipped = (shipped_directory or directory) / SHIPPED.get(kind, f"{kind}.pt")
+    shipped = (shipped_directory or directory) / _shipped_name(kind)
     if name == "latest":
         if home and (own := _latest_of_home(home, kind)):
             return own
@@ -184,7 +184,7 @@ def find_checkpoint(
             return place
         if weights := _weights_of(place):
             return weights
-    is_home, shared = (given / "runs").is_dir(), given / SHIPPED[kind]
+    is_home, shared = (given / "runs").is_dir(), given / _shipped_name(kind)
     if is_home and (own := _latest_of_home(given, kind)):
         return own
     if shared.exists():
@@ -192,6 +192,10 @@ def find_checkpoint(
     if is_home:
         raise FileNotFoundError(f"no {kind} run in {given}; {_runs_in(given)}")
     raise FileNotFoundError(f"no run or checkpoint {name!r}; {_runs_in(home or directory)}")
+
+
+def _shipped_name(kind: str) -> str:
+    return SHIPPED.get(kind, f"{kind}.pt")
 
 
 def _weights_of(run: Path) -> Path | None:
