@@ -8,9 +8,12 @@ from gymnasium.wrappers import AddRenderObservation, RecordVideo
 from tests.fake_engine import FakeEngine
 from v2.data import collect_atari
 from v2.data.atari_dataset import load_game_data
+from v2.data.collector import record
 from v2.data.emulator import known_games, make_atari_env
+from v2.data.flicker import measure_flicker
 from v2.data.frames import downsample_screen
 from v2.data.games import EmulatorConfig, game_id
+from v2.data.policies import PolicyConfig, make_policy, policy_mix
 from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
@@ -206,3 +209,55 @@ def test_every_game_makes_frames_and_has_keys(game):
     for action in range(len(env.action_meanings)):
         assert actions.action(sorted(actions.inputs(action))) == action
     env.close()
+
+
+# What needs no knowledge of the game
+
+
+@pytest.mark.parametrize("game, blinks", [
+    ("asteroids", True), ("frogger", True), ("yars_revenge", True), ("solaris", True),
+    ("breakout", False), ("pong", False), ("freeway", False), ("turmoil", False),
+])  # fmt: skip
+def test_objects_that_blink_are_found_and_those_that_only_move_are_not(game, blinks):
+    found = measure_flicker(EmulatorConfig(game))
+    assert found.is_worth_pooling == blinks
+    assert (found.screens > 0.3) if blinks else (found.screens < 0.02)
+
+
+@pytest.mark.parametrize("flags, pools", [
+    ([], True), (["--max-pool"], True), (["--no-max-pool"], False),
+])  # fmt: skip
+def test_collecting_takes_the_setting_that_shows_what_blinks_and_a_flag_wins(
+    flags, pools, tmp_path, capsys
+):
+    flags = [*flags, "--frames", "60", "--workers", "1", "--out", str(tmp_path)]
+    assert collect_atari.main(["--game", "asteroids", *flags]) == 0
+    assert load_game_data(tmp_path / "atari_game_data.npz").emulator.max_pool == pools
+    said = capsys.readouterr().out
+    assert ("asteroids: objects blink in 100% of the screens" in said) == (len(flags) == 6)
+
+
+def test_curiosity_tries_every_key_and_then_takes_the_one_to_what_was_seen_least():
+    names = ["NOOP", "UP", "DOWN", "LEFT", "RIGHT", "FIRE"]
+    policy = make_policy(PolicyConfig("curious", 1.0, "curious"), "freeway", names,
+                         np.random.default_rng(0))  # fmt: skip
+    dark, bright = np.zeros((84, 64, 3), np.uint8), np.full((84, 64, 3), 255, np.uint8)
+    frame, tried = dark, []
+    while len(tried) < 20:
+        is_new = policy.steps_left == 0
+        action = policy.act(np.zeros(128), frame)
+        if is_new and frame is dark:
+            tried.append(action)
+        if policy.steps_left == 0:  # one key leads to another place, and from there all lead back
+            frame = bright if action == 3 and frame is dark else dark
+    assert sorted(tried[:6]) == [0, 1, 2, 3, 4, 5] and tried[6:] == [3] * 14
+
+
+def test_an_unknown_games_mix_holds_keys_for_long_and_is_curious(tmp_path):
+    mix = policy_mix("mix", "freeway")
+    assert {config.name for config in mix} == {"sticky", "held", "curious", "random"}
+    longest = {}
+    for segment in record(EmulatorConfig("freeway"), mix, 1600, 0, workers=1):
+        changes = np.flatnonzero(np.diff(segment.actions, prepend=255, append=255))
+        longest[segment.policy] = max(longest.get(segment.policy, 0), np.diff(changes).max())
+    assert longest["held"] > 30 > longest["random"]

@@ -14,7 +14,9 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import argparse
 import contextlib
+import dataclasses
 import shutil
 import time
 
@@ -24,6 +26,7 @@ from tqdm import tqdm
 from v2.data.atari_dataset import DATA_NAME, GameData, recorded_files, save_game_data
 from v2.data.collector import SEEDS_PER_RUN, Segment, join_segments, record
 from v2.data.emulator import emulator_version, make_atari_env
+from v2.data.flicker import measure_flicker
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, policy_mix
 from v2.runtime.files import check_writable
@@ -50,14 +53,17 @@ def build_parser():
     group.add_argument("--sticky", type=cli.probability_below_one, metavar="PROB",
                        default=emulator.repeat_action_probability,
                        help="probability that the emulator repeats the last action")  # fmt: skip
-    group.add_argument("--max-pool", action="store_true",
-                       help="maximum of the last two screens, for games that flicker")  # fmt: skip
+    group.add_argument("--max-pool", action=argparse.BooleanOptionalAction,
+                       help="maximum of the last two screens, for games that flicker "
+                       "(default: where objects are found to blink)")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    emulator = EmulatorConfig(args.game, args.frameskip, args.sticky, max_pool=args.max_pool)
+    emulator = EmulatorConfig(
+        args.game, args.frameskip, args.sticky, max_pool=bool(args.max_pool)
+    )
     mix = policy_mix(args.policy, emulator.game)
     if args.seed > MAX_SEED:
         raise ValueError(f"--seed must be 0 to {MAX_SEED}, got {args.seed}")
@@ -69,6 +75,10 @@ def main(argv=None) -> int:
     if old and not args.overwrite:
         raise FileExistsError(f"{old[0]} is there already: --overwrite replaces it")
     check_writable(directory)
+    if args.max_pool is None:
+        flicker = measure_flicker(emulator)
+        emulator = dataclasses.replace(emulator, max_pool=flicker.is_worth_pooling)
+        print(f"{emulator.game}: {flicker}")
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,

@@ -240,7 +240,7 @@ def record_game(job: GameJob) -> list[Segment]:
         if job.policy.rewind and step % SNAPSHOT_STEPS == 0:
             state = env.clone_state(include_rng=False)  # a sticky game goes on with other luck
             snapshots.append((state, now.frames[-1], now.ram[-1], lives))
-        action = policy.act(now.ram[-1])
+        action = policy.act(now.ram[-1], now.frames[-1])
         frame, reward, terminated, truncated, _ = env.step(action)
         now.append(action, reward, frame, env.ram, terminated)
         lost_life, lives = ale.lives() < lives, ale.lives()
