@@ -21,7 +21,7 @@ import os
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-from v2.data.emulator import make_atari_env
+from v2.data.emulator import make_atari_env, package_of
 from v2.data.games import EmulatorConfig
 from v2.dream import DreamEngine
 from v2.play.controllers import Controllers, controller_names
@@ -74,7 +74,8 @@ def _add_model_flags(group) -> None:
 
 
 def _add_play_flags(group) -> None:
-    group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
+    group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game, or the id of "
+                       "an environment of Gymnasium")  # fmt: skip
     group.add_argument("--policy", choices=("human", "random", "scripted"), help="the controller "
                        "that begins; None: human, and headless without --keys scripted, or random "
                        "where a game has no script")  # fmt: skip
@@ -171,6 +172,8 @@ def play(
 ) -> int:
     """Play until the end, then say what was saved and print the figures as the last line."""
     env = make_atari_env(config=emulator)
+    if emulator.package and (here := package_of(emulator)) != emulator.package:
+        print(f"note: {emulator.game} was learnt from {emulator.package}, and here is {here}")
     actions = ActionMap(env.action_meanings, ALIASES.get(emulator.game))
     script = list(actions.script(args.keys)) if args.keys else []
     name = args.policy or _first_controller(args)

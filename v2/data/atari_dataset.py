@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from v2.data.emulator import make_atari_env as make_atari_env
 from v2.data.frames import FRAME_SHAPE
-from v2.data.games import EmulatorConfig, game_id
+from v2.data.games import EmulatorConfig, differing_settings, game_id
 from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
 from v2.data.validation import (
     array_sha256,
@@ -298,12 +298,7 @@ def check_emulator(path: Path, weights: Path, info: dict) -> None:
     """
     held = read_meta(data_paths(path)[0], META_FIELDS)["emulator"]
     known = info.get("emulator") or held
-    differing = [
-        f"{key} {known.get(key)}, not {held.get(key)}"
-        for key in sorted(known.keys() | held.keys())
-        if known.get(key) != held.get(key)
-    ]
-    if differing:
+    if differing := differing_settings(known, held):
         raise ValueError(
             f"{weights} was trained with {'; '.join(differing)} as in {path}: give weights and "
             "data of the same settings"

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from v2.data.atari_dataset import GameData, window_starts
+from v2.data.games import differing_settings
 from v2.data.policies import SCRIPTED, STICKY
 from v2.dream import DreamEngine
 from v2.eval import documents
@@ -101,11 +102,11 @@ def check_fits(engine: DreamEngine, data: GameData) -> None:
             f"{engine.source} knows {engine.num_actions} actions and the data {data.num_actions}: "
             "give the game that the weights were trained on"
         )
-    emulator = engine.info.get("emulator")
-    if emulator and emulator != data.meta["emulator"]:
+    emulator = engine.info.get("emulator") or data.meta["emulator"]
+    if differing := differing_settings(emulator, data.meta["emulator"]):
         raise ValueError(
-            f"{engine.source} was trained with emulator settings {emulator}, the data has "
-            f"{data.meta['emulator']}"
+            f"{engine.source} was trained with {'; '.join(differing)} as in the data: give weights "
+            "and data of the same settings"
         )
 
 

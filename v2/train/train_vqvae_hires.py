@@ -78,6 +78,8 @@ def main(argv=None) -> int:
     check_game(data_path, args.game)
     check_training_games(data_path, read_episodes(data_path))
     data = load_game_data(data_path)
+    if data.emulator.package:
+        print(f"environment: {data.emulator.game} of {data.emulator.package}")
     model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:
