@@ -23,6 +23,7 @@ from v2.eval.branches import _by_paddle
 from v2.eval.gold import GOLD_SHA256, gold_path, load_gold, read_gold
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
+from v2.eval.replays import Recorder
 from v2.eval.starts import EVENT_STEPS, HISTORY, strata_of, stratified_starts
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
@@ -122,10 +123,13 @@ def test_games_and_branches_are_what_the_emulator_makes_again(gold):
     first = segments[0]
     mine = np.flatnonzero(gold.branches.episodes == first.seed)
     times = {_time_of(first, gold.branches.history[k]) for k in mine}
-    parts = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
-    build_gold._branch_game(emulator.make_atari_env(), first, times, parts)
-    assert len(mine) and (np.stack(parts["frames"]) == gold.branches.frames[mine]).all()
-    assert (np.stack(parts["ram"]) == gold.branches.ram[mine]).all()
+    recorder = Recorder(emulator.make_atari_env())
+    assert recorder.add_game(first.seed, first.frames, first.actions, times)
+    made = recorder.branches()
+    assert len(mine) and (made.frames == gold.branches.frames[mine]).all()
+    assert (made.ram == gold.branches.ram[mine]).all()
+    assert (made.history == gold.branches.history[mine]).all()
+    assert not recorder.add_game(first.seed, first.frames[::-1], first.actions, times)
 
 
 def _time_of(segment, history) -> int:
@@ -386,9 +390,11 @@ def test_a_game_without_an_object_detector_is_evaluated_by_tokens_and_pixels(tmp
     played = ["--frames", "400", "--policy", "random"]
     asked, last = _evaluated_untrained(tmp_path, capsys, "seaquest", 18, *played)
     assert not last["is_gold"]
-    assert last["notes"][0] == "this is not the gold set; counterfactual branches need one"
+    assert last["notes"][0] == "this is not the gold set"
     assert "objects of seaquest cannot be read" in last["notes"][1]
     names = " ".join(last["metrics"])
+    assert {"branches/right_branch_pixels@8", "rollout/changed_accuracy@10",
+            "tokenizer/worst_patch_psnr"} <= last["metrics"].keys()  # fmt: skip
     assert "one_step/changed_accuracy" in names and "psnr" in names and "ball" not in names
     with pytest.raises(ValueError, match="holds seaquest, not breakout"):
         gold_eval.main(asked)

@@ -185,7 +185,7 @@ def check_environments() -> list[Finding]:
             if emulator.package:
                 name, _, version = emulator.package.partition(" ")
                 here = _version(name)
-                fix = f"install {name} {version}, here is {here or 'none'}" if here != version else ""
+                fix = f"install {name} {version}: here is {here}" if here != version else ""
                 found.append(
                     Finding("environment", f"{emulator.game} of {emulator.package}: {path}", fix)
                 )

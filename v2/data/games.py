@@ -128,7 +128,12 @@ def emulator_dict(config: EmulatorConfig) -> dict:
 
 
 def differing_settings(known: dict, held: dict) -> list[str]:
-    """Return each setting of two recordings that differs, but for the version of a package."""
+    """Return each setting of two recordings that differs, but for the version of a package.
+
+    A setting that is not stored has its default.
+    """
+    usual = {field.name: field.default for field in dataclasses.fields(EmulatorConfig)}
+    known, held = usual | known, usual | held
     return [
         f"{key} {known.get(key)}, not {held.get(key)}"
         for key in sorted((known.keys() | held.keys()) - {"package"})

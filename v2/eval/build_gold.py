@@ -29,6 +29,7 @@ from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.policies import CLUMSY, REWIND, SCRIPTED, STICKY, UNIFORM, PolicyConfig
 from v2.eval.branches import BRANCH_STEPS, Branches
 from v2.eval.gold import gold_arrays, gold_path, save_gold
+from v2.eval.replays import Recorder
 from v2.eval.starts import HISTORY, stratified_starts
 from v2.runtime.files import check_output
 
@@ -127,31 +128,12 @@ def record_branches(
     if len(candidates) < num_branched:
         raise ValueError(f"{len(candidates)} states to branch, not {num_branched}: play more")
     chosen = sorted(candidates[k] for k in rng.choice(len(candidates), num_branched, replace=False))
-    env = make_atari_env(config=emulator)
-    parts: dict[str, list] = {name: [] for name in ("history", "past", "frames", "ram", "seed")}
+    recorder = Recorder(make_atari_env(config=emulator))
     for index, segment in enumerate(tqdm(segments, unit="game", disable=None, desc="branches")):
         times = {t for k, t in chosen if k == index}
-        if times:
-            _branch_game(env, segment, times, parts)
-    return Branches(
-        emulator.game, np.stack(parts["history"]), np.stack(parts["past"]),
-        np.stack(parts["frames"]), np.stack(parts["ram"]), np.array(parts["seed"], np.int64),
-    )  # fmt: skip
-
-
-def _branch_game(env, segment: Segment, times: set[int], parts: dict[str, list]) -> None:
-    env.reset()
-    for t in range(max(times) + 1):
-        if t in times:
-            if not np.array_equal(env.ram, segment.ram[t]):
-                raise ValueError(f"game {segment.seed} does not repeat itself at step {t}")
-            steps = list(env.branch(range(env.action_space.n), BRANCH_STEPS))
-            parts["history"].append(segment.frames[t - HISTORY + 1 : t + 1])
-            parts["past"].append(segment.actions[t - HISTORY + 1 : t])
-            parts["frames"].append(np.stack([step.frames for step in steps], 1))
-            parts["ram"].append(np.stack([step.ram for step in steps], 1))
-            parts["seed"].append(segment.seed)
-        env.step(int(segment.actions[t]))
+        if times and not recorder.add_game(segment.seed, segment.frames, segment.actions, times):
+            raise ValueError(f"game {segment.seed} does not repeat itself")
+    return recorder.branches()
 
 
 if __name__ == "__main__":

@@ -22,9 +22,12 @@ from v2.data.frames import FRAME_SHAPE
 from v2.data.npz import read_npz, write_npz
 from v2.data.validation import array_sha256
 from v2.eval.branches import BRANCH_STEPS, Branches
+from v2.eval.replays import branches_of
+from v2.eval.rollouts import HORIZONS
 from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
 from v2.runtime.files import file_sha256
 
+MIN_WINDOWS = 8  # of rollouts; where a recording has fewer of a length, they are shorter
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SHA256 = {
     "breakout": "b9b1dc159be11b9a2a86640f5ced9fbbbcb4cb882e4048b71f65beac87c95c70",
@@ -44,6 +47,7 @@ class EvaluationSet:
     is_gold: bool
     sha256: str
     source: str
+    rollout_steps: int | None = None  # None: as many as a tier asks for
 
 
 def gold_path(game: str) -> Path:
@@ -95,11 +99,15 @@ def load_gold(game: str) -> EvaluationSet:
 
 
 def load_recorded(
-    path: Path, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata"
-) -> EvaluationSet:
-    """Take a recording's validation games, or all of it where it has none apart; no branches.
+    path: Path, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata",
+    num_branched: int = 0,
+) -> EvaluationSet:  # fmt: skip
+    """Take a recording's validation games, or all of it where it has none apart.
+
+    Rollouts are as long as asked for, or as its episodes allow.
 
     Args:
+        num_branched: states to branch, where the emulator plays the recording again; 0: none.
         which: `strata`: as many rollouts begin before each kind of bounce; `any`: at any moment.
     Raises:
         ValueError: the recording is of another game, or too short.
@@ -114,6 +122,7 @@ def load_recorded(
     arrays = {name: array[rows] for name, array in data.arrays().items()}
     data = GameData(**arrays, meta=data.meta)
     rng = np.random.default_rng(0)
+    rollout_steps = _fitting_steps(data, rollout_steps)
     try:
         if which == "any":
             starts = random_starts(data, num_rollouts, rollout_steps, rng)
@@ -124,7 +133,17 @@ def load_recorded(
     except ValueError as error:
         raise ValueError(f"{path}: {error}; collect more frames") from error
     source = f"NOT the gold set but {split} of {path}"
-    return EvaluationSet(data, starts, strata, None, False, digest, source)
+    branches = branches_of(data, num_branched)
+    return EvaluationSet(data, starts, strata, branches, False, digest, source, rollout_steps)
+
+
+def _fitting_steps(data: GameData, most: int) -> int:
+    """Return the longest rollout, up to `most`, that enough windows have; else `most`."""
+    lengths = np.bincount(data.episode_ids)
+    for steps in (most, *(h for h in reversed(HORIZONS) if h < most)):
+        if (lengths - HISTORY - steps + 1).clip(0).sum() >= MIN_WINDOWS:
+            return steps
+    return most
 
 
 def read_gold(path: Path) -> EvaluationSet:

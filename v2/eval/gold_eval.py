@@ -24,6 +24,7 @@ import shlex
 from v2.data.games import game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
+from v2.eval.pictures import save_grid, strip_of
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime.device import flush_denormals
 from v2.runtime.files import check_output, check_writable, write_text
@@ -50,7 +51,8 @@ def build_parser():
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
     parser.add_argument("--json", type=cli.path,
-                        help="file for the whole result, or for what --compare finds")
+                        help="file for the whole result, a strip of pictures beside it; or for "
+                        "what --compare finds")  # fmt: skip
     parser.add_argument("--report", type=cli.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=cli.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -105,6 +107,8 @@ def _write(args, document: dict, pictures: dict) -> None:
         print(f"model card: {args.model_card}")
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
+    if args.json:
+        save_grid(strip_of(args.json), html_report.median_strip(pictures))
     _hand_on(document, documents.one_line(document), args.json)
 
 

@@ -79,7 +79,8 @@ def choose_set(
         FileNotFoundError, ValueError: no gold set, data that do not fit, or too few rollouts.
     """
     if data is not None:
-        return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which)
+        steps, branches = tier.rollout_steps, tier.branches
+        return load_recorded(data, game, tier.rollouts, steps, which, branches)
     if which != "strata":
         raise ValueError(f"--starts {which} needs --data: the gold set has its own starts")
     chosen = load_gold(game)
@@ -128,6 +129,8 @@ def evaluate(
         Stopped: `stop` became true.
     """
     began = time.perf_counter()
+    if chosen.rollout_steps:
+        tier = dataclasses.replace(tier, rollout_steps=chosen.rollout_steps)
     starts = _spread(np.arange(len(chosen.starts)), tier.rollouts)
     strata = [chosen.strata[k] for k in starts]
     clips = cut_clips(chosen.data, chosen.starts[starts], tier.rollout_steps, strata)
@@ -149,7 +152,7 @@ def evaluate(
     document = documents.make_document(
         scores, **_origin(engine, chosen), tier=name, flags=flags, engine=played or {},
         settings=dataclasses.asdict(tier) | {"strata": sorted(set(clips.strata))},
-        notes=_notes(chosen, played or {}), seconds=round(time.perf_counter() - began, 1),
+        notes=_notes(chosen, played or {}, name), seconds=round(time.perf_counter() - began, 1),
     )  # fmt: skip
     return document, pictures
 
@@ -196,6 +199,7 @@ def _origin(engine, chosen: EvaluationSet) -> dict:
         "vqvae_sha256": hashes["vqvae"], "world_model_sha256": hashes["world_model"],
         "num_parameters": engine.num_parameters, "device": str(engine.device),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "emulator": chosen.data.meta["emulator"],
         "training": {"train_vqvae_hires": training_runs(engine.info.get("vqvae", {})),
                      "train_wm_hires": training_runs(engine.info)},
     }  # fmt: skip
@@ -285,11 +289,15 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     )  # fmt: skip
 
 
-def _notes(chosen: EvaluationSet, played: dict) -> list[str]:
+def _notes(chosen: EvaluationSet, played: dict, name: str) -> list[str]:
     """Return what sets these numbers apart from those of the shipped way to dream on gold."""
     game, notes = chosen.data.meta["game"], []
     if not chosen.is_gold:
-        notes.append("this is not the gold set; counterfactual branches need one")
+        notes.append("this is not the gold set")
+    if chosen.branches is None:
+        notes.append("the emulator does not play this recording again: no counterfactual branches")
+    if chosen.rollout_steps and chosen.rollout_steps < TIERS[name].rollout_steps:
+        notes.append(f"rollouts are of {chosen.rollout_steps} steps, as long as episodes allow")
     if not detector.has_truth(game):
         notes.append(f"the objects of {game} cannot be read: rows of ball, paddle, bricks and "
                      "digits are left out")  # fmt: skip
