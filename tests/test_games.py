@@ -1,11 +1,15 @@
 """Every ALE game is collected and played, whatever its name, screen height and actions."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import AddRenderObservation, RecordVideo
 
 from tests.fake_engine import FakeEngine
+from v2 import play_atari_hires
 from v2.data import collect_atari
 from v2.data.atari_dataset import load_game_data
 from v2.data.collector import record
@@ -17,6 +21,8 @@ from v2.data.policies import PolicyConfig, make_policy, policy_mix
 from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
+from v2.runtime.run_dir import all_runs
+from v2.train import pipeline
 
 
 @pytest.mark.parametrize("name, game", [
@@ -261,3 +267,21 @@ def test_an_unknown_games_mix_holds_keys_for_long_and_is_curious(tmp_path):
         changes = np.flatnonzero(np.diff(segment.actions, prepend=255, append=255))
         longest[segment.policy] = max(longest.get(segment.policy, 0), np.diff(changes).max())
     assert longest["held"] > 30 > longest["random"]
+
+
+@pytest.mark.slow
+def test_make_train_brings_a_game_that_no_file_names_to_a_playable_dream(tmp_path, capfd):
+    """The smoke preset as people run it, with models of the real size."""
+    assert pipeline.main(["--game", "freeway", "--preset", "smoke", "--out", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    assert "freeway: objects blink in 0% of the screens" in said
+    assert re.search(r"\d+ active cells hold \d+\.\d\d% of the changed tokens", said)
+    run = all_runs(tmp_path)[-1]
+    document = json.loads((run / "held_out.json").read_text())
+    assert {"branches/right_branch_pixels@8", "rollout/changed_accuracy@10",
+            "tokenizer/worst_patch_psnr"} <= document["metrics"].keys()  # fmt: skip
+    assert (run / "held_out.md").exists() and (run / "held_out.strip.png").exists()
+    movie = tmp_path / "play.gif"
+    flags = ["--headless", "--steps", "8", "--record", str(movie)]
+    assert play_atari_hires.main(["--game", "freeway", "--checkpoint", str(run), *flags]) == 0
+    assert movie.stat().st_size > 1000

@@ -16,7 +16,7 @@ from v2.data.frames import fitted
 from v2.data.games import EmulatorConfig
 from v2.data.policies import STICKY, make_policy
 
-NUM_STEPS, STEPS_BETWEEN_LOOKS = 200, 4
+NUM_STEPS, STEPS_BETWEEN_LOOKS = 200, 10
 TOKEN_PIXELS = 4
 MIN_DIFFERENCE = 16  # grey levels from the median screen
 MIN_SCREENS = 0.1  # share of the screens in which something small moves; fewer are not said
