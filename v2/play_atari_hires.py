@@ -22,7 +22,7 @@ import os
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2.data.emulator import make_atari_env, package_of
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, shown_name
 from v2.dream import DreamEngine
 from v2.play.controllers import Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
@@ -152,7 +152,7 @@ def _open_window(game: str, scale: int, is_replay: bool) -> Window:
         rows, advice, columns = REPLAY_KEYS, REPLAY_ADVICE, 4
     window = Window(f"dream of {game}", rows, scale, columns, advice)
     panes = (Pane("", None, "panel"),) * columns
-    window.show(View(game.replace("_", " ").title(), panes, "loading the weights ...", columns))
+    window.show(View(shown_name(game), panes, "loading the weights ...", columns))
     return window
 
 

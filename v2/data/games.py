@@ -113,6 +113,11 @@ def game_id(name: str) -> str:
     return spelt[letters]
 
 
+def shown_name(game: str) -> str:
+    """Return a game's name as people write it; ids stay as they are."""
+    return game.replace("_", " ").title() if game in ATARI_GAMES else game
+
+
 def game_directory(game: str) -> Path:
     """Return the directory of a game's data and weights; `atari` is Breakout's."""
     name = re.sub(r"[^\w.-]", "_", game_id(game))

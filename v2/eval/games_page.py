@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import json
 
-from v2.data.games import game_directory
+from v2.data.games import game_directory, shown_name
 from v2.eval import documents, tables
 from v2.eval.pictures import strip_of
 from v2.runtime.files import atomic_path, check_output, write_text
@@ -118,7 +118,7 @@ def page_of(found: dict[Path, dict], folder: Path) -> str:
 
 
 def _cells(document: dict) -> list[str]:
-    cells = [title_of(document), "yes" if document["emulator"].get("max_pool") else "no"]
+    cells = [shown_name(document['game']), "yes" if document["emulator"].get("max_pool") else "no"]
     for _, name, decimals, baseline in COLUMNS:
         metric = document["metrics"].get(name, documents.NO_VALUE)
         value = "-" if metric["value"] is None else f"{metric['value']:.{decimals}f}"
@@ -133,19 +133,13 @@ def _section(path: Path, document: dict) -> list[str]:
     written = path.with_suffix(".txt")
     said = [written.read_text(encoding="utf-8").strip(), ""] if written.exists() else []
     return [
-        "", f"## {title_of(document)}", "", *said,
-        f"![{title_of(document)}: real frames above, dreamed ones below]"
+        "", f"## {shown_name(document['game'])}", "", *said,
+        f"![{shown_name(document['game'])}: real frames above, dreamed ones below]"
         f"(games/{strip_of(path).name})", "",
         "The rollout of median PSNR, real above, dream below. "
         f"{origin}Figures of {documents.provenance(document)}.",
         *(f"Note: {note}." for note in document["notes"]),
     ]  # fmt: skip
-
-
-def title_of(document: dict) -> str:
-    """Return a game's name as people write it."""
-    game = document["game"]
-    return game if document["emulator"].get("package") else game.replace("_", " ").title()
 
 
 if __name__ == "__main__":
