@@ -80,17 +80,11 @@ def test_max_pooling_takes_the_brighter_of_the_last_two_screens():
 
 
 def test_actions_lie_beside_the_frame_they_were_taken_at(monkeypatch, tmp_path):
-    class Ale:
-        def lives(self):
-            return 1
-
     class Synthetic:
         """Shows its position and its last action; the policy sees the position in ram[0]."""
 
         action_meanings = ["NOOP", "FIRE", "RIGHT", "LEFT"]
-
-        def __init__(self):
-            self.unwrapped = type("Unwrapped", (), {"ale": Ale()})()
+        lives = 1
 
         def reset(self, seed=None):
             self.position, self.last, self.steps = 0, 0, 0

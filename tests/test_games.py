@@ -1,19 +1,28 @@
 """Every ALE game is collected and played, whatever its name, screen height and actions."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import AddRenderObservation, RecordVideo
 
 from tests.fake_engine import FakeEngine
+from v2 import play_atari_hires
 from v2.data import collect_atari
 from v2.data.atari_dataset import load_game_data
+from v2.data.collector import record
 from v2.data.emulator import known_games, make_atari_env
+from v2.data.flicker import measure_flicker
 from v2.data.frames import downsample_screen
 from v2.data.games import EmulatorConfig, game_id
+from v2.data.policies import PolicyConfig, make_policy, policy_mix
 from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
+from v2.runtime.run_dir import all_runs
+from v2.train import pipeline
 
 
 @pytest.mark.parametrize("name, game", [
@@ -236,3 +245,73 @@ def test_every_game_makes_frames_and_has_keys(game):
     for action in range(len(env.action_meanings)):
         assert actions.action(sorted(actions.inputs(action))) == action
     env.close()
+
+
+# What needs no knowledge of the game
+
+
+@pytest.mark.parametrize("game, blinks", [
+    ("asteroids", True), ("frogger", True), ("yars_revenge", True), ("solaris", True),
+    ("breakout", False), ("pong", False), ("freeway", False), ("turmoil", False),
+])  # fmt: skip
+def test_objects_that_blink_are_found_and_those_that_only_move_are_not(game, blinks):
+    found = measure_flicker(EmulatorConfig(game))
+    assert found.is_worth_pooling == blinks
+    assert (found.screens > 0.3) if blinks else (found.screens < 0.02)
+
+
+@pytest.mark.parametrize("flags, pools", [
+    ([], True), (["--max-pool"], True), (["--no-max-pool"], False),
+])  # fmt: skip
+def test_collecting_takes_the_setting_that_shows_what_blinks_and_a_flag_wins(
+    flags, pools, tmp_path, capsys
+):
+    flags = [*flags, "--frames", "60", "--workers", "1", "--out", str(tmp_path)]
+    assert collect_atari.main(["--game", "asteroids", *flags]) == 0
+    assert load_game_data(tmp_path / "atari_game_data.npz").emulator.max_pool == pools
+    said = capsys.readouterr().out
+    assert ("asteroids: objects blink in 100% of the screens" in said) == (len(flags) == 6)
+
+
+def test_curiosity_tries_every_key_and_then_takes_the_one_to_what_was_seen_least():
+    names = ["NOOP", "UP", "DOWN", "LEFT", "RIGHT", "FIRE"]
+    policy = make_policy(PolicyConfig("curious", 1.0, "curious"), "freeway", names,
+                         np.random.default_rng(0))  # fmt: skip
+    dark, bright = np.zeros((84, 64, 3), np.uint8), np.full((84, 64, 3), 255, np.uint8)
+    frame, tried = dark, []
+    while len(tried) < 20:
+        is_new = policy.steps_left == 0
+        action = policy.act(np.zeros(128), frame)
+        if is_new and frame is dark:
+            tried.append(action)
+        if policy.steps_left == 0:  # one key leads to another place, and from there all lead back
+            frame = bright if action == 3 and frame is dark else dark
+    assert sorted(tried[:6]) == [0, 1, 2, 3, 4, 5] and tried[6:] == [3] * 14
+
+
+def test_an_unknown_games_mix_holds_keys_for_long_and_is_curious(tmp_path):
+    mix = policy_mix("mix", "freeway")
+    assert {config.name for config in mix} == {"sticky", "held", "curious", "random"}
+    longest = {}
+    for segment in record(EmulatorConfig("freeway"), mix, 1600, 0, workers=1):
+        changes = np.flatnonzero(np.diff(segment.actions, prepend=255, append=255))
+        longest[segment.policy] = max(longest.get(segment.policy, 0), np.diff(changes).max())
+    assert longest["held"] > 30 > longest["random"]
+
+
+@pytest.mark.slow
+def test_make_train_brings_a_game_that_no_file_names_to_a_playable_dream(tmp_path, capfd):
+    """The smoke preset as people run it, with models of the real size."""
+    assert pipeline.main(["--game", "freeway", "--preset", "smoke", "--out", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    assert "freeway: objects blink in 0% of the screens" in said
+    assert re.search(r"\d+ active cells hold \d+\.\d\d% of the changed tokens", said)
+    run = all_runs(tmp_path)[-1]
+    document = json.loads((run / "held_out.json").read_text())
+    assert {"branches/right_branch_pixels@8", "rollout/changed_accuracy@10",
+            "tokenizer/worst_patch_psnr"} <= document["metrics"].keys()  # fmt: skip
+    assert (run / "held_out.md").exists() and (run / "held_out.strip.png").exists()
+    movie = tmp_path / "play.gif"
+    flags = ["--headless", "--steps", "8", "--record", str(movie)]
+    assert play_atari_hires.main(["--game", "freeway", "--checkpoint", str(run), *flags]) == 0
+    assert movie.stat().st_size > 1000

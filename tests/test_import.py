@@ -13,7 +13,7 @@ from v2 import play_atari_hires
 from v2.data import games, import_recordings, tokenize_atari
 from v2.data.action_shift import check_shift
 from v2.data.atari_dataset import hold_out_end, load_game_data, split_of_game
-from v2.data.frames import fit_frame
+from v2.data.frames import fit_screen
 from v2.data.games import EmulatorConfig, RecordedConfig, game_id, stored_config
 from v2.dream import DreamEngine
 from v2.eval import gold_eval
@@ -94,7 +94,7 @@ def test_arrays_of_any_size_become_frames_by_the_area_average(tmp_path):
 def test_a_picture_is_padded_cropped_or_stretched():
     wide = np.zeros((100, 400, 3), np.uint8)
     wide[:, :200] = 200
-    padded, cropped, stretched = (fit_frame(wide, fit) for fit in ("pad", "crop", "stretch"))
+    padded, cropped, stretched = (fit_screen(wide, fit) for fit in ("pad", "crop", "stretch"))
     assert (padded[34:50, :32] == 200).all() and not padded[:33].any() and not padded[51:].any()
     assert (cropped[:, :32] == 200).all() and not cropped[:, 32:].any()
     np.testing.assert_array_equal(cropped, stretched)
@@ -263,7 +263,8 @@ def test_after_the_import_nothing_needs_an_emulator(own_game, tmp_path, monkeypa
     flags = ["--game", "own-ball", "--data", str(data), "--tier", "canary", "--json", str(result)]
     small = dataclasses.replace(
         gold_eval.TIERS["canary"], tokenizer_frames=8, one_step_clips=4, turns=2, rollouts=2,
-        rollout_steps=5, long_rollouts=0, branches=1, long_dreams=1, long_dream_steps=3, timed_steps=2,
+        rollout_steps=5, long_rollouts=0, branches=1,
+        long_dreams=1, long_dream_steps=3, timed_steps=2,
     )  # fmt: skip
     monkeypatch.setitem(gold_eval.TIERS, "canary", small)
     assert gold_eval.main(flags) == 0

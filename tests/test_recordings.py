@@ -124,7 +124,7 @@ def test_recordings_that_cannot_be_joined_are_refused(game_data, vqvae, tmp_path
         list_episodes([first, second])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(FileNotFoundError, match=f"no recording in {empty}: run .*collect_atari.py --out"):
+    with pytest.raises(FileNotFoundError, match=f"no recording in {empty}: run .*collect_atari"):
         list_episodes(empty)
 
 

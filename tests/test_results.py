@@ -2,12 +2,14 @@
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
 
-from v2.eval import documents, results_page
+from v2.eval import documents, games_page, results_page
 from v2.eval.intervals import Metric, mean_metric
+from v2.eval.pictures import save_grid, strip_of
 from v2.eval.rollouts import HORIZONS
 from v2.runtime.errors import report_error
 
@@ -220,3 +222,44 @@ def test_the_stored_page_and_readme_are_made_of_the_stored_documents():
     assert page == (STORED.parent / "results.md").read_text("utf-8")
     readme = (results_page.ROOT / "README.md").read_text("utf-8")
     assert results_page.with_results(readme, results_page.readme_table(found))[0] == readme
+
+
+# The page of all games
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    """A result of gold_eval.py on a recording's held-out games, with its strip."""
+    metrics = {name: Metric(0.5) for _, name, *_ in games_page.COLUMNS}
+    metrics["rollout/psnr@10"] = Metric(30.25, baselines={"copy_last": Metric(20.04)})
+    del metrics["rollout/psnr@50"]  # episodes were too short
+    facts = {name: "x" for name in documents.SHOWN} | {"seconds": 9, "notes": ["it is short"]}
+    facts |= {"game": "space_invaders", "emulator": {"max_pool": True}, "data_sha256": "d",
+              "evaluator": 11, "settings": {}}  # fmt: skip
+    path = tmp_path / "held_out.json"
+    path.write_text(json.dumps(documents.make_document(metrics, **facts)))
+    save_grid(strip_of(path), [np.zeros((2, 84, 64, 3), np.uint8)] * 2)
+    return path
+
+
+def test_the_page_of_games_has_a_row_and_a_strip_for_each_result(held_out, tmp_path, capsys):
+    docs = tmp_path / "docs"
+    assert games_page.main(["--take", str(held_out), "--docs", str(docs)]) == 0
+    document = json.loads(held_out.read_text())
+    document |= {"game": "MinAtar/Breakout-v1", "emulator": {"package": "minatar 1.0.15"}}
+    held_out.write_text(json.dumps(document))
+    (docs / "games" / "MinAtar_Breakout-v1.txt").write_text("It loses the ball.")
+    assert games_page.main(["--take", str(held_out), "--docs", str(docs)]) == 0
+    page = (docs / "games.md").read_text()
+    row = "yes | 0.5 | 0.5 | 0.50 | 0.50 | 0.5 / - | 30.2 / 20.0 | - / - | 0.50 / - |"
+    assert f"| Space Invaders | {row}" in page
+    assert f"| MinAtar/Breakout-v1 | {row.replace('yes', 'no')}" in page
+    assert "MinAtar/Breakout-v1 of minatar 1.0.15." in page and "It loses the ball." in page
+    assert page.count("Note: it is short.") == 2
+    shown = re.findall(r"\(games/(.*)\)", page)
+    assert shown == ["MinAtar_Breakout-v1.strip.png", "space_invaders.strip.png"]
+    assert all((docs / "games" / name).stat().st_size > 100 for name in shown)
+    strip_of(held_out).unlink()
+    with pytest.raises(FileNotFoundError, match="no strip"):
+        games_page.main(["--take", str(held_out), "--docs", str(docs)])
+    assert page == (docs / "games.md").read_text()

@@ -176,6 +176,29 @@ def check_weights() -> list[Finding]:
     return [_check_pair(game, directory) for game, directory in directories.items()]
 
 
+def check_environments() -> list[Finding]:
+    """Say which package each recording of another environment than Atari is of."""
+    if not (_is_there("torch") and _is_there("gymnasium") and _is_there("ale_py")):
+        return []
+    from v2.data.atari_dataset import recorded_emulator
+    from v2.data.games import CHECKPOINTS
+    from v2.data.npz import read_meta
+    from v2.data.recordings import DATA_NAME, META_FIELDS, recorded_files
+
+    found = []
+    for folder in sorted(CHECKPOINTS.glob("*")):
+        for path in recorded_files(folder / f"{DATA_NAME}.npz")[:1]:
+            emulator = recorded_emulator(path, read_meta(path, META_FIELDS))
+            if emulator.package:
+                name, _, version = emulator.package.partition(" ")
+                here = _version(name)
+                fix = f"install {name} {version}: here is {here}" if here != version else ""
+                found.append(
+                    Finding("environment", f"{emulator.game} of {emulator.package}: {path}", fix)
+                )
+    return found
+
+
 def _check_pair(game: str, directory: Path) -> Finding:
     """Load a game's shipped weights."""
     from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
@@ -205,7 +228,7 @@ def _check_pair(game: str, directory: Path) -> Finding:
 
 CHECKS = (
     check_python, check_packages, check_device, check_display, check_roms, check_disk,
-    check_weights,
+    check_weights, check_environments,
 )  # fmt: skip
 
 

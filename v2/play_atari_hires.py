@@ -22,8 +22,15 @@ import os
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2.agents.players import Player, load_agent_player
-from v2.data.emulator import make_atari_env
-from v2.data.games import EmulatorConfig, RecordedConfig, game_directory, game_id, stored_config
+from v2.data.emulator import make_atari_env, package_of
+from v2.data.games import (
+    EmulatorConfig,
+    RecordedConfig,
+    game_directory,
+    game_id,
+    shown_name,
+    stored_config,
+)
 from v2.data.recordings import DATA_NAME, recorded_files
 from v2.export.engine import load_quickest
 from v2.play.controllers import AGENT, Controllers, controller_names
@@ -83,7 +90,8 @@ def _add_model_flags(group) -> None:
 
 
 def _add_play_flags(group) -> None:
-    group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
+    group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game, or the id of "
+                       "an environment of Gymnasium")  # fmt: skip
     group.add_argument("--policy", metavar="NAME", help="who begins to play: human, random, "
                        "scripted, or the file or run of an agent; None: human, and headless "
                        "without --keys scripted, or random where a game has no script")  # fmt: skip
@@ -170,7 +178,7 @@ def _open_window(game: str, scale: int, is_replay: bool) -> Window:
         rows, advice, columns = REPLAY_KEYS, REPLAY_ADVICE, 4
     window = Window(f"dream of {game}", rows, scale, columns, advice)
     panes = (Pane("", None, "panel"),) * columns
-    window.show(View(game.replace("_", " ").title(), panes, "loading the weights ...", columns))
+    window.show(View(shown_name(game), panes, "loading the weights ...", columns))
     return window
 
 
@@ -240,6 +248,8 @@ def _load_agent(name: str, game: str, num_actions: int) -> Player:
 def _environment(emulator: EmulatorConfig | RecordedConfig, engine):
     """Make the emulator; of a game that was only recorded, take its data in place of one."""
     if isinstance(emulator, EmulatorConfig):
+        if emulator.package and (here := package_of(emulator)) != emulator.package:
+            print(f"note: {emulator.game} was learnt from {emulator.package}, and here is {here}")
         return make_atari_env(config=emulator)
     own = game_directory(emulator.game) / f"{DATA_NAME}.npz"
     start = ROOT / Path(engine.source).with_name(START_NAME)

@@ -22,7 +22,14 @@ from tqdm import tqdm
 
 from v2.data.emulator import make_atari_env as make_atari_env
 from v2.data.frames import FRAME_SHAPE
-from v2.data.games import EmulatorConfig, RecordedConfig, game_id, is_recorded, stored_config
+from v2.data.games import (
+    EmulatorConfig,
+    RecordedConfig,
+    differing_settings,
+    game_id,
+    is_recorded,
+    stored_config,
+)
 from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
 from v2.data.recordings import META_FIELDS, NUM_SHARDS, Data, data_paths, list_episodes, shown
 from v2.data.validation import (
@@ -328,12 +335,7 @@ def check_emulator(data: Data, weights: Path, info: dict) -> None:
     path = data_paths(data)[0]
     held = read_meta(path, META_FIELDS)["emulator"]
     known = info.get("emulator") or held
-    differing = [
-        f"{key} {known.get(key)}, not {held.get(key)}"
-        for key in sorted(known.keys() | held.keys())
-        if known.get(key) != held.get(key)
-    ]
-    if differing:
+    if differing := differing_settings(known, held):
         raise ValueError(
             f"{weights} was trained with {'; '.join(differing)} as in {path}: give weights and "
             "data of the same settings"

@@ -14,7 +14,9 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import argparse
 import contextlib
+import dataclasses
 import shutil
 import time
 
@@ -23,10 +25,13 @@ from tqdm import tqdm
 
 from v2.data.atari_dataset import GameData, save_game_data
 from v2.data.collector import SEEDS_PER_RUN, Segment, join_segments, record
-from v2.data.emulator import emulator_version, make_atari_env
-from v2.data.games import EmulatorConfig, emulator_dict, game_directory
+from v2.data.emulator import emulator_config, emulator_version, make_atari_env
+from v2.data.environments import ALE_ORDER, read_env_args
+from v2.data.flicker import measure_flicker
+from v2.data.games import FITS, EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, PolicyConfig, policy_mix
 from v2.data.recordings import DATA_NAME, recorded_files, say_all_are_there, shard_path
+from v2.data.resolution import measure_small_things
 from v2.runtime.commands import command
 from v2.runtime.files import check_writable
 from v2.runtime.lock import Lock
@@ -37,7 +42,10 @@ MAX_SEED = 98
 def build_parser():
     parser = cli.parser(__file__)
     emulator = EmulatorConfig()
-    parser.add_argument("--game", default=emulator.game, help="any ALE game")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--game", default=emulator.game, help="any ALE game")
+    which.add_argument("--env", dest="game", metavar="ID", help="any environment of Gymnasium with "
+                       "discrete actions and a picture, such as CartPole-v1")  # fmt: skip
     parser.add_argument("--frames", type=cli.positive_int, default=200_000)
     parser.add_argument("--policy", choices=POLICY_NAMES, default="mix")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0,
@@ -49,18 +57,27 @@ def build_parser():
                         help="more frames than this come as shards; bounds the memory")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace data that is there")
     group = parser.add_argument_group("emulator")
-    group.add_argument("--frameskip", type=cli.positive_int, default=emulator.frameskip)
+    group.add_argument("--frameskip", type=cli.positive_int,
+                       help=f"(default: {emulator.frameskip}, of another environment 1)")
     group.add_argument("--sticky", type=cli.probability_below_one, metavar="PROB",
                        default=emulator.repeat_action_probability,
                        help="probability that the emulator repeats the last action")  # fmt: skip
-    group.add_argument("--max-pool", action="store_true",
-                       help="maximum of the last two screens, for games that flicker")  # fmt: skip
+    group.add_argument("--max-pool", action=argparse.BooleanOptionalAction,
+                       help="maximum of the last two screens, for games that flicker "
+                       "(default: where objects are found to blink)")  # fmt: skip
+    group = parser.add_argument_group("of an environment of Gymnasium")
+    group.add_argument("--env-arg", action="append", default=[], metavar="NAME=VALUE",
+                       help="a further argument of gymnasium.make, such as continuous=False")
+    group.add_argument("--fit", choices=FITS, help="its screen as a frame: between black bars, its "
+                       "middle, or out of proportion (default: pad)")  # fmt: skip
+    group.add_argument("--actions", default="", metavar="NAMES", help="names of its actions, such "
+                       "as NOOP,LEFT,UP: the keys that play them (default: its own)")  # fmt: skip
     return parser
 
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    emulator = EmulatorConfig(args.game, args.frameskip, args.sticky, max_pool=args.max_pool)
+    emulator = _settings(args)
     mix = policy_mix(args.policy, emulator.game)
     if args.seed > MAX_SEED:
         raise ValueError(f"--seed must be 0 to {MAX_SEED}, got {args.seed}")
@@ -78,12 +95,13 @@ def _collect(args, emulator: EmulatorConfig, mix: list[PolicyConfig], directory:
     old = recorded_files(single)
     if old and not args.overwrite:
         raise FileExistsError(f"{old[0]} is there already: --overwrite replaces it")
+    emulator = _looked_at(emulator, args.max_pool)
     meta = {
         "format": 1, "game": emulator.game, "emulator": emulator_dict(emulator),
         "action_meanings": make_atari_env(config=emulator).action_meanings,
-        "ale_py": emulator_version(), "policy": args.policy,
+        "policy": args.policy,
         "mix": {config.name: config.share for config in mix}, "seed": args.seed,
-    }  # fmt: skip
+    } | ({"ale_py": emulator_version()} if emulator.is_atari else {})  # fmt: skip
     folder = directory
     if old:  # they stay until all of the new ones are there
         folder = directory / "overwrite.tmp"
@@ -108,6 +126,35 @@ def _collect(args, emulator: EmulatorConfig, mix: list[PolicyConfig], directory:
                     data=args.out and single, out=args.out)  # fmt: skip
     print(f"next: {train}")
     return stop.exit_code
+
+
+def _settings(args) -> EmulatorConfig:
+    """Return the settings that the flags name."""
+    given = {"env_args": read_env_args(args.env_arg), "fit": args.fit, "action_names": args.actions}
+    given = {name: value for name, value in given.items() if value}
+    emulator = emulator_config(args.game, args.frameskip, max_pool=bool(args.max_pool),
+                               repeat_action_probability=args.sticky, **given)  # fmt: skip
+    if given and emulator.is_atari:
+        raise ValueError(f"--env-arg, --fit and --actions are not for Atari's {emulator.game}")
+    return emulator
+
+
+def _looked_at(emulator: EmulatorConfig, max_pool: bool | None) -> EmulatorConfig:
+    """Say what frames will show of the game, and choose what shows more where that is open."""
+    if not emulator.is_atari:
+        print(f"{emulator.game} of {emulator.package}: actions {emulator.action_names}, "
+              f"{emulator.steps_per_second:g} steps a second")  # fmt: skip
+        if emulator.action_names.startswith(",".join(ALE_ORDER[:3])):
+            print("note: what these actions do is not known: --actions names them")
+        small = measure_small_things(emulator)
+        if small.is_worth_a_warning:
+            advice = "; --fit crop or stretch shows more of it" if emulator.fit == "pad" else ""
+            print(f"warning: {small}{advice}")
+    elif max_pool is None:
+        flicker = measure_flicker(emulator)
+        print(f"{emulator.game}: {flicker}")
+        return dataclasses.replace(emulator, max_pool=flicker.is_worth_pooling)
+    return emulator
 
 
 def _replace(old: list[Path], folder: Path) -> None:

@@ -231,22 +231,21 @@ def record_game(job: GameJob) -> list[Segment]:
     env = _env(job.emulator)
     rng = np.random.default_rng(job.seed)
     policy = make_policy(job.policy, job.emulator.game, env.action_meanings, rng)
-    ale = env.unwrapped.ale  # type: ignore[attr-defined]  # gymnasium takes it for any Env
-    is_random = job.emulator.repeat_action_probability > 0  # else every seed starts one same game
-    frame, _ = env.reset(seed=job.seed if is_random else None)  # a seed reloads the ROM: 0.15 s
+    has_luck = job.emulator.has_luck
+    frame, _ = env.reset(seed=job.seed if has_luck else None)  # a seed reloads the ROM: 0.15 s
     segments = [Segment.begin(job.seed, job.policy.name, frame, env.ram)]
     snapshots: deque = deque(maxlen=MAX_SNAPSHOTS)
-    lives, num_vain = ale.lives(), 0  # rewinds in a row that soon lost the life again
+    lives, num_vain = env.lives, 0  # rewinds in a row that soon lost the life again
     last_reward = 0  # the step of it
     for step in range(job.max_steps):
         now = segments[-1]
         if job.policy.rewind and step % SNAPSHOT_STEPS == 0:
             state = env.clone_state(include_rng=False)  # a sticky game goes on with other luck
             snapshots.append((state, now.frames[-1], now.ram[-1], lives))
-        action = policy.act(now.ram[-1])
+        action = policy.act(now.ram[-1], now.frames[-1])
         frame, reward, terminated, truncated, _ = env.step(action)
         now.append(action, reward, frame, env.ram, terminated)
-        lost_life, lives = ale.lives() < lives, ale.lives()
+        lost_life, lives = env.lives < lives, env.lives
         last_reward = step if reward else last_reward
         is_stuck = step - last_reward > STUCK_STEPS and lives > 1
         if job.policy.rewind and lost_life and not is_stuck:

@@ -57,7 +57,7 @@ def coverage(
         changed += int(is_changed.sum())
         whole += int((num_held == is_changed.sum(1)).sum())
         total += len(windows)
-    return Coverage(count, held / max(changed, 1), whole / total, total)
+    return Coverage(count, held / changed if changed else 1.0, whole / total, total)
 
 
 def choose_count(tokens: TokenData, rank: torch.Tensor, grid: tuple[int, int]) -> Coverage:

@@ -1,9 +1,11 @@
 """The emulator, made in one way for collecting, evaluating and playing.
 
-Contract: an ALE game under `EmulatorConfig`'s settings whose observation is the model's frame. The
-only module that imports ale_py. Knows nothing of data files, policies or models.
+Contract: an ALE game, or another environment of Gymnasium, under `EmulatorConfig`'s settings whose
+observation is the model's frame. The only module that imports ale_py. Knows nothing of data files,
+policies or models.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -11,8 +13,9 @@ from typing import Any, NamedTuple, cast
 import gymnasium
 import numpy as np
 
-from v2.data.frames import FRAME_SHAPE, downsample_screen
-from v2.data.games import EmulatorConfig
+from v2.data import environments
+from v2.data.frames import FRAME_SHAPE, downsample_screen, fit_screen
+from v2.data.games import EmulatorConfig, game_id
 from v2.runtime.checks import whole_number
 
 RENDER_MODES = ("rgb_array", "human")
@@ -30,7 +33,8 @@ class AtariFrameEnv(gymnasium.Env):
     """An ALE game whose observation is the model's frame, uint8 (84, 64, 3).
 
     Args:
-        env: the ALE environment that gymnasium made, with `config`'s settings.
+        env: the ALE environment that gymnasium made, with `config`'s settings, or what has its
+            interface (v2.data.environments.Screens).
     """
 
     env: Any  # an ALE environment has methods that gymnasium does not name
@@ -53,6 +57,10 @@ class AtariFrameEnv(gymnasium.Env):
         return self.env.unwrapped.ale
 
     @property
+    def lives(self) -> int:
+        return self.ale.lives()
+
+    @property
     def action_meanings(self) -> list[str]:
         return self.env.unwrapped.get_action_meanings()
 
@@ -62,14 +70,14 @@ class AtariFrameEnv(gymnasium.Env):
 
     @property
     def ram(self) -> np.ndarray:
-        """The emulator's memory, uint8 (128,)."""
+        """The emulator's memory, uint8 (128,); elsewhere what tells states apart."""
         return self.ale.getRAM()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         seed = seed if seed is None else whole_number(seed, 0, MAX_SEED, "seed")
         super().reset(seed=seed)
         screen, info = self.env.reset(seed=seed, options=options)
-        return downsample_screen(screen), info
+        return self._frame(screen), info
 
     def step(self, action):
         """Take an action for `frameskip` emulator frames.
@@ -80,7 +88,7 @@ class AtariFrameEnv(gymnasium.Env):
         action = self._checked(action)
         if not self.config.max_pool:
             screen, reward, terminated, truncated, info = self.env.step(action)
-            return downsample_screen(screen), float(reward), terminated, truncated, info
+            return self._frame(screen), float(reward), terminated, truncated, info
         total, previous, screen = 0.0, None, None
         for _ in range(self.config.frameskip):
             previous = screen
@@ -89,14 +97,19 @@ class AtariFrameEnv(gymnasium.Env):
             if terminated or truncated:
                 break
         pooled = screen if previous is None else np.maximum(previous, screen)
-        return downsample_screen(pooled), total, terminated, truncated, info
+        return self._frame(pooled), total, terminated, truncated, info
+
+    def _frame(self, screen: np.ndarray) -> np.ndarray:
+        if self.config.is_atari:
+            return downsample_screen(screen)
+        return fit_screen(screen, self.config.fit)
 
     def _checked(self, action) -> int:
         hint = f" ({', '.join(self.action_meanings)})"
         return whole_number(action, 0, int(self.action_space.n) - 1, "action", hint)
 
     def render(self) -> np.ndarray | None:
-        """Return the emulator's own screen, uint8 (210, 160, 3), in the mode `rgb_array`."""
+        """Return the emulator's own screen, uint8 (H, W, 3), in the mode `rgb_array`."""
         return self.env.render() if self.render_mode else None
 
     def close(self) -> None:
@@ -114,7 +127,8 @@ class AtariFrameEnv(gymnasium.Env):
     def restore_state(self, state) -> None:
         """Go back to a state of `clone_state`.
 
-        Exact but in a sticky game: the action that it may repeat is no part of ALE's states.
+        Exact but in a sticky game: the action that it may repeat is no part of ALE's states. Other
+        environments play again from their seed, which takes the longer the further they are.
         """
         self.env.unwrapped.restore_state(state)
 
@@ -149,7 +163,8 @@ def make_atari_env(
     """Make the emulator as collecting, evaluating and playing all use it.
 
     Args:
-        game: name in any common spelling; ignored when `config` is given.
+        game: name in any common spelling, or the id of an environment of Gymnasium; ignored when
+            `config` is given.
         render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs;
             `human` shows it in the emulator's own window.
 
@@ -157,10 +172,16 @@ def make_atari_env(
         ValueError: no such game, setting or render mode.
         FileNotFoundError: the game's ROM is missing.
     """
-    config = config or EmulatorConfig(game=game)
+    config = config or emulator_config(game)
     if render_mode not in (None, *RENDER_MODES):
         known = " or ".join(RENDER_MODES)
         raise ValueError(f"render_mode must be None, {known}, got {render_mode!r}")
+    if not config.is_atari:
+        env = environments.make_environment(config.game, config.env_args)
+        repeats = 1 if config.max_pool else config.frameskip
+        return AtariFrameEnv(
+            environments.Screens(env, repeats, config.action_names, render_mode), config
+        )
     try:
         env = gymnasium.make(
             known_games()[config.game],
@@ -183,6 +204,26 @@ def spaces_of(num_actions: int) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.
     """Return the spaces of a game's frames and of its actions."""
     frames = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
     return frames, gymnasium.spaces.Discrete(num_actions)
+def emulator_config(game: str, frameskip: int | None = None, **settings) -> EmulatorConfig:
+    """Return the settings of a game; what only an environment itself knows is asked of it.
+
+    Args:
+        frameskip: None: Atari's usual one, of another environment 1.
+        settings: fields of `EmulatorConfig`.
+    Raises:
+        ValueError: no such game or setting, or one without discrete actions.
+    """
+    name = game_id(game)
+    config = EmulatorConfig(name, **settings)
+    if config.is_atari:
+        return dataclasses.replace(config, frameskip=frameskip or config.frameskip)
+    env = environments.make_environment(name, config.env_args)
+    names = environments.Screens(env, 1, config.action_names, None).meanings
+    return dataclasses.replace(
+        config, frameskip=frameskip or 1, fit=settings.get("fit") or "pad",
+        native_fps=environments.native_fps(env), action_names=",".join(names),
+        package=environments.package_of(env),
+    )  # fmt: skip
 
 
 @functools.cache
@@ -204,3 +245,10 @@ def emulator_version() -> str:
     import ale_py
 
     return ale_py.__version__
+
+
+def package_of(config: EmulatorConfig) -> str:
+    """Return the package that a game comes from here, and its version."""
+    if config.is_atari:
+        return f"ale-py {emulator_version()}"
+    return environments.package_of(environments.make_environment(config.game, config.env_args))

@@ -12,7 +12,6 @@ import torch
 
 SCREEN_WIDTH = 160
 FRAME_SHAPE = (84, 64, 3)
-FITS = ("pad", "crop", "stretch")
 
 
 def downsample_screen(screen: np.ndarray) -> np.ndarray:
@@ -38,44 +37,50 @@ def downsample_screen(screen: np.ndarray) -> np.ndarray:
     return ((sums + area // 2) // area).astype(np.uint8).reshape(FRAME_SHAPE)
 
 
-def fit_frame(picture: np.ndarray, fit: str = FITS[0]) -> np.ndarray:
-    """Bring a picture of any size to a frame by the exact area average, rounded once.
+def fit_screen(screen: np.ndarray, fit: str) -> np.ndarray:
+    """Bring a screen of any size to a frame by the exact area average.
 
     Args:
-        picture: uint8 (H, W, 3).
-        fit: `pad` keeps all of it between black bars, `crop` its middle, `stretch` neither ratio
-            nor bars.
+        screen: uint8 (H, W, 3).
+        fit: `stretch` takes the whole screen; `pad` the whole in its own proportions, between black
+            bars; `crop` its middle in its own proportions.
     Returns:
         uint8 (84, 64, 3).
     """
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3 or not picture.size:
-        raise ValueError(f"a picture must be uint8 (H, W, 3), got {picture.dtype} {picture.shape}")
-    height, width = FRAME_SHAPE[:2]
-    if picture.shape == FRAME_SHAPE:
-        return picture
-    H, W = picture.shape[:2]
-    if fit == "crop":
-        h, w = min(H, max(1, round(W * height / width))), min(W, max(1, round(H * width / height)))
-        top, left = (H - h) // 2, (W - w) // 2
-        picture = picture[top : top + h, left : left + w]
-    elif fit == "pad":
-        scale = min(height / H, width / W)
-        height, width = max(1, round(H * scale)), max(1, round(W * scale))
-    rows, columns = area_weights(picture.shape[0], height), area_weights(picture.shape[1], width)
-    lines = rows @ picture.reshape(len(picture), -1).astype(np.float32)  # (height, W * 3)
-    mean = columns @ lines.reshape(height, -1, 3)
-    frame = np.zeros(FRAME_SHAPE, np.uint8)
+    if screen.ndim != 3 or screen.shape[2] != 3 or screen.dtype != np.uint8 or not screen.size:
+        raise ValueError(f"screen must be uint8 (H, W, 3), got {screen.dtype} {screen.shape}")
+    rows, columns, height, width = fitted(screen.shape[0], screen.shape[1], fit)
+    shown = screen[rows, columns]
+    sums = _area_sums(_area_sums(shown, height).swapaxes(0, 1), width).swapaxes(0, 1)
+    area = shown.shape[0] * shown.shape[1]
     top, left = (FRAME_SHAPE[0] - height) // 2, (FRAME_SHAPE[1] - width) // 2
-    frame[top : top + height, left : left + width] = np.rint(mean).clip(0, 255)
+    frame = np.zeros(FRAME_SHAPE, np.uint8)
+    frame[top : top + height, left : left + width] = (sums + area // 2) // area
     return frame
 
 
-@functools.lru_cache(64)
-def area_weights(native: int, pixels: int) -> np.ndarray:
-    """Return the share of each native pixel in every pixel's average, (pixels, native)."""
-    groups = np.eye(math.gcd(native, pixels), dtype=np.float32)
-    shares = area_shares(native, pixels)
-    return np.kron(groups, shares / shares.sum(1, keepdims=True))
+def fitted(height: int, width: int, fit: str) -> tuple[slice, slice, int, int]:
+    """Return which rows and columns of a screen are shown, and on how many of a frame."""
+    rows, columns, (most, wide) = slice(0, height), slice(0, width), FRAME_SHAPE[:2]
+    if fit == "pad":
+        scale = min(most / height, wide / width)
+        return rows, columns, max(1, round(height * scale)), max(1, round(width * scale))
+    if fit == "crop":
+        kept = max(1, min(height, round(width * most / wide)))
+        kept_wide = max(1, min(width, round(height * wide / most)))
+        rows = slice((height - kept) // 2, (height - kept) // 2 + kept)
+        columns = slice((width - kept_wide) // 2, (width - kept_wide) // 2 + kept_wide)
+    return rows, columns, most, wide
+
+
+def _area_sums(lines: np.ndarray, pixels: int) -> np.ndarray:
+    """Return the sums of N lines over `pixels` equal spans, times `pixels`, in integers."""
+    ends = np.arange(pixels + 1) * len(lines)
+    whole, part = ends // pixels, ends % pixels
+    total = np.zeros((len(lines) + 1, *lines.shape[1:]), np.int64)
+    np.cumsum(lines, 0, np.int64, total[1:])
+    cut = lines[np.minimum(whole, len(lines) - 1)].astype(np.int64)
+    return np.diff(pixels * total[whole] + part[:, None, None] * cut, axis=0)
 
 
 @functools.cache

@@ -1,15 +1,18 @@
 """Games by name: how each is spelt, its settings, and where its data and weights are.
 
 Contract: one spelling of every game (`game_id`) and one frozen set of settings, of its emulator or
-its recording, which every data file and checkpoint holds. Imports no emulator: `v2.data.emulator`
-makes one.
+its recording, which every data file and checkpoint holds. A game is one of Atari, by its id such as
+CartPole-v1 any environment of Gymnasium, or as own-NAME one that was only recorded. Imports no
+emulator: `v2.data.emulator` makes one.
 """
 
 import dataclasses
 import difflib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from v2.runtime.checks import whole_number
 from v2.runtime.commands import IS_INSTALLED, PACKAGED, ROOT, command
@@ -35,15 +38,26 @@ ATARI_GAMES = """
 OWN = "own-"  # begins the name of a game that was only recorded
 
 
+OF_ATARI = ("game", "frameskip", "repeat_action_probability", "full_action_space", "max_pool")
+ENVIRONMENT = re.compile(r"(?!ALE/).*(:|/|-v\d+$)")  # what an id of Gymnasium looks like
+FITS = ("pad", "crop", "stretch")
+
+
 @dataclass(frozen=True)
 class EmulatorConfig:
     """Settings that make two recordings comparable; stored in every data file and checkpoint."""
 
-    game: str = "breakout"  # snake_case ROM name
+    game: str = "breakout"  # snake_case ROM name, or the id of a Gymnasium environment
     frameskip: int = 4  # emulator frames a step; 60 / 4 = 15 steps a second
     repeat_action_probability: float = 0.0  # 0: the chosen action is the executed action
     full_action_space: bool = False
     max_pool: bool = False  # maximum of the last two emulator frames; for games that flicker
+    # Of a Gymnasium environment alone; stored where they differ from these.
+    env_args: str = ""  # further arguments of gymnasium.make, as JSON
+    fit: str = "stretch"  # how a screen of another shape becomes a frame; see `FITS`
+    native_fps: float = 60.0  # screens a second
+    action_names: str = ""  # with commas between; empty: as the environment calls them
+    package: str = ""  # whose the environment is, and its version; no part of what is comparable
 
     def __post_init__(self):
         object.__setattr__(self, "game", game_id(self.game))
@@ -57,10 +71,25 @@ class EmulatorConfig:
             raise ValueError(
                 f"repeat_action_probability must be in [0, 1), got {self.repeat_action_probability}"
             )
+        if self.repeat_action_probability and not self.is_atari:
+            raise ValueError(f"{self.game} repeats no action by chance: only Atari's emulator does")
+        if self.fit not in FITS:
+            raise ValueError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
+        if not 0 < self.native_fps < math.inf:
+            raise ValueError(f"native_fps must be finite and above 0, got {self.native_fps}")
+
+    @property
+    def is_atari(self) -> bool:
+        return self.game in ATARI_GAMES
+
+    @property
+    def has_luck(self) -> bool:
+        """Whether a game's seed decides how it goes; else all begin as the same one."""
+        return not self.is_atari or self.repeat_action_probability > 0
 
     @property
     def steps_per_second(self) -> float:
-        return 60 / self.frameskip
+        return self.native_fps / self.frameskip
 
 
 @dataclass(frozen=True)
@@ -69,6 +98,9 @@ class RecordedConfig:
 
     game: str  # `own-` and a name
     steps_per_second: float  # of the recording
+    package: ClassVar[str] = ""
+    is_atari: ClassVar[bool] = False
+    has_luck: ClassVar[bool] = True  # the next game is another
 
     def __post_init__(self):
         if not self.game.startswith(OWN):
@@ -95,6 +127,8 @@ def is_recorded(settings: dict) -> bool:
 def game_id(name: str) -> str:
     """Turn `Breakout`, `breakout` or `ALE/Breakout-v5` into `breakout`; `own-...` stays.
 
+    An id of another Gymnasium environment, with its version or namespace, is left as it is.
+
     Raises:
         ValueError: no such ROM; names the closest ones. An id that names settings as well, such as
             `BreakoutNoFrameskip-v4`: says which are in force.
@@ -114,15 +148,26 @@ def game_id(name: str) -> str:
                 f"frameskip {EmulatorConfig.frameskip}, repeat_action_probability "
                 f"{EmulatorConfig.repeat_action_probability:g} and RGB frames, whatever its name"
             )
+        if ENVIRONMENT.match(name):
+            return name
         close = [spelt[match] for match in difflib.get_close_matches(letters, spelt, n=3)]
         hint = f"did you mean {' or '.join(close)}?" if close else f"e.g. {', '.join(known[:4])}"
-        raise ValueError(f"no Atari game named {name!r}: {hint}")
+        raise ValueError(
+            f"no Atari game named {name!r}: {hint} (an environment of Gymnasium is named with its "
+            "version, as CartPole-v1)"
+        )
     return spelt[letters]
+
+
+def shown_name(game: str) -> str:
+    """Return a game's name as people write it; ids stay as they are."""
+    return game.replace("_", " ").title() if game in ATARI_GAMES else game
 
 
 def game_directory(game: str) -> Path:
     """Return the directory of a game's data and runs; `atari` is Breakout's."""
-    return CHECKPOINTS / ("atari" if game_id(game) == "breakout" else game_id(game))
+    name = re.sub(r"[^\w.-]", "_", game_id(game))
+    return CHECKPOINTS / ("atari" if name == "breakout" else name)
 
 
 def shipped_directory(game: str) -> Path:
@@ -134,7 +179,27 @@ def shipped_directory(game: str) -> Path:
 
 
 def emulator_dict(config: EmulatorConfig | RecordedConfig) -> dict:
-    return dataclasses.asdict(config)
+    """Return the settings as they are stored: of Atari and of recordings always the same ones."""
+    if isinstance(config, RecordedConfig):
+        return dataclasses.asdict(config)
+    return {
+        field.name: value for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default or field.name in OF_ATARI
+    }  # fmt: skip
+
+
+def differing_settings(known: dict, held: dict) -> list[str]:
+    """Return each setting of two recordings that differs, but for the version of a package.
+
+    A setting that is not stored has its default.
+    """
+    usual = {field.name: field.default for field in dataclasses.fields(EmulatorConfig)}
+    known, held = usual | known, usual | held
+    return [
+        f"{key} {known.get(key)}, not {held.get(key)}"
+        for key in sorted((known.keys() | held.keys()) - {"package"})
+        if known.get(key) != held.get(key)
+    ]
 
 
 def find_weights(name: str, kind: str, game: str, home: Path | None = None) -> Path:

@@ -24,8 +24,7 @@ import numpy as np
 from v2.data.action_shift import SHIFTS, check_shift
 from v2.data.atari_dataset import GameData, check_training_games, save_game_data
 from v2.data.contact_sheet import save_contact_sheet
-from v2.data.frames import FITS
-from v2.data.games import OWN, game_directory, game_id
+from v2.data.games import FITS, OWN, game_directory, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
 from v2.data.recordings import DATA_NAME, recorded_files

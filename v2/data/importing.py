@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from v2.data.atari_dataset import GOLD_SEED_START, VALIDATION_GAME, GameData
 from v2.data.collector import SEEDS_PER_RUN
-from v2.data.frames import FRAME_SHAPE, fit_frame
+from v2.data.frames import FRAME_SHAPE, fit_screen
 from v2.data.games import RecordedConfig, emulator_dict
 from v2.data.sources import Recording, Source
 
@@ -107,7 +107,7 @@ def _read(
     for index, picture in enumerate(recording.pictures):
         total += 1
         if index >= first and (index - first) % every == 0:
-            frame = fit_frame(picture, settings.fit).tobytes()
+            frame = fit_screen(picture, settings.fit).tobytes()
             file.write(frame)
             digest.update(frame)
     if len(actions) not in (total, total - 1):

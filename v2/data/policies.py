@@ -1,21 +1,24 @@
 """How actions are chosen while collecting.
 
-Contract: a policy maps the emulator's memory to an action index and draws only from the generator
-it was given. A policy without randomness would repeat one game for ever, so every scripted
-policy aims at random offsets and errs. Knows nothing of emulators or files.
+Contract: a policy maps the emulator's memory, or the frame, to an action index and draws only from
+the generator it was given. A policy without randomness would repeat one game for ever, so every
+scripted policy aims at random offsets and errs. Knows nothing of emulators or files.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 MIN_HOLD_STEPS, MAX_HOLD_STEPS = 2, 10
+MIN_HELD_STEPS, MAX_HELD_STEPS = 10, 60  # of held keys: across a road, along a track
+COARSE_BLOCKS, COARSE_LEVEL = (7, 8), 12  # blocks of a frame, grey levels that count as one
 
 
 class Policy(Protocol):
-    def act(self, ram: np.ndarray) -> int:
-        """Choose an action from the memory, uint8 (128,)."""
+    def act(self, ram: np.ndarray, frame: np.ndarray | None = None) -> int:
+        """Choose an action from the memory, uint8 (128,), or the frame, uint8 (84, 64, 3)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class PolicyConfig:
 
     name: str
     share: float
-    kind: str  # random, sticky or scripted
+    kind: str  # random, sticky, held, curious or scripted
     error_prob: float = 0.0  # chance a step that a scripted policy starts to hold a random key
     aim_sd: float = 4.0  # native pixels around the paddle's middle
     rewind: bool = False  # go back to a saved emulator state after a life is lost
@@ -40,7 +43,11 @@ MIXES = {
     "breakout": (SCRIPTED, CLUMSY, REWIND, STICKY, UNIFORM),
     "pong": (SCRIPTED, CLUMSY, STICKY, UNIFORM),
 }
-POLICY_NAMES = ("mix", "random", "sticky", "scripted", "clumsy", "rewind")
+ANY_GAME = (  # needs no knowledge of the game
+    PolicyConfig("sticky", 0.35, "sticky"), PolicyConfig("held", 0.25, "held"),
+    PolicyConfig("curious", 0.25, "curious"), PolicyConfig("random", 0.15, "random"),
+)  # fmt: skip
+POLICY_NAMES = ("mix", "random", "sticky", "held", "curious", "scripted", "clumsy", "rewind")
 
 
 def policy_mix(name: str, game: str) -> list[PolicyConfig]:
@@ -51,10 +58,12 @@ def policy_mix(name: str, game: str) -> list[PolicyConfig]:
     """
     if name not in POLICY_NAMES:
         raise ValueError(f"no policy named {name!r}: use one of {', '.join(POLICY_NAMES)}")
-    known = MIXES.get(game, (STICKY, UNIFORM))
+    known = MIXES.get(game, ANY_GAME)
     chosen = [config for config in known if name in ("mix", config.name)]
+    chosen = chosen or [config for config in ANY_GAME if name == config.name]
     if not chosen:
-        raise ValueError(f"{game} has no {name} policy: use mix, random or sticky")
+        others = ", ".join(config.name for config in ANY_GAME)
+        raise ValueError(f"{game} has no {name} policy: use mix, {others}")
     total = sum(config.share for config in chosen)
     return [replace(config, share=config.share / total) for config in chosen]
 
@@ -66,6 +75,10 @@ def make_policy(
         return UniformRandom(len(action_meanings), rng)
     if config.kind == "sticky":
         return StickyRandom(len(action_meanings), rng)
+    if config.kind == "held":
+        return StickyRandom(len(action_meanings), rng, MIN_HELD_STEPS, MAX_HELD_STEPS)
+    if config.kind == "curious":
+        return Curious(len(action_meanings), rng)
     scripted = {"breakout": BreakoutPolicy, "pong": PongPolicy}[game]
     return scripted(config, action_meanings, rng)
 
@@ -74,23 +87,61 @@ class UniformRandom:
     def __init__(self, num_actions: int, rng: np.random.Generator):
         self.num_actions, self.rng = num_actions, rng
 
-    def act(self, ram: np.ndarray) -> int:
+    def act(self, ram: np.ndarray, frame: np.ndarray | None = None) -> int:
         return int(self.rng.integers(self.num_actions))
 
 
 class StickyRandom:
-    """Hold a random key for 2 to 10 steps, as people do."""
+    """Hold a random key for some steps, 2 to 10 as people do."""
 
-    def __init__(self, num_actions: int, rng: np.random.Generator):
+    def __init__(self, num_actions: int, rng: np.random.Generator,
+                 min_steps: int = MIN_HOLD_STEPS, max_steps: int = MAX_HOLD_STEPS):  # fmt: skip
         self.num_actions, self.rng = num_actions, rng
+        self.min_steps, self.max_steps = min_steps, max_steps
         self.action, self.steps_left = 0, 0
 
-    def act(self, ram: np.ndarray) -> int:
+    def act(self, ram: np.ndarray, frame: np.ndarray | None = None) -> int:
         if self.steps_left == 0:
             self.action = int(self.rng.integers(self.num_actions))
-            self.steps_left = int(self.rng.integers(MIN_HOLD_STEPS, MAX_HOLD_STEPS + 1))
+            self.steps_left = int(self.rng.integers(self.min_steps, self.max_steps + 1))
         self.steps_left -= 1
         return self.action
+
+
+class Curious(StickyRandom):
+    """Hold the key that leads to what was seen least: count-based, in a table of coarse frames.
+
+    It learns where each key led from each coarse frame; a key that was never tried there leads to
+    what was never seen. Ties are drawn.
+    """
+
+    def __init__(self, num_actions: int, rng: np.random.Generator):
+        super().__init__(num_actions, rng)
+        self.num_visits: Counter[bytes] = Counter()
+        self.leads_to: dict[tuple[bytes, int], bytes] = {}
+        self.last: tuple[bytes, int] | None = None
+
+    def act(self, ram: np.ndarray, frame: np.ndarray | None = None) -> int:
+        assert frame is not None
+        if self.steps_left == 0:
+            here = coarse(frame)
+            self.num_visits[here] += 1
+            if self.last:
+                self.leads_to[self.last] = here
+            ahead = [self.leads_to.get((here, action)) for action in range(self.num_actions)]
+            counts = np.array([self.num_visits[key] if key else 0 for key in ahead])
+            self.action = int(self.rng.choice(np.flatnonzero(counts == counts.min())))
+            self.steps_left = int(self.rng.integers(self.min_steps, self.max_steps + 1))
+            self.last = here, self.action
+        self.steps_left -= 1
+        return self.action
+
+
+def coarse(frame: np.ndarray) -> bytes:
+    """Return the grey of some blocks in a few levels: what looks alike is equal."""
+    rows, columns = COARSE_BLOCKS
+    blocks = frame.reshape(rows, frame.shape[0] // rows, columns, frame.shape[1] // columns, 3)
+    return (blocks.mean((1, 3, 4)) // COARSE_LEVEL).astype(np.uint8).tobytes()
 
 
 class _ScriptedPolicy:
@@ -107,7 +158,7 @@ class _ScriptedPolicy:
         self.aim = self._new_aim()
         self.last_sign = 0
 
-    def act(self, ram: np.ndarray) -> int:
+    def act(self, ram: np.ndarray, frame: np.ndarray | None = None) -> int:
         ram = ram.astype(int)
         if self.error_steps == 0 and self.rng.random() < self.config.error_prob:
             self.error_steps = int(self.rng.integers(MIN_HOLD_STEPS, MAX_HOLD_STEPS + 1))

@@ -27,10 +27,13 @@ from v2.data.npz import read_npz
 from v2.data.recordings import Data, shown
 from v2.eval.branches import Branches
 from v2.eval.gold_replay import branch_fields, branches_of, load_games, read_games
-from v2.eval.starts import ANY, random_starts, strata_of, stratified_starts
+from v2.eval.replays import recorded_branches
+from v2.eval.rollouts import HORIZONS
+from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
 from v2.runtime.commands import command
 from v2.runtime.files import file_sha256
 
+MIN_WINDOWS = 8  # of rollouts; where a recording has fewer of a length, they are shorter
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
 GOLD_SETS = ("new", "old")
 GOLD_SHA256 = {  # by the name of the file
@@ -55,6 +58,7 @@ class EvaluationSet:
     is_gold: bool
     sha256: str
     source: str
+    rollout_steps: int | None = None  # None: as many as a tier asks for
 
 
 def gold_path(game: str, which: str = "new") -> Path:
@@ -119,10 +123,14 @@ def _check_split(path: Path, meta: dict) -> None:
 def load_recorded(
     path: Data, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata",
     learnt: Collection[str] = (), long_rollouts: int = 0, long_steps: int = 0,
+    num_branched: int = 0,
 ) -> EvaluationSet:  # fmt: skip
-    """Take what recordings hold out, or all of them where they hold nothing out; no branches.
+    """Take what recordings hold out, or all of them where they hold nothing out.
+
+    Rollouts are as long as asked for, or as its episodes allow; long ones as asked for, or none.
 
     Args:
+        num_branched: states to branch, where the emulator plays the recording again; 0: none.
         which: `strata`: as many rollouts begin before each kind of bounce; `any`: at any moment.
         learnt: hashes of what the model was trained on; of that only what was held out is taken.
     Raises:
@@ -140,17 +148,30 @@ def load_recorded(
     arrays = {name: array[rows] for name, array in data.arrays().items()}
     data = GameData(**with_ram(arrays), meta=data.meta)
     rng = np.random.default_rng(0)
+    rollout_steps = _fitting_steps(data, rollout_steps)
+    has_long = long_rollouts and _fitting_steps(data, long_steps) == long_steps
     try:
         starts, strata = _starts(data, num_rollouts, rollout_steps, which, rng)
         long_starts, long_strata = starts[:0], strata[:0]
-        if long_rollouts:
+        if has_long:
             long_starts, long_strata = _starts(data, long_rollouts, long_steps, which, rng)
     except ValueError as error:
         raise ValueError(f"{name}: {error}; collect more frames") from error
     source = f"NOT the gold set but {split} of {name}"
+    branches = recorded_branches(data, num_branched)
     return EvaluationSet(
-        data, starts, strata, long_starts, long_strata, None, False, digest, source
-    )
+        data, starts, strata, long_starts, long_strata, branches, False, digest, source,
+        rollout_steps,
+    )  # fmt: skip
+
+
+def _fitting_steps(data: GameData, most: int) -> int:
+    """Return the longest rollout, up to `most`, that enough windows have; else `most`."""
+    lengths = np.bincount(data.episode_ids)
+    for steps in (most, *(h for h in reversed(HORIZONS) if h < most)):
+        if (lengths - HISTORY - steps + 1).clip(0).sum() >= MIN_WINDOWS:
+            return steps
+    return most
 
 
 def _starts(

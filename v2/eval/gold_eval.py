@@ -26,6 +26,7 @@ from v2.data.games import game_directory, game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
 from v2.eval.gold import GOLD_SETS
+from v2.eval.pictures import save_grid, strip_of
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime import checkpoint
 from v2.runtime.device import flush_denormals
@@ -57,7 +58,8 @@ def build_parser():
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
     parser.add_argument("--json", type=cli.path,
-                        help="file for the whole result, or for what --compare finds")
+                        help="file for the whole result, a strip of pictures beside it; or for "
+                        "what --compare finds")  # fmt: skip
     parser.add_argument("--report", type=cli.path, help="directory for the HTML page")
     parser.add_argument("--model-card", type=cli.path, help="file for the model card")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -116,6 +118,8 @@ def _write(args, document: dict, pictures: dict) -> None:
         print(f"model card: {args.model_card}")
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
+    if args.json:
+        save_grid(strip_of(args.json), html_report.median_strip(pictures))
     documents.hand_on(document, documents.one_line(document), args.json)
 
 

@@ -137,13 +137,10 @@ def _curve(points: dict[int, dict], title: str) -> str:
 def _rollout_strips(pictures: dict) -> list[str]:
     """Show the best, the median and the worst rollout by PSNR over all horizons."""
     clips, dreams = pictures["clips"], pictures["dreams"]
-    fit = np.mean([metrics.psnr(dreams.at(h)[0], clips.frames_at(h)) for h in dreams.horizons], 0)
-    order = fit.argsort()[::-1]
+    fit, order = _by_fit(pictures)
     parts = []
     for name, k in (("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1])):
-        horizons = [h for h in STRIP_HORIZONS if h in dreams.horizons]
-        real = np.stack([clips.frames_at(h)[k] for h in horizons])
-        seen = np.stack([dreams.at(h)[0][k] for h in horizons])
+        horizons, real, seen = _strip(pictures, k)
         parts.append(
             f"<h3>{name}: {clips.strata[k]}, mean PSNR {fit[k]:.1f} dB, h = "
             f"{', '.join(map(str, horizons))}</h3>"
@@ -151,6 +148,27 @@ def _rollout_strips(pictures: dict) -> list[str]:
         parts.append(_picture([real, seen, _difference(real, seen)], 1.5))
         parts.append(_video(clips.frames[k, 4:], dreams, k))
     return parts
+
+
+def median_strip(pictures: dict) -> list[np.ndarray]:
+    """Return the rollout of median PSNR: real frames and dreamed ones, each (n, 84, 64, 3)."""
+    _, order = _by_fit(pictures)
+    return list(_strip(pictures, order[len(order) // 2])[1:])
+
+
+def _by_fit(pictures: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean PSNR of each rollout, and their order from the best."""
+    clips, dreams = pictures["clips"], pictures["dreams"]
+    fit = np.mean([metrics.psnr(dreams.at(h)[0], clips.frames_at(h)) for h in dreams.horizons], 0)
+    return fit, fit.argsort()[::-1]
+
+
+def _strip(pictures: dict, k: int) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Return horizons, real frames and dreamed frames of a rollout."""
+    clips, dreams = pictures["clips"], pictures["dreams"]
+    horizons = [h for h in STRIP_HORIZONS if h in dreams.horizons]
+    real = np.stack([clips.frames_at(h)[k] for h in horizons])
+    return horizons, real, np.stack([dreams.at(h)[0][k] for h in horizons])
 
 
 def _difference(real: np.ndarray, dream: np.ndarray) -> np.ndarray:

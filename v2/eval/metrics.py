@@ -49,6 +49,13 @@ def ssim(first, second) -> np.ndarray:
     return similarity.flatten(1).mean(1).numpy()
 
 
+def worst_patch_psnr(first, second) -> np.ndarray:
+    """Return the PSNR of each pair's worst patch of 8x8 pixels, at every fourth pixel, (B,)."""
+    error = (_pixels(first) - _pixels(second)).square().mean(1, keepdim=True)
+    worst = F.avg_pool2d(error, 8, 4).flatten(1).amax(1).clamp_min(10 ** (-MAX_PSNR / 10))
+    return (-10 * worst.log10()).numpy()
+
+
 def _pixels(frames) -> torch.Tensor:
     """Return float32 (B, 3, H, W) in [0, 1] on the CPU."""
     frames = torch.as_tensor(frames).detach().cpu()

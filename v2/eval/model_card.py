@@ -3,6 +3,7 @@
 Contract: all numbers come from the result document. Knows nothing of engines.
 """
 
+from v2.data.games import shown_name
 from v2.eval import documents
 
 TERMS = (
@@ -14,7 +15,7 @@ TERMS = (
 def model_card(document: dict) -> str:
     """Return the model card in Markdown."""
     lines = [
-        f"# {document['game'].capitalize()}: VQ-VAE and world model", "",
+        f"# {shown_name(document['game'])}: VQ-VAE and world model", "",
         f"Made by `python v2/eval/gold_eval.py{document.get('flags', '')} --model-card FILE` from "
         f"{documents.provenance(document)}.", "", TERMS, "",
         *(line for note in document["notes"] for line in (f"> {note}", "")),

@@ -11,6 +11,11 @@ from v2.runtime.files import atomic_path
 GAP_PX, GAP_SHADE = 2, 120  # between frames; a grey that no frame's background has
 
 
+def strip_of(result: Path) -> Path:
+    """Return where the strip of a result lies, real over dream: beside its document."""
+    return result.with_name(f"{result.stem}.strip.png")
+
+
 def lay_out(rows: Sequence[np.ndarray]) -> np.ndarray:
     """Lay out rows of frames, each uint8 (n, H, W, 3), as one picture, uint8 (Y, X, 3)."""
     height, width = rows[0].shape[1:3]

@@ -25,7 +25,7 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from v2.eval import documents
+from v2.eval import documents, tables
 from v2.runtime.commands import ROOT
 from v2.runtime.files import atomic_path, check_output, write_text
 
@@ -161,43 +161,45 @@ def _game_section(game: str, document: dict) -> list[str]:
 
 def _ball_table(document: dict) -> list[str]:
     names = [BASELINES[name] for name in BALL_COLUMNS]
-    lines = _head("ball within 2 px", "world model", *names)
+    lines = tables.head("ball within 2 px", "world model", *names)
     for h in BALL_HORIZONS:
         metric = document["metrics"].get(f"{BALL}@{h}", documents.NO_VALUE)
-        others = [_baseline(metric, name, 2) for name in BALL_COLUMNS]
-        lines.append(_row(f"at {h}", _value(metric, 2), *others))
+        others = [tables.baseline(metric, name, 2) for name in BALL_COLUMNS]
+        lines.append(tables.row(f"at {h}", tables.value(metric, 2), *others))
     return lines
 
 
 def _strata_table(document: dict) -> list[str]:
     """Return the ball by what happens right after the last real frame."""
     titles = [(f"at {h}", f"{BASELINES[FLOWN]} at {h}") for h in STRATUM_HORIZONS]
-    lines = _head("ball within 2 px, from", *sum(titles, ()))
+    lines = tables.head("ball within 2 px, from", *sum(titles, ()))
     for stratum, label in STRATA.items():
         names = [f"{BALL}[{stratum}]@{h}" for h in STRATUM_HORIZONS]
         if not document["metrics"].keys() >= set(names):
             continue  # a game without bricks
         rows = [document["metrics"][name] for name in names]
-        cells = [cell for row in rows for cell in (_value(row, 2), _baseline(row, FLOWN, 2))]
-        lines.append(_row(label, *cells))
+        cells = [
+            cell for row in rows for cell in (tables.value(row, 2), tables.baseline(row, FLOWN, 2))
+        ]
+        lines.append(tables.row(label, *cells))
     return lines
 
 
 def _table(document: dict) -> list[str]:
-    lines = _head("", "world model", "baseline")
+    lines = tables.head("", "world model", "baseline")
     for label, name, decimals, baseline in ROWS:
         if metric := document["metrics"].get(name):  # Breakout has no opponent, Pong no bricks
-            lines.append(_row(label, *_cells(metric, decimals, baseline)))
+            lines.append(tables.row(label, *_cells(metric, decimals, baseline)))
     return lines
 
 
 def readme_table(found: dict[str, dict]) -> list[str]:
     """Return the ten results for README, each with its baseline."""
-    lines = _head("", *(name for game in found for name in (game.capitalize(), "baseline")))
+    lines = tables.head("", *(name for game in found for name in (game.capitalize(), "baseline")))
     for label, name, decimals, baseline in README_ROWS:
         rows = [d["metrics"].get(name, documents.NO_VALUE) for d in found.values()]
         cells = [cell for metric in rows for cell in _cells(metric, decimals, baseline)]
-        lines.append(_row(label, *cells))
+        lines.append(tables.row(label, *cells))
     return lines
 
 
@@ -220,39 +222,18 @@ def _ablation_section(ablations: dict) -> list[str]:
     lines = ["## Ablations", "", f"    {ablations['command']}", "",
              "The first row is the recipe, the baseline of the others.", "",
              *(f"- {note}" for note in ablations["notes"]), ""]  # fmt: skip
-    lines += _head("change", *ablations["columns"])
+    lines += tables.head("change", *ablations["columns"])
     for row in ablations["rows"]:
         names = ablations["columns"].values()
-        cells = [_value(row["metrics"].get(name, documents.NO_VALUE), 4) for name in names]
-        lines.append(_row(row["name"], *cells))
+        cells = [tables.value(row["metrics"].get(name, documents.NO_VALUE), 4) for name in names]
+        lines.append(tables.row(row["name"], *cells))
     return [*lines, ""]
 
 
-def _head(*titles: str) -> list[str]:
-    return [_row(*titles), "|---" * len(titles) + "|"]
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _cells(metric: dict, decimals: int, baseline: str) -> tuple[str, str]:
-    other = _baseline(metric, baseline, decimals)
-    return _value(metric, decimals), other if other == "-" else f"{BASELINES[baseline]} {other}"
-
-
-def _baseline(metric: dict, name: str, decimals: int) -> str:
-    other = metric.get("baselines", {}).get(name, documents.NO_VALUE)["value"]
-    return "-" if other is None else f"{other:.{decimals}f}"
-
-
-def _value(metric: dict, decimals: int) -> str:
-    """Return `value [low, high]`, "-" for none."""
-    value, low, high = (metric.get(key) for key in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    span = "" if None in (low, high) else f" [{low:.{decimals}f}, {high:.{decimals}f}]"
-    return f"{value:.{decimals}f}{span}"
+    other = tables.baseline(metric, baseline, decimals)
+    other = other if other == "-" else f"{BASELINES[baseline]} {other}"
+    return tables.value(metric, decimals), other
 
 
 def draw(document: dict, path: Path) -> None:

@@ -92,7 +92,10 @@ def _picture_rows(rollouts: Rollouts, h: int) -> Scores:
         scores[name] = mean_metric(measure(seen, target), episodes)
         for baseline, values in others.items():
             scores[name].baselines[baseline] = mean_metric(measure(values, target), episodes)
-    return scores
+    counts = metrics.change_counts(dreamed, tokens[h], tokens[0])  # since the last real frame
+    row = mean_metric(counts["changed_right"], episodes, counts["changed"])
+    row.baselines["copy_last"] = Metric(0.0)
+    return scores | {f"rollout/changed_accuracy@{h}": row}
 
 
 class DetectedObjects:

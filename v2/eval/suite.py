@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from v2.data.atari_dataset import GameData, window_starts
+from v2.data.games import differing_settings
 from v2.data.policies import SCRIPTED, STICKY
 from v2.data.recordings import Data
 from v2.dream import DreamEngine
@@ -85,7 +86,8 @@ def choose_set(
     """
     if data is not None:
         return load_recorded(data, game, tier.rollouts, tier.rollout_steps, which, learnt,
-                             tier.long_rollouts, tier.long_rollout_steps)  # fmt: skip
+                             tier.long_rollouts, tier.long_rollout_steps,
+                             tier.branches)  # fmt: skip
     if which != "strata":
         raise ValueError(f"--starts {which} needs --data: the gold set has its own starts")
     chosen = load_gold(game, gold)
@@ -108,11 +110,11 @@ def check_fits(engine: DreamEngine, data: GameData) -> None:
             f"{engine.source} knows {engine.num_actions} actions and the data {data.num_actions}: "
             "give the game that the weights were trained on"
         )
-    emulator = engine.info.get("emulator")
-    if emulator and emulator != data.meta["emulator"]:
+    emulator = engine.info.get("emulator") or data.meta["emulator"]
+    if differing := differing_settings(emulator, data.meta["emulator"]):
         raise ValueError(
-            f"{engine.source} was trained with emulator settings {emulator}, the data has "
-            f"{data.meta['emulator']}"
+            f"{engine.source} was trained with {'; '.join(differing)} as in the data: give weights "
+            "and data of the same settings"
         )
 
 
@@ -134,6 +136,8 @@ def evaluate(
         Stopped: `stop` became true.
     """
     began = time.perf_counter()
+    if chosen.rollout_steps:
+        tier = dataclasses.replace(tier, rollout_steps=chosen.rollout_steps)
     clips = _clips(chosen.data, chosen.starts, chosen.strata, tier.rollouts, tier.rollout_steps)
     ends = _endings(chosen.data, tier.one_step_clips, 1)
     led = _endings(chosen.data, tier.one_step_clips, LEAD_STEPS)
@@ -153,7 +157,7 @@ def evaluate(
     document = documents.make_document(
         scores, **_origin(engine, chosen), tier=name, flags=flags, engine=played or {},
         settings=dataclasses.asdict(tier) | {"strata": sorted(set(clips.strata))},
-        notes=_notes(chosen, played or {}), seconds=round(time.perf_counter() - began, 1),
+        notes=_notes(chosen, played or {}, name), seconds=round(time.perf_counter() - began, 1),
     )  # fmt: skip
     return document, pictures
 
@@ -198,6 +202,7 @@ def _origin(engine, chosen: EvaluationSet) -> dict:
         "vqvae_sha256": hashes["vqvae"], "world_model_sha256": hashes["world_model"],
         "num_parameters": engine.num_parameters, "device": str(engine.device),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
+        "emulator": chosen.data.meta["emulator"],
         "training": {"train_vqvae_hires": training_runs(engine.info.get("vqvae", {})),
                      "train_wm_hires": training_runs(engine.info)},
     }  # fmt: skip
@@ -263,7 +268,7 @@ def _open_loop(
 ) -> tuple[Scores, dict]:
     """Score the many rollouts and the few long ones, and show of the longest."""
     near, far = _rollouts(engine, clips, 0, advance), None
-    if tier.long_rollouts:
+    if tier.long_rollouts and len(chosen.long_starts):
         long = _clips(chosen.data, chosen.long_starts, chosen.long_strata, tier.long_rollouts,
                       tier.long_rollout_steps)  # fmt: skip
         far = _rollouts(engine, long, tier.rollout_steps, advance)
@@ -315,11 +320,15 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     )  # fmt: skip
 
 
-def _notes(chosen: EvaluationSet, played: dict) -> list[str]:
+def _notes(chosen: EvaluationSet, played: dict, name: str) -> list[str]:
     """Return what sets these numbers apart from those of the shipped way to dream on gold."""
     game, notes = chosen.data.meta["game"], []
     if not chosen.is_gold:
-        notes.append("this is not the gold set; counterfactual branches need one")
+        notes.append("this is not the gold set")
+    if chosen.branches is None:
+        notes.append("the emulator does not play this recording again: no counterfactual branches")
+    if chosen.rollout_steps and chosen.rollout_steps < TIERS[name].rollout_steps:
+        notes.append(f"rollouts are of {chosen.rollout_steps} steps, as long as episodes allow")
     if not detector.has_truth(game):
         notes.append(f"the objects of {game} cannot be read: rows of ball, paddle, bricks and "
                      "digits are left out")  # fmt: skip

@@ -27,6 +27,9 @@ def tokenizer_scores(engine: Engine, clips: Clips, num_codes: int = 32) -> Score
     next_tokens = encode(engine, there)
     episodes, scores = clips.episodes, {}
     scores["tokenizer/psnr"] = mean_metric(metrics.psnr(kept, here), episodes)
+    scores["tokenizer/worst_patch_psnr"] = mean_metric(
+        metrics.worst_patch_psnr(kept, here), episodes
+    )
     scores["tokenizer/ssim"] = mean_metric(metrics.ssim(kept, here), episodes)
     if detector.has_truth(clips.game):
         true = clips.objects_at(0)

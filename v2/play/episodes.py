@@ -102,7 +102,7 @@ def _check_fits(
         raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")
     known = asdict(emulator).items()
     for (name, value), (_, expected) in zip(asdict(recorded).items(), known, strict=True):
-        if value != expected:
+        if value != expected and name != "package":
             raise ValueError(
                 f"{path} was recorded with {name} {value}, and the model knows {name} {expected}: "
                 "load other weights"

@@ -9,6 +9,7 @@ import math
 import time
 from dataclasses import replace
 
+from v2.data.games import shown_name
 from v2.play.branches import Branches
 from v2.play.keys import PLAY_KEYS, help_rows, hint_line, key_of
 from v2.play.loop import SLOW_FACTOR
@@ -104,7 +105,7 @@ def thinned(values: list[float]) -> list[float]:
 
 
 def _title(game) -> str:
-    return game.session.game.replace("_", " ").title()
+    return shown_name(game.session.game)
 
 
 def _subtitle(game) -> str:

@@ -13,7 +13,7 @@ from time import perf_counter, strftime
 
 import numpy as np
 
-from v2.data.games import EmulatorConfig, RecordedConfig
+from v2.data.games import EmulatorConfig, RecordedConfig, shown_name
 from v2.play.clip_saver import BackgroundClips
 from v2.play.episodes import Episode, EpisodeFile
 from v2.play.keys import REPLAY_KEYS, ActionMap, help_rows, hint_line
@@ -223,7 +223,7 @@ class Replay(Commanded):
         )
         action = int(episode.actions[time]) if time < self.last else 0
         return View(
-            title=f"{self.game.replace('_', ' ').title()}: episode {episode.id}", columns=4,
+            title=f"{shown_name(self.game)}: episode {episode.id}", columns=4,
             subtitle=f"{episode.policy}, score {episode.score:.0f}, {self.engine.source}",
             panes=panes, inputs=self.actions.inputs(action),
             badges=(("stopped" if self.is_paused else "playing", "ball"),),

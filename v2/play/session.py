@@ -160,7 +160,7 @@ class PlaySession:
         if self.tape:
             self.tape.step(action, reward, frame, self.ram, terminated)
         score = self.moment.score + reward
-        values = {"real_frame": frame, "reward": reward, "score": score, "lives": self._lives()}
+        values = {"real_frame": frame, "reward": reward, "score": score, "lives": self.env.lives}
         return values, terminated or truncated
 
     def _step_dream(self, action: int) -> dict:
@@ -175,8 +175,8 @@ class PlaySession:
         score = self.moment.score if over else 0.0
         self._seed += 1
         self.is_over = False
-        is_random = self.is_recorded or self.env.config.repeat_action_probability > 0
-        frame, _ = self.env.reset(seed=self._seed if is_random or not over else None)
+        has_luck = self.env.config.has_luck
+        frame, _ = self.env.reset(seed=self._seed if has_luck or not over else None)
         self.ram = self.env.ram
         self.frames = deque([frame], maxlen=MAX_FRAMES)
         self.actions = deque(maxlen=MAX_FRAMES - 1)
@@ -188,9 +188,6 @@ class PlaySession:
             values, _ = self._step_real(self._taken(0))
             self.moment = dataclasses.replace(self.moment, **values)
         self.sync(f"game over with {score:.0f} points: a new game" if over else "")
-
-    def _lives(self) -> int:
-        return 0 if self.is_recorded else self.env.ale.lives()
 
     def sync(self, notice: str = "synced") -> Moment:
         """Start the dream from the real frames that are remembered, at least the last four."""

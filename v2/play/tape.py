@@ -77,10 +77,9 @@ class EpisodeTape:
         arrays, episodes = join_segments(kept, 0, is_last_use=True)
         meta = {
             "format": 1, "game": self.config.game, "emulator": emulator_dict(self.config),
-            "action_meanings": self.action_meanings,
-            "ale_py": emulator_version(), "policy": "played",
+            "action_meanings": self.action_meanings, "policy": "played",
             "mix": shares, "seed": self.seed, "episodes": episodes,
-        }  # fmt: skip
+        } | ({"ale_py": emulator_version()} if self.config.is_atari else {})  # fmt: skip
         save_game_data(path, GameData(**arrays, meta=meta))
         return len(arrays["frames"]), len(episodes), len(played) - len(kept)
 

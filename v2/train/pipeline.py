@@ -64,15 +64,17 @@ class Preset:
     """What surrounds the recipes of that name (v2/train/recipe.py)."""
 
     frames: int  # to collect
-    evaluation: tuple[str, ...]  # flags of gold_eval.py
+    evaluation: tuple[str, ...]  # flags of gold_eval.py on the gold set
+    held_out: tuple[str, ...]  # the same on the recording's held-out games, where there is no set
 
 
 GOLD = ("--tier", "gold", "--long-dreams", "10")
+HELD_OUT = ("--tier", "gold", "--long-dreams", "0", "--branches", "60")
 PRESETS = {
-    "default": Preset(200_000, GOLD),
-    "smoke": Preset(4000, ("--tier", "canary")),
-    "long": Preset(1_000_000, GOLD),
-    "gpu": Preset(1_000_000, GOLD),
+    "default": Preset(200_000, GOLD, HELD_OUT),
+    "smoke": Preset(4000, ("--tier", "canary"), ("--tier", "canary")),
+    "long": Preset(1_000_000, GOLD, HELD_OUT),
+    "gpu": Preset(1_000_000, GOLD, HELD_OUT),
 }
 
 
@@ -117,14 +119,14 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
         "world_model", wanted, TRAIN_WM,
         "--data", data, "--tokens", tokens, "--vqvae", vqvae,
     )  # fmt: skip
-    if game_id(args.game) in GOLD_GAMES:
-        evaluated, card = world_model / "best.pt", world_model / "gold.md"
-        if not (card.exists() and card.stat().st_mtime > evaluated.stat().st_mtime):
-            results = ("--json", world_model / "gold.json", "--model-card", card)
-            pipeline.run(EVALUATE, "--checkpoint", evaluated, *results, *preset.evaluation)
-        print(f"its results: {card}")
-    else:
-        print(f"no gold set for {args.game}: gold_eval.py --data FILE evaluates a recording")
+    has_gold = game_id(args.game) in GOLD_GAMES
+    flags = preset.evaluation if has_gold else ("--data", data, *preset.held_out)
+    evaluated = world_model / "best.pt"
+    card = world_model / ("gold.md" if has_gold else "held_out.md")
+    if not (card.exists() and card.stat().st_mtime > evaluated.stat().st_mtime):
+        results = ("--json", card.with_suffix(".json"), "--model-card", card)
+        pipeline.run(EVALUATE, "--checkpoint", evaluated, *results, *flags)
+    print(f"its results: {card}")
     peak = max(matrix_products(choose_device("auto"), 1.0).values())
     print(f"a matrix product now: {peak:.0f} GFLOP/s")
     runs = {TRAIN_VQVAE: vqvae, TRAIN_WM: world_model}

@@ -82,6 +82,8 @@ def main(argv=None) -> int:
     print(f"data: {shown(named)}")
     data = load_game_data(named)
     hold_out_end(data)
+    if data.emulator.package:
+        print(f"environment: {data.emulator.game} of {data.emulator.package}")
     model = laid_out(VQVAE(VQVAEConfig()), device)
     earlier = []
     if recipe.init_from and not args.resume:

@@ -117,6 +117,8 @@ def main(argv=None) -> int:
         print("stopped before the first step: run the same command again")
         return stop.exit_code
     assert tokens is not None
+    if tokens.emulator.package:
+        print(f"environment: {tokens.emulator.game} of {tokens.emulator.package}")
     model = _new_model(recipe, vqvae, tokens).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
