@@ -67,7 +67,7 @@ def dream(
         horizons: those to keep; default: all.
     """
     horizons = horizons or list(range(1, actions.shape[1] + 1))
-    batches = []
+    wholes: list[np.ndarray] = []  # filled in place: joined parts would be held twice
     for chunk in chunks(len(history)):
         engine.reset(history[chunk], past_actions[chunk])
         frames, tokens, ends = [], [], []
@@ -79,8 +79,11 @@ def dream(
                 ends.append(engine.last_terminated)
             if progress:
                 progress(len(frame))
-        batches.append([np.stack(part, 1) for part in (frames, tokens, ends)])
-    return Dreams(list(horizons), *map(np.concatenate, zip(*batches, strict=True)))
+        parts = [np.stack(part, 1) for part in (frames, tokens, ends)]
+        wholes = wholes or [np.empty((len(history), *p.shape[1:]), p.dtype) for p in parts]
+        for whole, part in zip(wholes, parts, strict=True):
+            whole[chunk] = part
+    return Dreams(list(horizons), *wholes)
 
 
 def encode(engine: Engine, frames: np.ndarray) -> np.ndarray:

@@ -202,7 +202,11 @@ def _ball_seen(games: list[tuple[np.ndarray, np.ndarray]], episodes: np.ndarray)
 
 
 def _residual(kept: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    return np.square(kept.astype(np.float32) - frames.astype(np.float32)).mean((1, 2, 3))
+    errors = [
+        np.square(kept[few].astype(np.float32) - frames[few].astype(np.float32)).mean((1, 2, 3))
+        for few in chunks(len(kept), 64)  # as floats they take four times the memory
+    ]
+    return np.concatenate(errors)
 
 
 def _off_distribution(engine: Engine, sampled: np.ndarray, limit: float) -> np.ndarray:
