@@ -282,10 +282,13 @@ def test_a_person_reads_a_table_and_where_the_file_is(weights, tmp_path, capsys,
     found = {"rollout/token_accuracy@5": mean_metric(np.arange(9.0), range(9))}
     document = documents.make_document(found, data_sha256="a", evaluator=10, settings={}, notes=[])
     monkeypatch.setattr(gold_eval, "evaluate", lambda *_: (document, {}))
+    strip = np.zeros((2, 3, 84, 64, 3), np.uint8)
+    monkeypatch.setattr(html_report, "median_strip", lambda pictures: list(strip))
     assert gold_eval.main(["--checkpoint", str(weights), "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert "{" not in printed and "rollout@5" in printed
-    (file,) = (tmp_path / "own" / "atari" / "results").iterdir()
+    (file,) = (tmp_path / "own" / "atari" / "results").glob("*.json")
+    assert file.with_name(f"{file.stem}.strip.png").exists()
     assert printed.endswith(f"result: {file}\n") and documents.read_document(file) == document
 
 

@@ -33,7 +33,7 @@ from v2.runtime.device import flush_denormals
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
 
-SIZES = ("rollouts", "long_dreams", "long_dream_steps")  # of a tier, as flags
+SIZES = ("rollouts", "long_dreams", "long_dream_steps", "branches")  # of a tier, as flags
 PLAYED = ("temperature",)  # how frames are decoded, as flags
 
 
@@ -73,6 +73,8 @@ def build_parser():
                         help=f"number of them (gold: {gold.long_dreams}; 0: off)")  # fmt: skip
     parser.add_argument("--long-dream-steps", type=cli.positive_int,
                         help=f"steps of each (gold: {gold.long_dream_steps})")  # fmt: skip
+    parser.add_argument("--branches", type=cli.positive_int,
+                        help=f"states continued under every action (gold: {gold.branches})")
     return parser
 
 
