@@ -10,7 +10,7 @@ import torch
 from v2.dream import DreamEngine
 from v2.export import onnx_export
 from v2.export.engine import GRAPHS, OnnxDream, load_quickest
-from v2.export.graph import export_graph
+from v2.export.graph import export_encoder, export_graph
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.weights import tokenizer_sha256
 from v2.runtime.checkpoint import save_checkpoint
@@ -53,8 +53,12 @@ def _frames(count: int) -> np.ndarray:
 def test_a_graph_dreams_the_same_tokens_rewards_ends_and_frames(kind, vqvae, tmp_path, monkeypatch):
     model = _world_model(**KINDS[kind])
     export_graph(vqvae, model, tmp_path / "step.onnx")
+    export_encoder(vqvae, tmp_path / "encode.onnx")
     plain, quick = DreamEngine(vqvae, model), OnnxDream(vqvae, model)
-    quick.use_graph(tmp_path / "step.onnx")
+    quick.use_graph(tmp_path / "step.onnx", tmp_path / "encode.onnx")
+    for frame in _frames(4):
+        tokens = quick.encode(frame[None])
+        assert tokens.shape == (1, 21, 16) and (tokens == plain.encode(frame[None])).mean() > 0.99
     for engine in (plain, quick):
         engine.reset(_frames(4), np.array([1, 2, 3]))
     num_changed = 0
@@ -77,7 +81,7 @@ def test_the_quickest_engine_is_measured_once_and_its_graph_kept(shipped_small, 
     load_quickest("shipped")
     assert "exporting the step" in capsys.readouterr().out
     kept = shipped_small / GRAPHS
-    (graph,), (times,) = (list(kept.glob(f"*.{ending}")) for ending in ("onnx", "json"))
+    (graph,), (times,) = (list(kept.glob(f"step*.{ending}")) for ending in ("onnx", "json"))
     made = graph.stat().st_mtime_ns
     for runtime in ("PyTorch", "ONNX Runtime"):
         other = {"PyTorch": "ONNX Runtime", "ONNX Runtime": "PyTorch"}[runtime]

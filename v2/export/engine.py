@@ -17,7 +17,7 @@ import torch
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import find_weights, game_directory, shipped_directory
 from v2.dream import DreamEngine
-from v2.export.graph import GRAPH_VERSION, INPUTS, export_graph
+from v2.export.graph import GRAPH_VERSION, INPUTS, export_encoder, export_graph
 from v2.runtime.device import has_fast_bfloat16
 from v2.runtime.files import check_writable, write_text
 
@@ -31,10 +31,20 @@ class OnnxDream(DreamEngine):
     runtime = "ONNX Runtime"
     has_cast_weights = False
     _session: onnxruntime.InferenceSession | None = None
+    _encoder: onnxruntime.InferenceSession | None = None
 
-    def use_graph(self, path: Path) -> None:
-        """Step with an exported graph of these models."""
+    def use_graph(self, path: Path, encoder: Path | None = None) -> None:
+        """Step with an exported graph of these models, and tokenize single frames with another."""
         self._session = open_graph(path)
+        if encoder:  # small: one thread is no slower, and waits for no other
+            self._encoder = open_graph(encoder, num_threads=1)
+
+    def encode(self, frames: np.ndarray) -> np.ndarray:
+        is_one = np.shape(frames) == (1, *FRAME_SHAPE) and np.asarray(frames).dtype == np.uint8
+        if self._encoder is None or not is_one:
+            return super().encode(frames)
+        (tokens,) = self._encoder.run(None, {"frame": np.ascontiguousarray(frames[0])})
+        return tokens.reshape(1, *self.grid)
 
     def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
         state = self._state
@@ -62,8 +72,9 @@ def load_quickest(
         return plain
     quick = OnnxDream.load(name, game, device, **sampling)
     try:
-        graph = cached_graph(quick, _graphs_of(find_weights(name, "world_model", game), game))
-        quick.use_graph(graph)
+        folder = _graphs_of(find_weights(name, "world_model", game), game)
+        graph, encoder = cached_graphs(quick, folder)
+        quick.use_graph(graph, encoder)
         times = _times(graph.with_suffix(f".{_processor()}.json"), (plain, quick))
     except OSError as error:
         print(f"{error}: going on in PyTorch", flush=True)
@@ -71,24 +82,26 @@ def load_quickest(
     return min((plain, quick), key=lambda engine: times[engine.runtime])
 
 
-def open_graph(path: Path) -> onnxruntime.InferenceSession:
+def open_graph(path: Path, num_threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open an exported graph on the CPU, with as many threads as PyTorch has or as said."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch's would wait
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def cached_graph(engine: DreamEngine, folder: Path) -> Path:
-    """Return the exported graph of an engine's models, made where it is not there yet."""
+def cached_graphs(engine: DreamEngine, folder: Path) -> tuple[Path, Path]:
+    """Return the exported step and encoder of an engine's models, made where they are not there."""
     config = dataclasses.asdict(engine.world_model.config)  # holds what decoding needs
     what = f"{engine.info['sha256']} {config} {GRAPH_VERSION} {torch.__version__}"
-    path = folder / f"step-{hashlib.sha256(what.encode()).hexdigest()[:16]}.onnx"
-    if not path.exists():
+    key = hashlib.sha256(what.encode()).hexdigest()[:16]
+    path, encoder = (folder / f"{name}-{key}.onnx" for name in ("step", "encode"))
+    if not (path.exists() and encoder.exists()):
         check_writable(folder)
         print("exporting the step for ONNX Runtime, once for these weights ...", flush=True)
+        export_encoder(engine.vqvae, encoder)
         export_graph(engine.vqvae, engine.world_model, path)
-    return path
+    return path, encoder
 
 
 def _graphs_of(weights: Path, game: str) -> Path:

@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from v2.data.frames import float_to_frames
+from v2.data.frames import float_to_frames, frames_to_float
 from v2.decoding import predict_next
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
@@ -58,15 +58,36 @@ def export_graph(
     Args:
         has_half_weights: store weights in float16; what is computed stays float32.
     """
-    graph, config = StepGraph(vqvae, world_model), world_model.config
+    config = world_model.config
     arguments = (
         torch.zeros(config.history, config.num_positions, dtype=torch.long),
         torch.zeros(config.history, dtype=torch.long),
         torch.zeros(config.num_positions, dtype=torch.long),
     )
+    _write(StepGraph(vqvae, world_model), arguments, INPUTS, OUTPUTS, path, has_half_weights)
+
+
+class EncodeGraph(nn.Module):
+    """The tokens int64 (N,) of a frame uint8 (84, 64, 3)."""
+
+    def __init__(self, vqvae: VQVAE):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, frame: torch.Tensor) -> torch.Tensor:
+        return self.vqvae.encode(frames_to_float(frame[None]))[0]
+
+
+def export_encoder(vqvae: VQVAE, path: Path) -> None:
+    """Write the graph that tokenizes one frame, in float32."""
+    frame = torch.zeros(vqvae.config.height, vqvae.config.width, 3, dtype=torch.uint8)
+    _write(EncodeGraph(vqvae), (frame,), ("frame",), ("tokens",), path)
+
+
+def _write(graph: nn.Module, arguments, inputs, outputs, path: Path, has_half_weights=False):
     with torch.no_grad(), torch.autocast("cpu", enabled=False), _quiet_exporter():
         program = torch.onnx.export(
-            graph, arguments, dynamo=True, input_names=INPUTS, output_names=OUTPUTS
+            graph, arguments, dynamo=True, input_names=inputs, output_names=outputs
         )
     assert program is not None
     model = program.model_proto
@@ -81,15 +102,14 @@ def export_graph(
 @contextlib.contextmanager
 def _quiet_exporter():
     """Keep to ourselves what torch's exporter says about itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 def _forget_sources(graph: onnx.GraphProto) -> None:
