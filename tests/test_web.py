@@ -427,7 +427,7 @@ def test_full_storage_is_said_and_the_page_plays_on(chromium, open_page, site):
 
 def test_make_web_serve_sends_the_headers_that_threads_need(built):
     vite = WEB / "node_modules/vite/bin/vite.js"
-    command = ["node", vite, "preview", "--outDir", built, "--port", "0", "--bypass-lock"]
+    command = ["node", vite, "preview", "--outDir", built, "--port", "0"]
     with subprocess.Popen(command, cwd=WEB, text=True, stdout=subprocess.PIPE,
                           env={**os.environ, "NO_COLOR": "1"}) as server:  # fmt: skip
         assert server.stdout
