@@ -276,7 +276,9 @@ def test_the_script_evaluates_writes_and_compares(tiny_gold, weights, tmp_path, 
     assert document["metrics"][accuracy]["value"] < first["metrics"][accuracy]["value"]
 
 
-def test_a_person_reads_a_table_and_where_the_file_is(tiny_gold, weights, tmp_path, capsys, monkeypatch):
+def test_a_person_reads_a_table_and_where_the_file_is(
+    tiny_gold, weights, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path / "own")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     found = {"rollout/token_accuracy@5": mean_metric(np.arange(9.0), range(9))}
