@@ -49,6 +49,7 @@ def _losses(run) -> dict[int, float]:
     return {line["step"]: line["one_step_loss"] for line in lines if "one_step_loss" in line}
 
 
+@pytest.mark.slow
 def test_a_carried_run_goes_on_elsewhere_where_its_loss_was(
     stopped, data_path, tokens_path, vqvae_run, tmp_path, capsys, ends
 ):

@@ -499,7 +499,7 @@ def as_the_driver(monkeypatch):
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.parametrize("kind", ["vqvae", "world_model"])
+@pytest.mark.parametrize("kind", [pytest.param("vqvae", marks=pytest.mark.slow), "world_model"])
 def test_two_workers_train_as_one(kind, as_the_driver, vqvae_run, tokens_path, data_path, tmp_path):
     """The same global batch gives the same losses and gradients, rollouts too, from one start."""
     script, flags = train_vqvae_hires, ["--data", str(data_path)]
@@ -643,6 +643,7 @@ def _kill_and_resume(times: int, data_path: Path, tmp_path: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_exactly(as_the_driver, small_models, data_path, tmp_path):
     """Killed between two saves, resumed to the end, it equals one that was never touched."""
     flags = ["--data", str(data_path), "--batch-size", "8", "--set", "steps=120", "eval_steps=40",
