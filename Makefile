@@ -76,4 +76,4 @@ web-serve: web
 
 test-web: $(READY)
 	-@$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-web.txt
-	$(PYTHON) -m pytest -q -rs -m web tests/test_web.py
+	$(PYTHON) -m pytest -q -rs -m "web and not slow" tests/test_web.py

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -19,8 +20,11 @@ import pytest
 import torch
 
 from tests.web_games import NUM_STEPS, PADDLE_ROW, write_games
+from v2.data.emulator import make_atari_env
 from v2.data.frames import FRAME_SHAPE
 from v2.decoding import next_age
+from v2.dream import DreamEngine
+from v2.export.engine import load_quickest
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -32,6 +36,7 @@ SOFTWARE_GPU = ("--enable-unsafe-webgpu --use-webgpu-adapter=swiftshader "
                 "--enable-features=Vulkan").split()  # fmt: skip
 STATE = "() => document.documentElement.dataset.state"
 PATIENCE_MS = 60_000
+SECONDS_TIMED = 8
 
 missing = [
     name for name, is_there in (
@@ -436,6 +441,46 @@ def test_make_web_serve_sends_the_headers_that_threads_need(built):
             assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
             assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         server.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (WEB / "dist").exists(), reason="run make web")
+@pytest.mark.parametrize("game", ["breakout", "pong"])
+def test_shipped_dreams_step_eight_times_a_second(chromium, game):
+    """As fast as it goes, the picture drawn; printed beside Python's steps in the same run."""
+    site = Site(WEB / "dist")
+    rates = {f"Chromium, {name}": _browser_rate(chromium, f"{site.url}?engine={name}#{game}")
+             for name in ("threads", "single")}  # fmt: skip
+    site.stop()
+    for engine in (load_quickest("shipped", game, "cpu"), DreamEngine.load("shipped", game, "cpu")):
+        rates[f"Python, {engine.runtime}"] = _python_rate(engine)
+    print(game, *(f"{name} {rate:.1f}" for name, rate in rates.items()), sep="; ")
+    assert rates["Chromium, threads"] >= 8
+
+
+def _browser_rate(browser, address: str) -> float:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(address)
+    wait(page, "ready")
+    page.select_option("#speed", "0")
+    page.wait_for_timeout(2000)
+    began, first = time.perf_counter(), page.evaluate("() => dreamPage.session.step")
+    page.wait_for_timeout(SECONDS_TIMED * 1000)
+    num_steps = page.evaluate("() => dreamPage.session.step") - first
+    rate = num_steps / (time.perf_counter() - began)
+    print(page.locator("#engine-facts").inner_text())
+    page.context.close()
+    return rate
+
+
+def _python_rate(engine: DreamEngine) -> float:
+    env = make_atari_env(engine.info["emulator"]["game"])
+    engine.reset(np.stack([env.reset(seed=5)[0], *(env.step(1)[0] for _ in range(30))]))
+    began, num_steps = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS_TIMED:
+        engine.step(num_steps % engine.num_actions)
+        num_steps += 1
+    return num_steps / SECONDS_TIMED
 
 
 def _geckodriver() -> str | None:
