@@ -48,7 +48,7 @@ test-lowest:
 	.venv-lowest/bin/python -m pytest -q
 
 train: $(READY)
-	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) $(if $(FRAMES),--frames $(FRAMES))
+	$(PYTHON) v2/train/pipeline.py --game $(GAME) --preset $(PRESET) $(if $(FRAMES),--frames $(FRAMES)) $(if $(VQVAE),--vqvae $(VQVAE))
 
 eval: $(READY)
 	$(PYTHON) v2/eval/gold_eval.py --game $(GAME) --latest

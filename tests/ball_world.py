@@ -56,7 +56,8 @@ def film(folder: Path, num_games: int, num_frames: int, seed: int = 0) -> list[t
     folder.mkdir(parents=True)
     rng, games = np.random.default_rng(seed), []
     for k in range(num_games):
-        frames, actions, _ = games.append(play(rng, num_frames)) or games[-1]
+        games.append(play(rng, num_frames))
+        frames, actions, _ = games[-1]
         with Mp4Video(folder / f"game{k:02d}.mp4", FPS) as video:
             for frame in frames:
                 video.write(frame.repeat(ENLARGED, 0).repeat(ENLARGED, 1))

@@ -133,7 +133,9 @@ def test_a_run_keeps_the_agent_and_its_curves_and_goes_on(paying_weights, data_p
     config = json.loads((run / "config.json").read_text())
     config["args"]["steps"] = 64
     (run / "config.json").write_text(json.dumps(config))
-    assert train_agent.main(["--resume", str(run)]) == 0
+    with pytest.raises(ValueError, match="--steps 9 is decided when a run begins"):
+        train_agent.main(["--resume", str(run), "--steps", "9"])
+    assert train_agent.main(["--resume", run.name, "--out", str(tmp_path)]) == 0
     assert [line["step"] for line in lines_of(run)] == [16, 32, 48, 64]
     last = checkpoint.load_last(run, "agent")
     counts = [state["optimizer"]["state"][0]["step"] for state in (first, last)]
@@ -181,7 +183,7 @@ def test_what_is_saved_acts_as_what_was_trained(paying_weights, data_path, tmp_p
     (["--weights", "no/such"], "no run or checkpoint"),
     (["--set", "num_games=0"], "num_games must be"),
     (["--set", "games=3"], "did you mean"),
-    (["--resume", "no/such"], "no run at"),
+    (["--resume", "no/such"], "no run 'no/such'"),
 ])  # fmt: skip
 def test_bad_flags_of_training_are_refused_before_a_run_is_made(flags, told, tmp_path):
     pytest.importorskip("stable_baselines3")

@@ -84,5 +84,14 @@ def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, wor
     paths["vqvae"].unlink()  # the other alone is nothing to play with
     (finding,) = doctor.check_weights()
     assert "absent" in finding.text and finding.stops == "play, eval"
-    checkpoint.save_checkpoint(tmp_path / "pong" / "x.pt", "vqvae", vqvae)
-    assert "pong" in doctor.check_weights()[1].text
+    for folder in ("pong", "my backup"):  # of which one is a game's
+        checkpoint.save_checkpoint(tmp_path / folder / "x.pt", "vqvae", vqvae)
+    assert ["pong" in finding.text for finding in doctor.check_weights()] == [False, True]
+
+
+def test_a_damaged_recording_stops_no_command(monkeypatch, tmp_path):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
+    (tmp_path / "pong").mkdir()
+    (tmp_path / "pong" / "atari_game_data.npz").write_bytes(b"no zip")
+    (finding,) = doctor.check_environments()
+    assert "is not an npz file" in finding.text and finding.fix and not finding.stops

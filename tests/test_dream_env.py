@@ -20,10 +20,10 @@ from v2.data import build_starts
 from v2.data.atari_dataset import GOLD_SEED_START, make_atari_env
 from v2.data.collect_atari import MAX_SEED
 from v2.data.collector import SEEDS_PER_RUN
-from v2.data.dream_starts import STARTS_SEED, load_starts, starts_path
+from v2.data.dream_starts import FIELDS, STARTS_SEED, load_starts, starts_path
 from v2.data.frames import frames_to_float, grey_frames
 from v2.data.games import EmulatorConfig, emulator_dict
-from v2.data.npz import read_meta
+from v2.data.npz import read_meta, read_npz, write_npz
 from v2.data.policies import CLUMSY
 from v2.dream import DreamEngine
 from v2.dream_env import DreamAtariEnv, DreamAtariVectorEnv
@@ -119,6 +119,14 @@ def test_equal_flags_build_equal_starts_and_too_few_of_a_phase_are_refused(monke
     monkeypatch.setattr(build_starts, "NUM_STARTS", {"late": 1})
     with pytest.raises(ValueError, match="0 starts of phase late, not 1"):
         build_starts.main(["--out", str(tmp_path / "c.npz")])
+
+
+def test_starts_of_another_version_are_refused(tmp_path):
+    arrays, meta = read_npz(starts_path("breakout"), FIELDS)
+    arrays |= read_npz(starts_path("breakout"), {"replayed": (np.uint8, ())})[0]
+    write_npz(tmp_path / "a.npz", arrays, meta | {"emulator": {"game": "breakout", "speed": 2}})
+    with pytest.raises(ValueError, match="a.npz: emulator settings of another version"):
+        load_starts("breakout", tmp_path / "a.npz")
 
 
 # One dream

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.dream import DreamEngine
-from v2.export import onnx_export
+from v2.export import onnx_export, web_game
 from v2.export.engine import GRAPHS, OnnxDream, load_quickest
 from v2.export.graph import export_encoder, export_graph
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -96,10 +97,20 @@ def test_the_quickest_engine_is_measured_once_and_its_graph_kept(shipped_small, 
     assert "going on in PyTorch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", [onnx_export, web_game])
+def test_weights_of_another_game_are_refused(script, shipped_small, vqvae, tmp_path):
+    of_breakout = {"emulator": emulator_dict(EmulatorConfig()),
+                   "vqvae_sha256": tokenizer_sha256(vqvae)}  # fmt: skip
+    path = shipped_small / SHIPPED["world_model"]
+    save_checkpoint(path, "world_model", _world_model(), **of_breakout)
+    with pytest.raises(ValueError, match="dreams of breakout: add --game breakout"):
+        script.main(["--game", "pong", "--weights", str(path), "--out", str(tmp_path / "out")])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("game", ["breakout", "pong"])
 def test_the_shipped_graph_dreams_the_same_tokens_over_200_steps(game, tmp_path, capsys):
     assert onnx_export.main(["--game", game, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "step.onnx: 53" in said and "100.000% of the tokens of 3 x 200 steps" in said
-    assert (tmp_path / "step-half.onnx").stat().st_size < 30e6
+    assert "step-float32.onnx: 53" in said and "100.000% of the tokens of 3 x 200 steps" in said
+    assert (tmp_path / "step.onnx").stat().st_size < 30e6

@@ -19,7 +19,7 @@ from v2.dream import DreamEngine
 from v2.eval import gold_eval
 from v2.play.recorded import RecordedEnv
 from v2.play.session import PlaySession
-from v2.runtime.cli import run
+from v2.runtime.cli import StopRequest
 from v2.train import ship
 
 NAMES = ",".join(ball_world.ACTIONS)
@@ -117,9 +117,8 @@ def test_an_action_that_is_off_by_one_is_named_and_shifted_back(tmp_path, capsys
 
 def test_each_second_frame_has_the_actions_of_both(tmp_path):
     frames, _, _ = ball_world.play(np.random.default_rng(0), 41)
-    actions, rewards = np.repeat([0, 3, 1, 2], 11)[:41], np.ones(41, np.float32)
+    actions = np.repeat([0, 3, 1, 2], 11)[:41]
     actions[:2] = 1
-    source = save_arrays(tmp_path / "a.npz", [(frames, actions)], rewards=rewards)
     other = ball_world.play(np.random.default_rng(1), 41)
     source = save_arrays(tmp_path / "a.npz", [(frames, actions), other],
                          rewards=np.ones(82, np.float32))  # fmt: skip
@@ -154,6 +153,28 @@ def test_what_play_saves_can_be_imported_and_its_clips_are_told_apart(data_path,
     for name in ("frames", "actions", "rewards", "terminated", "episode_ids", "has_action"):
         np.testing.assert_array_equal(getattr(was, name), getattr(now, name))
     assert now.ram.size == 0 and now.emulator.game == "own-atari-game-data"
+    flags = [str(data_path), "--out", str(tmp_path / "named.npz"), "--actions"]
+    assert import_recordings.main([*flags, "NOOP,FIRE,UP,DOWN"]) == 0
+    named = load_game_data(tmp_path / "named.npz")
+    assert named.meta["action_meanings"] == ["NOOP", "FIRE", "UP", "DOWN"]
+    with pytest.raises(ValueError, match="has 4 actions, got 2 names"):
+        import_recordings.main([*flags, "UP,DOWN", "--overwrite"])
+
+
+def test_a_picture_beside_the_data_is_kept(filmed, tmp_path):
+    source, sheet = save_arrays(tmp_path / "a.npz", filmed[1]), tmp_path / "data.png"
+    sheet.write_bytes(b"mine")
+    imported(source, tmp_path / "data.npz")
+    assert sheet.read_bytes() == b"mine" and (tmp_path / "data_2.png").exists()
+
+
+def test_an_import_that_is_stopped_leaves_nothing_and_says_by_which_signal(
+    filmed, tmp_path, monkeypatch
+):
+    source, out = save_arrays(tmp_path / "a.npz", filmed[1]), tmp_path / "data.npz"
+    monkeypatch.setattr(StopRequest, "__enter__", lambda stop: stop._handle(15, None) or stop)
+    assert import_recordings.main([str(source), "--out", str(out)]) == 143
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
@@ -203,6 +224,21 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
         case "action range":
             np.savez(array, frames=frames, actions=actions - 1, fps=15)
             return [str(array), *out], "action -1 is none of"
+        case "two rates":
+            np.savez(array, frames=frames, actions=actions, fps=[15, 30])
+            return [str(array), *out], "fps must be a number, got int64 (2,)"
+        case "ids of two axes":
+            np.savez(array, frames=frames, actions=actions, fps=15, episode_ids=np.zeros((60, 1)))
+            return [str(array), *out], "episode_ids must be 60 ascending whole numbers"
+        case "rewards of two axes":
+            np.savez(array, frames=frames, actions=actions, fps=15, rewards=np.zeros((60, 2)))
+            return [str(array), *out], "rewards must be numbers, (M,), got float64 (60, 2)"
+        case "reward that is no number":
+            np.savez(array, frames=frames, actions=actions, fps=15, rewards=np.full(60, np.nan))
+            return [str(array), *out], "a.npz episode 0: a reward is not finite"
+        case "huge cell":
+            table.write_text("action\n" + 200_000 * "x")
+            return [str(source), *out], "game01.csv is no table"
         case "objects":
             np.savez(array, frames=np.array([{}], object), actions=actions, fps=15)
             return [str(array), *out], "is no npz file of plain arrays"
@@ -219,17 +255,13 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
     "what",
     ["short table", "no table", "no column", "unknown action", "clip of play", "damaged video",
      "no video", "no source", "floats", "no rate", "lengths", "action range", "objects",
-     "too short", "there already"],
+     "too short", "there already", "two rates", "ids of two axes", "rewards of two axes",
+     "reward that is no number", "huge cell"],
 )  # fmt: skip
-def test_what_cannot_be_used_is_refused_in_one_line(filmed, tmp_path, what, capsys, monkeypatch):
+def test_what_cannot_be_used_is_refused_in_one_line(filmed, tmp_path, what, ends):
     flags, reason = refused(filmed, tmp_path, what)
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr("sys.stdout", __import__("sys").stdout)  # which `run` replaces
-    monkeypatch.setattr("sys.stderr", __import__("sys").stderr)
-    with pytest.raises(SystemExit) as ended:
-        run(lambda: import_recordings.main(flags))
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert ended.value.code == 2 and said.startswith("error: ") and reason in said
+    ends(import_recordings.main, flags, 2, reason)
     assert sorted(tmp_path.iterdir()) == before  # nothing is left behind
 
 

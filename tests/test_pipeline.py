@@ -202,6 +202,17 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
     assert judged.json.parent == judged.model_card.parent == Path(judged.checkpoint).parent
 
 
+def test_a_tokenizer_that_is_named_is_taken_and_an_unknown_one_refused_at_once(stages, tmp_path):
+    flags = ["--out", str(tmp_path), "--vqvae"]
+    with pytest.raises(FileNotFoundError):
+        pipeline.main([*flags, "no/such"])
+    assert not stages
+    assert pipeline.main([*flags, "shipped"]) == 0
+    assert [script for script, _ in stages] == [
+        pipeline.COLLECT, pipeline.TOKENIZE, pipeline.TRAIN_WM, pipeline.EVALUATE,
+    ]  # fmt: skip
+
+
 def test_a_run_of_another_preset_is_left_out(stages, tmp_path, capsys):
     assert pipeline.main(["--out", str(tmp_path)]) == 0
     assert pipeline.main(["--preset", "long", "--out", str(tmp_path)]) == 0

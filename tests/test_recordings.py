@@ -18,6 +18,7 @@ from v2.data.atari_dataset import (
     window_starts,
 )
 from v2.data.recordings import list_episodes, say_all_are_there, shard_path
+from v2.data.start_scene import cut_start
 from v2.data.tokens import TOKENS_NAME, recording_sha256, tokenize, tokens_path
 from v2.eval.gold import load_recorded
 from v2.play.episodes import EpisodeFile
@@ -112,6 +113,17 @@ def test_several_recordings_and_a_folder_of_them_are_read_as_one(game_data, vqva
         assert made.meta["data_sha256"] == data_sha256(joined.meta) == recording_sha256(data)
     assert recording_sha256([first]) == recording_sha256(first)
     assert recording_sha256([second, first]) != recording_sha256([first, second])
+
+
+def test_a_start_scene_is_cut_from_any_of_several_recordings(game_data, tmp_path):
+    """Only the second file holds a held-out game, by an id that the first has, too."""
+    for name, first in (("a", 2), ("b", 10)):
+        part = _renumbered(_part(game_data, first, first + 4))
+        _saved(tmp_path / f"{name}.npz", part)
+    scene = cut_start(tmp_path)
+    assert scene.meta["episodes"][0]["seed"] == 11
+    assert np.array_equal(scene.frames, game_data.frames[game_data.episode_ids == 11])
+    assert set(scene.episode_ids) == {scene.meta["episodes"][0]["id"]}
 
 
 def test_recordings_that_cannot_be_joined_are_refused(game_data, vqvae, tmp_path):

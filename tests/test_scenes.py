@@ -1,4 +1,4 @@
-"""Scenes for the page: real starts of no other set, written and read back exactly."""
+"""Scenes for the page: real starts that no model learnt from, written and read back exactly."""
 
 import json
 import zlib
@@ -9,10 +9,12 @@ import torch
 
 from tests.web_games import small_models
 from v2.data.atari_dataset import GOLD_SEED_START
+from v2.data.dream_starts import STARTS_SEED
+from v2.data.games import EmulatorConfig
 from v2.decoding import known_age
 from v2.dream import DreamEngine
 from v2.export import scenes
-from v2.export.scenes import PARITY_STEPS, SEED_START, make_scenes, write_game
+from v2.export.scenes import PARITY_STEPS, make_scenes, write_game
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +24,13 @@ def serve():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "MAX_GAME_STEPS", 200)
         patch.setattr(scenes, "KINDS", {"pong": scenes.KINDS["pong"][:1]})
-        (scene,) = make_scenes("pong", vqvae, model, num_steps=80)
+        (scene,) = make_scenes(EmulatorConfig("pong"), vqvae, model, num_steps=80)
     return scene, vqvae, model
 
 
-def test_a_scene_is_what_it_says_from_a_seed_of_no_other_set(serve):
+def test_a_scene_is_what_it_says_from_a_seed_of_no_training_and_no_gold_set(serve):
     scene, vqvae, _ = serve
-    assert scene.seed >= SEED_START > GOLD_SEED_START + 10 * 1_000_000
+    assert scene.seed >= STARTS_SEED > GOLD_SEED_START + 10 * 1_000_000
     assert len(scene.frames) == len(scene.ball) == len(scene.actions) + 1 == 81
     in_play = ~np.isnan(scene.ball[:, 0])
     assert not in_play[0] and 2 <= in_play.argmax() <= 20
@@ -53,9 +55,11 @@ def test_stored_tokens_are_those_that_the_engine_dreams(serve, monkeypatch):
 def test_a_written_scene_is_read_back_exactly(serve, tmp_path):
     scene, _, _ = serve
     (tmp_path / "step.onnx").write_bytes(b"graph")
-    path = write_game(tmp_path, "pong", [scene], {"wasm": tmp_path / "step.onnx"}, {"UP": "RIGHT"})
+    graphs = {"wasm": tmp_path / "step.onnx"}
+    path = write_game(tmp_path, EmulatorConfig("pong", 2), [scene], graphs, {"UP": "RIGHT"})
     facts = json.loads(path.read_text())
     assert facts["graphs"]["wasm"]["bytes"] == 5 and facts["actions"][0] == "NOOP"
+    assert facts["stepsPerSecond"] == 30
     (written,) = facts["scenes"]
     content, found = zlib.decompress((tmp_path / written["file"]).read_bytes()), {}
     for array in written["arrays"]:
@@ -71,4 +75,4 @@ def test_a_written_scene_is_read_back_exactly(serve, tmp_path):
 
 def test_a_game_without_scenes_is_refused():
     with pytest.raises(ValueError, match="no scenes for tetris.*breakout, pong"):
-        make_scenes("tetris", *small_models(6))
+        make_scenes(EmulatorConfig("tetris"), *small_models(6))

@@ -125,9 +125,10 @@ def open_page(chromium, site):
     """Return a function that opens the page and waits until it plays or says why not."""
     contexts = []
 
-    def open_page(query="?paused", browser=chromium, is_ready=True, **options):
+    def open_page(query="?paused", browser=chromium, is_ready=True, script="", **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
         contexts.append(context)
+        context.add_init_script(script)
         page = context.new_page()
         page.errors, page.requested = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
@@ -322,6 +323,8 @@ def test_a_finger_moves_the_paddle_on_a_phone(open_page):
     page = open_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True,
                      device_scale_factor=2)  # fmt: skip
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
+    for name in ("Pause", "Step", "Restart", "Keys"):  # what is read aloud of a picture
+        assert page.get_by_role("button", name=name).is_visible()
     page.locator("#pad [data-input=RIGHT]").tap()
     page.keyboard.press(".")
     step_to(page, 1)
@@ -333,6 +336,10 @@ def test_a_finger_moves_the_paddle_on_a_phone(open_page):
     assert paddle(page) == [6, 7, 8]
     shown = page.locator("#pad [data-input=RIGHT]").bounding_box()
     assert shown["y"] + shown["height"] <= 740 and shown["height"] >= 44
+    page.locator("#full").tap()
+    assert page.is_visible("#dream") and page.is_hidden("#pause")
+    page.locator("#full").tap()
+    assert page.is_visible("#pause")
 
 
 def test_an_engine_that_fails_the_parity_check_is_left(playwright, open_page):
@@ -353,8 +360,12 @@ def test_webgpu_gives_the_tokens_of_python(playwright, open_page):
     browser.close()
 
 
-def test_the_page_reloads_and_plays_without_a_connection(open_page, site):
-    page = open_page()
+@pytest.mark.parametrize("name", ["", "index.html"])
+def test_the_page_reloads_and_plays_without_a_connection(open_page, site, name):
+    page = open_page(f"{name}?paused")
+    kept = page.evaluate("""async () => (await (await caches.open('files')).keys())
+        .map(({ url }) => url)""")
+    assert kept and all("?v=" in url or "/ort/" in url for url in kept)  # the next build is not hid
     site.stop()
     page.reload()
     wait(page, "ready")
@@ -363,11 +374,20 @@ def test_the_page_reloads_and_plays_without_a_connection(open_page, site):
     assert page.errors == []
 
 
+def test_a_browser_that_keeps_nothing_plays(open_page):
+    page = open_page(service_workers="block", script="""
+        CacheStorage.prototype.open = () => Promise.reject(new DOMException('no', 'SecurityError'))
+    """)
+    press(page, "ArrowRight")
+    assert paddle(page) == [7, 8, 9]
+
+
 def test_a_clip_holds_the_steps_and_the_actions(open_page):
     page = open_page()
     for _ in range(3):
         press(page, "ArrowRight")
     page.keyboard.press("v")
+    page.keyboard.press("v")  # no second one while one is made
     page.wait_for_selector("#saved[open]")
     files = {}
     for name in ("saved-gif", "saved-actions"):

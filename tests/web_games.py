@@ -56,13 +56,14 @@ def write_games(folder: Path) -> None:
     tokens = torch.zeros(4, 336, dtype=torch.long)
     tokens[:, PADDLE_ROW * 16 + 6 : PADDLE_ROW * 16 + 9] = PADDLE
     scenes = [_scene("breakout", k, tokens, ToyGraph()) for k in range(2)]
-    write_game(toy, "breakout", scenes, {"webgpu": wrong, "wasm": right}, source="a toy")
+    write_game(toy, EmulatorConfig("breakout"), scenes, {"webgpu": wrong, "wasm": right},
+               source="a toy")  # fmt: skip
     small, (vqvae, model) = folder / "games" / "pong", small_models(num_actions=6)
     graph = small / "step.onnx"
     small.mkdir(parents=True)
     export_graph(vqvae, model, graph)
     tokens = torch.randint(0, 32, (4, 336), generator=torch.Generator().manual_seed(0))
-    write_game(small, "pong", [_scene("pong", 0, tokens, model)],
+    write_game(small, EmulatorConfig("pong"), [_scene("pong", 0, tokens, model)],
                {"webgpu": graph, "wasm": graph}, ALIASES["pong"], "small models")  # fmt: skip
 
 
@@ -95,11 +96,11 @@ def _scene(game: str, number: int, tokens: torch.Tensor, world: nn.Module) -> Sc
     job = GameJob(EmulatorConfig(game), policy, 7 + number, FIRST_STEP + NUM_STEPS)
     (segment,) = record_game(job)
     actions, frames = segment.actions[FIRST_STEP:], segment.frames[FIRST_STEP:]
-    past, age = segment.actions[FIRST_STEP - 3 : FIRST_STEP], known_age(tokens[None])
+    past, age = segment.actions[FIRST_STEP - 3 : FIRST_STEP], known_age(tokens[None])[0]
     dream = dream_tokens if isinstance(world, TemporalWorldModel) else _toy_tokens
     return Scene(
         KINDS[game][number], segment.seed, tokens.numpy().astype(np.uint8), past,
-        age[0].numpy().astype(np.uint8), actions, segment.rewards[FIRST_STEP:],
+        age.numpy().astype(np.uint8), actions, segment.rewards[FIRST_STEP:],
         detector.read_ram(game, segment.ram[FIRST_STEP:]).ball,
         detector.read_frames(game, frames).ball, frames, _real_tokens(tokens[-1]),
         dream(world, tokens, past, age, actions[:PARITY_STEPS]),
@@ -116,7 +117,7 @@ def _toy_tokens(world: ToyGraph, tokens, past, age, actions) -> np.ndarray:
     made, taken = [], [int(action) for action in past]
     for action in actions:
         taken.append(int(action))
-        now = world(tokens, torch.tensor(taken[-4:]), age[0])[0]
+        now = world(tokens, torch.tensor(taken[-4:]), age)[0]
         tokens = torch.cat([tokens[1:], now[None]])
         made.append(now.numpy().astype(np.uint8))
     return np.stack(made)

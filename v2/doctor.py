@@ -13,6 +13,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -172,8 +173,10 @@ def check_weights() -> list[Finding]:
 
     others = {path.parent.name for home in (CHECKPOINTS, PACKAGED)
               for path in home.glob("*/*.pt")}  # fmt: skip
-    names = ["breakout", *sorted(others - {"atari"})]
-    directories = {game: shipped_directory(game) for game in names}
+    directories = {}
+    for game in ("breakout", *sorted(others - {"atari"})):
+        with contextlib.suppress(ValueError):  # a folder that is no game's
+            directories[game] = shipped_directory(game)
     return [_check_pair(game, directory) for game, directory in directories.items()]
 
 
@@ -189,7 +192,11 @@ def check_environments() -> list[Finding]:
     found = []
     for folder in sorted(CHECKPOINTS.glob("*")):
         for path in recorded_files(folder / f"{DATA_NAME}.npz")[:1]:
-            emulator = recorded_emulator(path, read_meta(path, META_FIELDS))
+            try:
+                emulator = recorded_emulator(path, read_meta(path, META_FIELDS))
+            except ValueError as error:
+                found.append(Finding("recording", str(error), "take it away, or collect again"))
+                continue
             if emulator.package:
                 name, _, version = emulator.package.partition(" ")
                 here = _version(name)

@@ -23,15 +23,9 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2.agents.players import Player, load_agent_player
 from v2.data.emulator import make_atari_env, package_of
-from v2.data.games import (
-    EmulatorConfig,
-    RecordedConfig,
-    game_directory,
-    game_id,
-    shown_name,
-    stored_config,
-)
+from v2.data.games import EmulatorConfig, RecordedConfig, game_directory, game_id, shown_name
 from v2.data.recordings import DATA_NAME, recorded_files
+from v2.dream import emulator_of
 from v2.export.engine import load_quickest
 from v2.play.controllers import AGENT, Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
@@ -180,17 +174,6 @@ def _open_window(game: str, scale: int, is_replay: bool) -> Window:
     panes = (Pane("", None, "panel"),) * columns
     window.show(View(shown_name(game), panes, "loading the weights ...", columns))
     return window
-
-
-def emulator_of(engine, game: str) -> EmulatorConfig | RecordedConfig:
-    """Return the settings of the emulator, or of the recording, that the model learnt from."""
-    try:
-        emulator = stored_config(engine.info.get("emulator") or {"game": game})
-    except TypeError as error:
-        raise ValueError(f"{engine.source}: emulator settings of another version") from error
-    if emulator.game != game:
-        raise ValueError(f"{engine.source} dreams of {emulator.game}: add --game {emulator.game}")
-    return emulator
 
 
 def play(

@@ -21,7 +21,7 @@ const ortFiles = ['wasm', 'webgpu', 'jspi']
     ]),
   )
 
-export const isolationHeaders = {
+const isolationHeaders = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Embedder-Policy': 'require-corp',
 }
@@ -50,6 +50,7 @@ function dreamPage() {
         emit(`ort/${ortVersion}/${file}`, readFileSync(join(ortFolder, file)))
       const shell = [
         './',
+        'index.html',
         'games.json',
         ...Object.keys(bundle).filter((file) => file.startsWith('assets/')),
       ]
@@ -76,7 +77,6 @@ export default {
     target: 'es2022',
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
-    chunkSizeWarningLimit: 1000,
   },
   worker: { format: 'es' },
   preview: { host: '127.0.0.1', port: 8333, headers: isolationHeaders },

@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from v2.data.emulator import make_atari_env as make_atari_env
+from v2.data.environments import NUM_RAM_BYTES as NUM_RAM_BYTES
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import (
     EmulatorConfig,
@@ -45,8 +46,6 @@ GOLD_SEED_START = 1_000_000_000
 VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is held out
 HELD_OUT_PART = 10  # one of so many parts of the frames, the last, where no whole game is held out
 MIN_HELD_OUT_FRAMES = 20  # of that part
-NUM_RAM_BYTES = 128
-
 
 # name -> (dtype, shape after the first axis)
 ARRAY_FIELDS: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -59,8 +58,6 @@ ARRAY_FIELDS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "has_action": (np.bool_, ()),
     "ram": (np.uint8, (NUM_RAM_BYTES,)),
 }
-
-
 LARGE_FIELDS = ("frames", "ram")  # mapped or read in blocks, never held
 
 
@@ -128,8 +125,7 @@ def load_game_data(data: Data) -> GameData:
     parts, metas = [], []
     for path, first_id in zip(tqdm(paths, unit="file", desc="unpack", disable=None),
                               listing.first_ids, strict=True):  # fmt: skip
-        arrays, meta = read_steps(path)
-        arrays["episode_ids"] += first_id
+        arrays, meta = read_steps(path, first_id)
         try:
             for name, file in files.items():
                 for block in read_large(path, name, len(arrays["actions"]), meta):
@@ -168,9 +164,11 @@ def _no_room(name: str, folder: Path | str, num_frames: int) -> OSError:
     )
 
 
-def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:
+def read_steps(path: Path, first_id: int = 0) -> tuple[dict[str, np.ndarray], dict]:
     """Read and check one data file: its meta and all arrays but the large ones.
 
+    Args:
+        first_id: is added to the episode ids; see `v2.data.recordings.list_episodes`.
     Raises:
         ValueError: with the path and what is wrong.
     """
@@ -179,6 +177,7 @@ def read_steps(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     check_steps(path, arrays, meta)
     recorded_emulator(path, meta)
     check_hashes(path, arrays, meta)
+    arrays["episode_ids"] += first_id
     return arrays, meta
 
 

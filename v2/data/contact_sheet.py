@@ -16,7 +16,7 @@ SCALE, TEXT_PX, GAP_PX = 2, 14, 4
 
 
 def save_contact_sheet(path: Path, data: GameData) -> None:
-    """Write the sheet as PNG; moments at which an action begins come first."""
+    """Write the sheet as PNG: moments at which another action begins, where there are enough."""
     height, width = data.frames.shape[1] * SCALE, data.frames.shape[2] * SCALE
     step_y, step_x = height + TEXT_PX + GAP_PX, width + GAP_PX
     starts = _moments(data)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import load_game_data, window_starts
+from v2.data.atari_dataset import load_game_data, recorded_emulator, window_starts
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, RecordedConfig, game_id
 from v2.data.npz import read_meta, read_npz
@@ -97,14 +97,14 @@ def load_starts(game: str, path: Path | None = None) -> DreamStarts:
 
 
 def _read_set(path: Path) -> DreamStarts:
-    arrays, meta = read_npz(path, FIELDS)
+    arrays, meta = read_npz(path, FIELDS, {"emulator": dict})
     replayed, _ = read_npz(path, {"replayed": (np.uint8, ())})
     count = len(arrays["frames"])
     padded = np.zeros((count, HISTORY), np.uint8)
     padded[:, :-1] = arrays["past_actions"]
     ends = arrays["num_replayed"].cumsum()[:-1]
     return DreamStarts(
-        EmulatorConfig(**meta["emulator"]), arrays["frames"].reshape(-1, *FRAME_SHAPE),
+        recorded_emulator(path, meta), arrays["frames"].reshape(-1, *FRAME_SHAPE),
         padded.reshape(-1), np.arange(count) * HISTORY + HISTORY - 1,
         np.array(PHASES)[arrays["phases"]], arrays["lives"].astype(int), arrays["seeds"],
         np.split(replayed["replayed"], ends), path,

@@ -8,7 +8,7 @@ policies or models.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -42,8 +42,7 @@ class AtariFrameEnv(gymnasium.Env):
 
     def __init__(self, env: gymnasium.Env, config: EmulatorConfig):
         self.env, self.config = env, config
-        self.action_space = cast(gymnasium.spaces.Discrete, env.action_space)
-        self.observation_space = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+        self.observation_space, self.action_space = spaces_of(len(self.action_meanings))
         self.render_mode = env.render_mode
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": config.steps_per_second}
         self.spec = gymnasium.envs.registration.EnvSpec(
@@ -166,7 +165,7 @@ def make_atari_env(
         game: name in any common spelling, or the id of an environment of Gymnasium; ignored when
             `config` is given.
         render_mode: `rgb_array` lets `render` return the emulator's screen, as RecordVideo needs;
-            `human` shows it in the emulator's own window.
+            `human` shows it in Atari's own window.
 
     Raises:
         ValueError: no such game, setting or render mode.
@@ -177,6 +176,8 @@ def make_atari_env(
         known = " or ".join(RENDER_MODES)
         raise ValueError(f"render_mode must be None, {known}, got {render_mode!r}")
     if not config.is_atari:
+        if render_mode == "human":
+            raise ValueError(f"{config.game} has no window of its own: use render_mode='rgb_array'")
         env = environments.make_environment(config.game, config.env_args)
         repeats = 1 if config.max_pool else config.frameskip
         return AtariFrameEnv(
@@ -204,6 +205,8 @@ def spaces_of(num_actions: int) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.
     """Return the spaces of a game's frames and of its actions."""
     frames = gymnasium.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
     return frames, gymnasium.spaces.Discrete(num_actions)
+
+
 def emulator_config(game: str, frameskip: int | None = None, **settings) -> EmulatorConfig:
     """Return the settings of a game; what only an environment itself knows is asked of it.
 
@@ -248,7 +251,5 @@ def emulator_version() -> str:
 
 
 def package_of(config: EmulatorConfig) -> str:
-    """Return the package that a game comes from here, and its version."""
-    if config.is_atari:
-        return f"ale-py {emulator_version()}"
+    """Return the package that an environment comes from here, and its version."""
     return environments.package_of(environments.make_environment(config.game, config.env_args))

@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-RAM_BYTES, DIGEST_BYTES = 128, 16
+NUM_RAM_BYTES, DIGEST_BYTES = 128, 16
 USUAL_FPS = 30.0  # of an environment that does not say
 ALE_ORDER = (
     "NOOP", "FIRE", "UP", "RIGHT", "LEFT", "DOWN", "UPRIGHT", "UPLEFT", "DOWNRIGHT", "DOWNLEFT",
@@ -71,7 +71,7 @@ class Screens(gymnasium.Env):
 
     def getRAM(self) -> np.ndarray:
         """Return what tells states apart, uint8 (128,): a hash of the observation."""
-        return np.frombuffer(self.digest.ljust(RAM_BYTES, b"\0"), np.uint8).copy()
+        return np.frombuffer(self.digest.ljust(NUM_RAM_BYTES, b"\0"), np.uint8).copy()
 
     def get_action_meanings(self) -> list[str]:
         return self.meanings

@@ -36,8 +36,6 @@ ATARI_GAMES = """
     word_zapper yars_revenge zaxxon
 """.split()  # every ALE game, by the name of its ROM
 OWN = "own-"  # begins the name of a game that was only recorded
-
-
 OF_ATARI = ("game", "frameskip", "repeat_action_probability", "full_action_space", "max_pool")
 ENVIRONMENT = re.compile(r"(?!ALE/).*(:|/|-v\d+$)")  # what an id of Gymnasium looks like
 FITS = ("pad", "crop", "stretch")
@@ -180,8 +178,6 @@ def shipped_directory(game: str) -> Path:
 
 def emulator_dict(config: EmulatorConfig | RecordedConfig) -> dict:
     """Return the settings as they are stored: of Atari and of recordings always the same ones."""
-    if isinstance(config, RecordedConfig):
-        return dataclasses.asdict(config)
     return {
         field.name: value for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default or field.name in OF_ATARI

@@ -24,14 +24,14 @@ import numpy as np
 from v2.data.action_shift import SHIFTS, check_shift
 from v2.data.atari_dataset import GameData, check_training_games, save_game_data
 from v2.data.contact_sheet import save_contact_sheet
-from v2.data.games import FITS, OWN, game_directory, game_id
+from v2.data.games import FITS, OWN, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
-from v2.data.recordings import DATA_NAME, recorded_files
+from v2.data.recordings import DATA_NAME, default_data, recorded_files
 from v2.data.sources import Source, dataset_source, is_dataset, npz_source
 from v2.data.video_recordings import video_source
 from v2.runtime.commands import command
-from v2.runtime.files import check_output
+from v2.runtime.files import check_output, free_path
 
 USUAL_FPS = 15  # what the recipes were made for
 KEYS = re.compile("NOOP|(UP|DOWN)?(LEFT|RIGHT)?(FIRE)?")  # what keys can play
@@ -63,7 +63,7 @@ def build_parser():
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     game = _game(args.name or Path(args.source).stem)
-    out = args.out or game_directory(game) / f"{DATA_NAME}.npz"
+    out = args.out or default_data(game, None)
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: a dataset ends in .npz")
     check_output(out)
@@ -82,9 +82,12 @@ def main(argv=None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with cli.StopRequest() as stop:
         data = import_source(source, settings, out.parent, stop)
+    if data is None:
+        return stop.exit_code
     check_training_games(out, data.meta["episodes"])
     save_game_data(out, data)
     sheet = out.with_suffix(".png")
+    sheet = sheet if args.overwrite else free_path(sheet)  # a picture of another is kept
     save_contact_sheet(sheet, data)
     _report(data, source, settings)
     print(f"data: {out}")
@@ -105,7 +108,7 @@ def _open(source: str, names: list[str] | None) -> Source:
     if is_minari(source):
         return minari_source(source, names)
     if is_dataset(path):
-        return dataset_source(path)
+        return dataset_source(path, names)
     if not path.exists():
         raise FileNotFoundError(f"no SOURCE {source}: a folder, a file, or a Minari id like a/b-v0")
     return npz_source(path, names) if path.suffix == ".npz" else video_source(path, names)

@@ -47,10 +47,12 @@ class _Episode:
     digest: bytes
 
 
-def import_source(source: Source, settings: ImportSettings, folder: Path, stop=False) -> GameData:
+def import_source(
+    source: Source, settings: ImportSettings, folder: Path, stop=False
+) -> GameData | None:
     """Read every episode, a frame at a time, into a nameless file in `folder`.
 
-    Notes for people are added to those of the source.
+    None when `stop` became true. Notes for people are added to those of the source.
 
     Raises:
         ValueError: an episode that does not fit to its actions, or nothing of use.
@@ -62,7 +64,7 @@ def import_source(source: Source, settings: ImportSettings, folder: Path, stop=F
         start = file.tell()
         episode = _read(recording, settings, len(source.action_meanings), file, source.notes)
         if stop:
-            raise KeyboardInterrupt
+            return None
         if episode.num_frames < MIN_FRAMES:
             source.notes.append(f"left out: {episode.name} has {episode.num_frames} frames, "
                                 f"fewer than {MIN_FRAMES}")  # fmt: skip
@@ -126,8 +128,10 @@ def _read(
         notes.append(f"{recording.name}: {num_mixed} of {steps} steps hold more than one action")
     counts = np.stack([(between == action).sum(1) for action in range(num_actions)], 1)
     rewards = np.zeros(total, np.float32) if recording.rewards is None else recording.rewards
-    if len(rewards) not in (total, total - 1):
-        raise ValueError(f"{recording.name} has {total} frames and {len(rewards)} rewards")
+    if rewards.shape not in ((total,), (total - 1,)):
+        raise ValueError(f"{recording.name} has {total} frames and rewards {rewards.shape}")
+    if not np.isfinite(rewards).all():
+        raise ValueError(f"{recording.name}: a reward is not finite")
     return _Episode(
         recording.name, steps + 1, counts.argmax(1).astype(np.uint8),
         rewards[rows].sum(1).astype(np.float32),

@@ -86,6 +86,23 @@ def npz_source(path: Path, names: list[str] | None) -> Source:
         ValueError: a damaged file, or an array that is missing or of another form.
     """
     arrays = _read_arrays(path)
+    _check_arrays(path, arrays)
+    frames, actions, rewards = arrays["frames"], arrays["actions"], arrays.get("rewards")
+    if names is None and "action_meanings" in arrays:
+        names = [str(name) for name in arrays["action_meanings"].reshape(-1)]
+    ids = arrays.get("episode_ids", np.zeros(len(frames), np.int64))
+    bounds = [0, *np.flatnonzero(np.diff(ids)) + 1, len(frames)]
+    parts = {f"{path.name} episode {k}": slice(*pair) for k, pair in _pairs(bounds)}
+    found, names = numbered({n: actions[part].tolist() for n, part in parts.items()}, names)
+    recordings = (
+        Recording(n, _coloured(frames[part]), found[n],
+                  None if rewards is None else rewards[part].astype(np.float32))
+        for n, part in parts.items()
+    )  # fmt: skip
+    return Source(recordings, names, float(arrays["fps"].item()) if "fps" in arrays else None)
+
+
+def _check_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     for name in ("frames", "actions"):
         if name not in arrays:
             raise ValueError(f"{path} has no array {name!r}, only {', '.join(arrays) or 'none'}")
@@ -101,25 +118,20 @@ def npz_source(path: Path, names: list[str] | None) -> Source:
             f"{path}: actions must be whole numbers or names, (M,), got {actions.dtype} "
             f"{actions.shape}"
         )
-    ids = arrays.get("episode_ids", np.zeros(len(frames), np.int64))
-    rewards = arrays.get("rewards")
-    if len(ids) != len(frames) or (len(ids) and (np.diff(ids) < 0).any()):
-        raise ValueError(f"{path}: episode_ids must be {len(frames)} ascending numbers")
+    rewards = arrays.get("rewards", np.zeros(len(frames), np.float32))
+    if rewards.ndim != 1 or rewards.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{path}: rewards must be numbers, (M,), got {rewards.dtype} {rewards.shape}"
+        )
     for name, array in (("actions", actions), ("rewards", rewards)):
-        if array is not None and len(array) not in (len(frames), len(frames) - 1):
+        if len(array) not in (len(frames), len(frames) - 1):
             raise ValueError(f"{path}: {len(frames)} frames and {len(array)} {name}")
-    if names is None and "action_meanings" in arrays:
-        names = [str(name) for name in arrays["action_meanings"]]
-    bounds = [0, *np.flatnonzero(np.diff(ids)) + 1, len(frames)]
-    parts = {f"{path.name} episode {k}": slice(*pair) for k, pair in _pairs(bounds)}
-    found, names = numbered({n: actions[part].tolist() for n, part in parts.items()}, names)
-    recordings = (
-        Recording(n, _coloured(frames[part]), found[n],
-                  None if rewards is None else rewards[part].astype(np.float32))
-        for n, part in parts.items()
-    )  # fmt: skip
-    fps = float(arrays["fps"]) if "fps" in arrays else None
-    return Source(recordings, names, fps)
+    ids = arrays.get("episode_ids", np.zeros(len(frames), np.int64))
+    if ids.shape != frames.shape[:1] or ids.dtype.kind not in "iu" or (ids[1:] < ids[:-1]).any():
+        raise ValueError(f"{path}: episode_ids must be {len(frames)} ascending whole numbers")
+    fps = arrays.get("fps", np.array(1))
+    if fps.size != 1 or fps.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: fps must be a number, got {fps.dtype} {fps.shape}")
 
 
 def _pairs(bounds: list[int]) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -151,9 +163,11 @@ def is_dataset(path: Path) -> bool:
         return False
 
 
-def dataset_source(path: Path) -> Source:
+def dataset_source(path: Path, names: list[str] | None) -> Source:
     """Take a dataset that this program wrote, as play's --save-data does."""
     data = load_game_data(path)
+    if names and len(names) != data.num_actions:
+        raise ValueError(f"{path} has {data.num_actions} actions, got {len(names)} names")
 
     def recordings() -> Iterator[Recording]:
         for episode in data.meta["episodes"]:
@@ -164,4 +178,5 @@ def dataset_source(path: Path) -> Source:
                             actions, data.rewards[part][: len(actions)],
                             bool(data.terminated[part].any()))  # fmt: skip
 
-    return Source(recordings(), data.meta["action_meanings"], data.emulator.steps_per_second)
+    names = names or data.meta["action_meanings"]
+    return Source(recordings(), names, data.emulator.steps_per_second)

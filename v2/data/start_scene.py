@@ -5,29 +5,28 @@ file and some rows at a time. Weights are shared with one, so that a dream has s
 from where there is neither emulator nor data.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from v2.data.atari_dataset import GameData, fields_of, read_steps, split_of, with_ram
 from v2.data.npz import read_rows
-from v2.data.recordings import NUM_SHARDS, data_paths, list_episodes
+from v2.data.recordings import NUM_SHARDS, Data, list_episodes
 
 NUM_FRAMES = 64
 
 
-def cut_start(path: Path) -> GameData:
-    """Cut the scene from a data file or its shards.
+def cut_start(data: Data) -> GameData:
+    """Cut the scene from recordings.
 
     Raises:
         FileNotFoundError, ValueError: none there, or a damaged one.
     """
+    listing = list_episodes(data)
     wanted = max(
-        list_episodes(path).episodes,
+        listing.episodes,
         key=lambda e: (split_of(e) == "val", min(e["frames"], NUM_FRAMES), -e["id"]),
     )
-    for part in data_paths(path):
-        arrays, meta = read_steps(part)
+    for part, first_id in zip(listing.paths, listing.first_ids, strict=True):
+        arrays, meta = read_steps(part, first_id)
         rows = np.flatnonzero(arrays["episode_ids"] == wanted["id"])[:NUM_FRAMES]
         if len(rows):
             break

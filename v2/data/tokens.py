@@ -155,8 +155,7 @@ def tokenize(
     total = sum(episode["frames"] for episode in episodes)
     with tqdm(total=total, unit="frame", desc="tokenize", disable=None) as bar:
         for path, first_id in zip(listing.paths, listing.first_ids, strict=True):
-            arrays, meta = read_steps(path)
-            arrays["episode_ids"] += first_id
+            arrays, meta = read_steps(path, first_id)
             num_frames = len(arrays["actions"])
             marks = read_marks(path, num_frames, meta)  # at most 128 B a frame
             check_splits(path, arrays["episode_ids"], (marks, arrays["actions"]), splits, seen)

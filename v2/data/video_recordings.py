@@ -83,20 +83,21 @@ def read_table(path: Path) -> dict:
             table["rewards"] = np.array(rewards, np.float32)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: a reward is no number ({error})") from error
-        if not np.isfinite(table["rewards"]).all():
-            raise ValueError(f"{path}: a reward is not finite")
     return {"rewards": None} | table
 
 
 def _of_csv(path: Path, text: str) -> dict:
     rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    try:
+        lines = list(rows)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table ({error})") from error
     columns = {(name or "").strip().lower(): name for name in rows.fieldnames or []}
     if "action" not in columns:
         raise ValueError(
             f"{path} has no column named action: its first line is "
             f"{','.join(map(str, rows.fieldnames or []))[:60]!r}"
         )
-    lines = list(rows)
     table: dict = {"actions": [_cell(line, columns["action"]) for line in lines]}
     for number, value in enumerate(table["actions"], start=2):
         if value == "":

@@ -72,7 +72,7 @@ def main(argv=None) -> int:
     check_output(page)
     for path in args.take:
         print(f"{path} -> {take(path, folder)}")
-    write_text(page, page_of(read_games(folder), folder))
+    write_text(page, page_of(read_games(folder)))
     print(f"page: {page}")
     return 0
 
@@ -83,9 +83,7 @@ def take(path: Path, folder: Path) -> Path:
     Raises:
         FileNotFoundError, ValueError: no such document or strip.
     """
-    document = documents.read_document(path)
-    if missing := [key for key in ("game", "emulator", *documents.SHOWN) if key not in document]:
-        raise ValueError(f"{path} does not say its {missing[0]!r}: run gold_eval.py --json again")
+    document = _read(path)
     strip = strip_of(path)
     if not strip.exists():
         raise FileNotFoundError(f"no strip {strip}: run gold_eval.py --json {path} again")
@@ -100,15 +98,22 @@ def read_games(folder: Path) -> dict[Path, dict]:
     """Read all documents of a folder, by their paths.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError, ValueError: there is none, or one that says too little.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise FileNotFoundError(f"no result in {folder}: --take RUN/held_out.json of make train")
-    return {path: documents.read_document(path) for path in paths}
+    return {path: _read(path) for path in paths}
 
 
-def page_of(found: dict[Path, dict], folder: Path) -> str:
+def _read(path: Path) -> dict:
+    document = documents.read_document(path)
+    if missing := [key for key in ("game", "emulator", *documents.SHOWN) if key not in document]:
+        raise ValueError(f"{path} does not say its {missing[0]!r}: run gold_eval.py --json again")
+    return document
+
+
+def page_of(found: dict[Path, dict]) -> str:
     """Return the page in Markdown."""
     lines = [INTRODUCTION, *tables.head("game", "pooled", *(title for title, *_ in COLUMNS))]
     lines += [tables.row(*_cells(document)) for document in found.values()]

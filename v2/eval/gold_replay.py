@@ -15,13 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from v2.data.atari_dataset import NUM_RAM_BYTES, GameData, load_game_data
-from v2.data.emulator import AtariFrameEnv, emulator_version, make_atari_env
+from v2.data.emulator import emulator_version, make_atari_env
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig
 from v2.data.npz import read_npz, write_npz
 from v2.data.recordings import OF_GOLD
 from v2.data.validation import array_sha256, check_episodes, check_hashes
 from v2.eval.branches import BRANCH_STEPS, Branches
+from v2.eval.replays import Recorder
 from v2.eval.starts import HISTORY, strata_of
 from v2.runtime.files import disk_explained, file_sha256
 
@@ -134,9 +135,8 @@ def play_again(games: GoldGames, folder: Path) -> tuple[GameData, Branches]:
         OSError: too little room on the disk.
     """
     meta = games.meta
-    env = make_atari_env(config=EmulatorConfig(**meta["emulator"]))
+    recorder = Recorder(make_atari_env(config=EmulatorConfig(**meta["emulator"])))
     place = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
-    parts: dict[str, list] = {name: [] for name in branch_fields(1)}
     played: dict[str, list[np.ndarray]] = {"rewards": [], "terminated": [], "ram": []}
     first = 0
     with tempfile.TemporaryFile(dir=place) as file:
@@ -144,7 +144,7 @@ def play_again(games: GoldGames, folder: Path) -> tuple[GameData, Branches]:
             actions = games.actions[first : first + episode["frames"]]
             rows = games.branch_rows - first
             branched = set(rows[(rows >= 0) & (rows < len(actions))].tolist())
-            one = _play(env, actions, branched, episode["seed"], parts)
+            one = _play(recorder, actions, branched, episode["seed"])
             _check(episode, _digest(one.values()), games)
             with disk_explained(place / "frames of the gold set"):
                 file.write(one.pop("frames").data)
@@ -153,27 +153,22 @@ def play_again(games: GoldGames, folder: Path) -> tuple[GameData, Branches]:
                 arrays.append(one[name])
             first += len(actions)
         frames = np.memmap(file, np.uint8, "r+", shape=(first, *FRAME_SHAPE))
-    branches = branches_of(meta["game"], {name: np.stack(part) for name, part in parts.items()})
+    branches = recorder.branches()
     _check({"seed": "branched states", "sha256": meta.get("branches_sha256")},
            branches_digest(branches), games)  # fmt: skip
     return _as_data(games, frames, played), branches
 
 
 def _play(
-    env: AtariFrameEnv, actions: np.ndarray, branched: set[int], seed: int, parts: dict[str, list]
+    recorder: Recorder, actions: np.ndarray, branched: set[int], seed: int
 ) -> dict[str, np.ndarray]:
-    """Play one game from its reset; add the branches of some of its steps to `parts`."""
+    """Play one game from its reset, and branch some of its steps."""
+    env = recorder.env
     frames, ram = [env.reset()[0]], [env.ram]
     rewards, terminated = np.zeros(len(actions), np.float32), np.zeros(len(actions), np.bool_)
     for t in range(len(actions) - 1):
         if t in branched:
-            held = range(int(env.action_space.n))
-            steps = list(env.branch(held, BRANCH_STEPS))
-            parts["fork_history"].append(np.stack(frames[-HISTORY:]))
-            parts["fork_past_actions"].append(actions[t - HISTORY + 1 : t])
-            parts["fork_frames"].append(np.stack([step.frames for step in steps], 1))
-            parts["fork_ram"].append(np.stack([step.ram for step in steps], 1))
-            parts["fork_seeds"].append(np.int64(seed))
+            recorder.add(np.stack(frames[-HISTORY:]), actions[t - HISTORY + 1 : t], seed)
         frame, rewards[t], terminated[t], _, _ = env.step(int(actions[t]))
         frames.append(frame)
         ram.append(env.ram)

@@ -1,4 +1,4 @@
-"""Recorded games played again by the emulator, and branches of the states that they pass through.
+"""Branches of the emulator's states, and recorded games played again for theirs.
 
 Contract: a game counts only while it shows, at every state that is branched, the frame that was
 recorded; so what is branched is what was recorded. Knows nothing of models.
@@ -15,39 +15,21 @@ from v2.eval.starts import HISTORY
 
 
 class Recorder:
-    """Branches of states, gathered game by game."""
+    """Branches of the states that an emulator comes to, gathered one by one."""
 
     def __init__(self, env: AtariFrameEnv):
         self.env = env
-        self.parts: dict[str, list] = {
-            name: [] for name in ("history", "past", "frames", "ram", "seed")
-        }
+        self.states: list[tuple] = []  # in the order of Branches
 
-    def add_game(
-        self, seed: int, frames: np.ndarray, actions: np.ndarray, times: set[int]
-    ) -> bool:
-        """Play a game again from its start and branch it at some steps; False if it differs."""
-        env = self.env
-        frame, _ = env.reset(seed=seed if env.config.has_luck else None)
-        for t in range(max(times) + 1):
-            if t in times:
-                if not np.array_equal(frame, frames[t]):
-                    return False
-                steps = list(env.branch(range(int(env.action_space.n)), BRANCH_STEPS))
-                self.parts["history"].append(frames[t - HISTORY + 1 : t + 1])
-                self.parts["past"].append(actions[t - HISTORY + 1 : t])
-                self.parts["frames"].append(np.stack([step.frames for step in steps], 1))
-                self.parts["ram"].append(np.stack([step.ram for step in steps], 1))
-                self.parts["seed"].append(seed)
-            frame, *_ = env.step(int(actions[t]))
-        return True
+    def add(self, history: np.ndarray, past_actions: np.ndarray, seed: int) -> None:
+        """Branch the state of this moment; `history` are the last four frames."""
+        steps = self.env.branch(range(int(self.env.action_space.n)), BRANCH_STEPS)
+        frames, ram = (np.stack(part, 1) for part in zip(*steps, strict=True))
+        self.states.append((history, past_actions, frames, ram, np.int64(seed)))
 
     def branches(self) -> Branches:
-        parts = self.parts
-        return Branches(
-            self.env.config.game, np.stack(parts["history"]), np.stack(parts["past"]),
-            np.stack(parts["frames"]), np.stack(parts["ram"]), np.array(parts["seed"], np.int64),
-        )  # fmt: skip
+        """Return them all, at least one."""
+        return Branches(self.env.config.game, *map(np.stack, zip(*self.states, strict=True)))
 
 
 def recorded_branches(data: GameData, num_states: int) -> Branches | None:
@@ -70,5 +52,19 @@ def recorded_branches(data: GameData, num_states: int) -> Branches | None:
         return None
     for seed, times in tqdm(chosen.items(), unit="game", disable=None, desc="branches"):
         rows = firsts[seed]
-        recorder.add_game(seed, data.frames[rows], data.actions[rows], times)
-    return recorder.branches() if recorder.parts["seed"] else None
+        _add_game(recorder, seed, data.frames[rows], data.actions[rows], times)
+    return recorder.branches() if recorder.states else None
+
+
+def _add_game(
+    recorder: Recorder, seed: int, frames: np.ndarray, actions: np.ndarray, times: set[int]
+) -> None:
+    """Play a game again from its start and branch it at some steps, until it differs."""
+    env = recorder.env
+    frame, _ = env.reset(seed=seed if env.config.has_luck else None)
+    for t in range(max(times) + 1):
+        if t in times:
+            if not np.array_equal(frame, frames[t]):
+                return
+            recorder.add(frames[t - HISTORY + 1 : t + 1], actions[t - HISTORY + 1 : t], seed)
+        frame, *_ = env.step(int(actions[t]))

@@ -34,9 +34,10 @@ from v2.agents.players import (
 from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig
 from v2.eval.agent_games import Ranking, play_games, returns_inside, returns_outside
+from v2.eval.documents import hand_on
 from v2.eval.intervals import Metric, mean_metric
 from v2.runtime.device import flush_denormals
-from v2.runtime.files import atomic_path, check_output, write_text
+from v2.runtime.files import atomic_path, check_output
 
 FIRST_SEED = 1_800_000_000  # of the games; of training, gold and starts all are elsewhere
 MIN_PLAYERS = 8  # fewer say nothing about a ranking
@@ -80,11 +81,7 @@ def main(argv=None) -> int:
         raise ValueError("--policy: name an agent, such as latest or a run's folder")
     flush_denormals()
     found = (_ranking if args.ranking else _scores)(args, env, agents)
-    if args.json:
-        write_text(args.json, json.dumps(found, indent=1))
-        print(f"result: {args.json}")
-    else:
-        print(json.dumps(found))
+    hand_on(found, json.dumps(found), args.json)
     return 0
 
 
@@ -138,12 +135,10 @@ def _ranking(args, env, agents: list[Named]) -> dict:
 
 def draw_ranking(path: Path, ranking: Ranking) -> None:
     """Draw each player's return inside and outside, with intervals."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(9, 5.5))
+    figure = Figure(figsize=(9, 5.5))
+    axis = figure.subplots()
     sides = zip(ranking.names, ranking.metrics(ranking.inside), ranking.metrics(ranking.outside),
                 strict=True)  # fmt: skip
     for name, one, other in sides:
@@ -158,7 +153,6 @@ def draw_ranking(path: Path, ranking: Ranking) -> None:
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    pyplot.close(figure)
 
 
 def _arms(metric: Metric) -> list[list[float]]:

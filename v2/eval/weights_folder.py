@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from v2.data.atari_dataset import GameData, save_game_data
+from v2.data.games import shown_name
 from v2.eval.model_card import TERMS, training_lines
 from v2.eval.pictures import save_grid
 from v2.eval.suite import training_runs
@@ -48,7 +49,7 @@ def describe_folder(folder: Path, game: str, infos: dict[str, dict], scene: Game
 def _card(game: str, infos: dict[str, dict], has_scene: bool) -> str:
     play = "python v2/play_atari_hires.py" + ("" if game == "breakout" else f" --game {game}")
     lines = [
-        f"# {game.capitalize()}: VQ-VAE and world model", "",
+        f"# {shown_name(game)}: VQ-VAE and world model", "",
         f"The dream of a game in {', '.join(infos['world_model'].get('action_meanings') or [])}: "
         "a VQ-VAE turns frames of 84x64 into 21x16 tokens, a transformer predicts the next ones "
         "from the last four and the action.", "", TERMS, "",

@@ -5,6 +5,7 @@ weights and kept beside the game's data. A batch, or tokens that are sampled, ru
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
@@ -18,7 +19,7 @@ from v2.data.frames import FRAME_SHAPE
 from v2.data.games import find_weights, game_directory, shipped_directory
 from v2.dream import DreamEngine
 from v2.export.graph import GRAPH_VERSION, INPUTS, export_encoder, export_graph
-from v2.runtime.device import has_fast_bfloat16
+from v2.runtime.device import choose_device, has_fast_bfloat16
 from v2.runtime.files import check_writable, write_text
 
 GRAPHS = "graphs"  # folder of exported graphs
@@ -67,19 +68,26 @@ def load_quickest(
     On a CPU both are timed once for these weights; the graph and the times are kept beside them,
     or beside the user's data. Where nothing can be kept there, it is PyTorch.
     """
-    plain = DreamEngine.load(name, game, device, **sampling)
-    if plain.device.type != "cpu" or plain.sampling.temperature:
-        return plain
-    quick = OnnxDream.load(name, game, device, **sampling)
+    is_candidate = choose_device(device).type == "cpu" and not sampling.get("temperature")
+    kind: type[DreamEngine] = OnnxDream if is_candidate else DreamEngine
+    quick = kind.load(name, game, device, **sampling)
+    if not isinstance(quick, OnnxDream):
+        return quick
+    load_plain = functools.partial(DreamEngine.load, name, game, device, **sampling)
     try:
         folder = _graphs_of(find_weights(name, "world_model", game), game)
         graph, encoder = cached_graphs(quick, folder)
         quick.use_graph(graph, encoder)
-        times = _times(graph.with_suffix(f".{_processor()}.json"), (plain, quick))
+        times_file = graph.with_suffix(f".{_processor()}.json")
+        if not times_file.exists():
+            times = {engine.runtime: _step_seconds(engine) for engine in (load_plain(), quick)}
+            write_text(times_file, json.dumps(times))
+        times = json.loads(times_file.read_text("utf-8"))
     except OSError as error:
         print(f"{error}: going on in PyTorch", flush=True)
-        return plain
-    return min((plain, quick), key=lambda engine: times[engine.runtime])
+        return load_plain()
+    is_quicker = times[OnnxDream.runtime] < times[DreamEngine.runtime]
+    return quick if is_quicker else load_plain()
 
 
 def open_graph(path: Path, num_threads: int = 0) -> onnxruntime.InferenceSession:
@@ -108,14 +116,6 @@ def _graphs_of(weights: Path, game: str) -> Path:
     """Return the folder beside a run's weights, or beside the user's data for shipped ones."""
     is_shipped = weights.parent == shipped_directory(game)
     return (game_directory(game) if is_shipped else weights.parent) / GRAPHS
-
-
-def _times(file: Path, engines: tuple[DreamEngine, ...]) -> dict[str, float]:
-    """Return the seconds that a step takes by each runtime, measured where it was not yet."""
-    if not file.exists():
-        times = {engine.runtime: _step_seconds(engine) for engine in engines}
-        write_text(file, json.dumps(times))
-    return json.loads(file.read_text("utf-8"))
 
 
 def _step_seconds(engine: DreamEngine) -> float:

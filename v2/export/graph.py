@@ -22,6 +22,7 @@ from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.runtime.files import atomic_path
 
+GRAPH_NAME = "step.onnx"  # in a folder: weights in float16, what the page loads
 GRAPH_VERSION = 1  # of inputs, outputs and what they mean
 INPUTS = ("tokens", "actions", "age")
 OUTPUTS = ("next_tokens", "reward_logits", "end_prob", "frame")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +20,21 @@ import torch
 from tqdm import tqdm
 
 from v2.data.collector import GameJob, Segment, record_game
+from v2.data.dream_starts import STARTS_SEED
 from v2.data.emulator import make_atari_env
 from v2.data.frames import frames_to_float
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, shown_name
 from v2.data.policies import REWIND, SCRIPTED, PolicyConfig
 from v2.decoding import advance, known_age, next_age, predict_next
 from v2.eval.objects import detector
 from v2.eval.objects.base import Objects
-from v2.models.temporal_world_model import TemporalWorldModel
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.runtime.files import atomic_path
 
 FORMAT = 1  # of game.json; web/src/files.js reads this one alone
-SEED_START = 2_000_000_000  # beyond training, people's games and the gold sets
 MAX_GAMES = 20
-HISTORY = 4
+HISTORY = WorldModelConfig.history
 MIN_STEPS, MAX_STEPS = 150, 240  # 10 to 16 seconds
 PARITY_STEPS = 60
 MAX_GAME_STEPS = 6000
@@ -111,45 +111,48 @@ KINDS = {
 
 
 def make_scenes(
-    game: str, vqvae: VQVAE, world_model: TemporalWorldModel, num_steps: int = MAX_STEPS
-) -> list[Scene]:
+    emulator: EmulatorConfig, vqvae: VQVAE, world_model: TemporalWorldModel,
+    num_steps: int = MAX_STEPS,
+) -> list[Scene]:  # fmt: skip
     """Record every scene of a game and dream its first steps, with models in float32.
 
     Raises:
         ValueError: a game without scenes.
     """
-    if game not in KINDS:
-        raise ValueError(f"no scenes for {game}: there are some for {', '.join(KINDS)}")
-    kinds = tqdm(KINDS[game], unit="scene", disable=None)
-    return [_make_scene(game, kind, vqvae, world_model, num_steps) for kind in kinds]
+    if emulator.game not in KINDS:
+        raise ValueError(f"no scenes for {emulator.game}: there are some for {', '.join(KINDS)}")
+    kinds = tqdm(KINDS[emulator.game], unit="scene", disable=None)
+    return [_make_scene(emulator, kind, vqvae, world_model, num_steps) for kind in kinds]
 
 
-def _make_scene(game: str, kind: SceneKind, vqvae, world_model, num_steps: int) -> Scene:
-    segment, objects, row = _find(game, kind)
+def _make_scene(
+    emulator: EmulatorConfig, kind: SceneKind, vqvae, world_model, num_steps: int
+) -> Scene:
+    segment, objects, row = _find(emulator, kind)
     last = min(row + num_steps, len(segment) - 1)
     frames, actions = segment.frames[row : last + 1], segment.actions[row:last]
     encoded = _encode(vqvae, segment.frames[: last + 1])  # from its first on: ages are known
     tokens, past = encoded[row - HISTORY + 1 : row + 1], segment.actions[row - HISTORY + 1 : row]
-    age = known_age(encoded[None, : row + 1])
+    (age,) = known_age(encoded[None, : row + 1])
     return Scene(
-        kind, segment.seed, _bytes(tokens), past, _bytes(age[0]), actions,
+        kind, segment.seed, _bytes(tokens), past, _bytes(age), actions,
         segment.rewards[row:last], objects.ball[row : last + 1],
-        detector.read_frames(game, frames).ball, frames, _bytes(encoded[row:]),
+        detector.read_frames(emulator.game, frames).ball, frames, _bytes(encoded[row:]),
         dream_tokens(world_model, tokens, past, age, actions[:PARITY_STEPS]),
     )  # fmt: skip
 
 
-def _find(game: str, kind: SceneKind) -> tuple[Segment, Objects, int]:
+def _find(emulator: EmulatorConfig, kind: SceneKind) -> tuple[Segment, Objects, int]:
     """Return the first recorded segment with a row at which this scene may begin."""
-    for seed in range(SEED_START, SEED_START + MAX_GAMES):
+    for seed in range(STARTS_SEED, STARTS_SEED + MAX_GAMES):
         policy = dataclasses.replace(kind.policy, share=1.0)
-        for segment in record_game(GameJob(EmulatorConfig(game), policy, seed, MAX_GAME_STEPS)):
-            objects = detector.read_ram(game, segment.ram)
+        for segment in record_game(GameJob(emulator, policy, seed, MAX_GAME_STEPS)):
+            objects = detector.read_ram(emulator.game, segment.ram)
             rows = np.flatnonzero(kind.fits(objects))
             rows = rows[(rows >= HISTORY - 1) & (rows < len(segment) - MIN_STEPS)]
             if len(rows):
                 return segment, objects, int(rows[0])
-    raise AssertionError(f"{MAX_GAMES} games of {game} without a scene {kind.name}")
+    raise AssertionError(f"{MAX_GAMES} games of {emulator.game} without a scene {kind.name}")
 
 
 @torch.inference_mode()
@@ -158,22 +161,35 @@ def _encode(vqvae: VQVAE, frames: np.ndarray) -> torch.Tensor:
     return torch.cat([vqvae.encode(frames_to_float(part)) for part in parts])
 
 
-@torch.inference_mode()
 def dream_tokens(world_model: TemporalWorldModel, tokens, past, age, actions) -> np.ndarray:
     """Dream in float32 and return the tokens after each step, uint8 (T, N).
 
     Args:
-        tokens: int64 (4, N); past: the actions between them, (3,); age: int64 (1, N).
+        tokens: int64 (4, N); past: the actions between them, (3,); age: int64 (N,).
         actions: (T,).
     """
-    history, taken, made = tokens.unsqueeze(0), [int(action) for action in past], []
-    for action in actions:
-        now = torch.tensor([[*taken[-HISTORY + 1 :], int(action)]])
-        step = predict_next(world_model, history, now, age=age)
-        age = next_age(age, history[:, -1], step.tokens)
-        history, taken = advance(history, step.tokens), [*taken, int(action)]
-        made.append(_bytes(step.tokens[0]))
-    return np.stack(made)
+    taken = torch.from_numpy(past.astype(np.int64))
+    steps = float32_steps(world_model, tokens, taken, age, actions)
+    return np.stack([_bytes(following) for _, following in steps])
+
+
+@torch.inference_mode()
+def float32_steps(
+    world_model: TemporalWorldModel, tokens: torch.Tensor, past: torch.Tensor, age: torch.Tensor,
+    actions: np.ndarray,
+) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:  # fmt: skip
+    """Dream one dream greedily, in float32; yield each step's inputs and its tokens, int64 (N,).
+
+    Args:
+        tokens: int64 (4, N); past: the actions between them, int64 (3,); age: int64 (N,).
+        actions: (T,).
+    """
+    for action in torch.from_numpy(actions.astype(np.int64)):
+        taken = torch.cat([past, action[None]])
+        following = predict_next(world_model, tokens[None], taken[None], age=age[None]).tokens
+        yield (tokens, taken, age), following[0]
+        age = next_age(age[None], tokens[-1:], following)[0]
+        tokens, past = advance(tokens[None], following)[0], taken[1:]
 
 
 def _bytes(values: torch.Tensor) -> np.ndarray:
@@ -182,7 +198,7 @@ def _bytes(values: torch.Tensor) -> np.ndarray:
 
 def write_game(
     folder: Path,
-    game: str,
+    emulator: EmulatorConfig,
     scenes: list[Scene],
     graphs: Mapping[str, Path],
     aliases: Mapping[str, str] | None = None,
@@ -195,17 +211,17 @@ def write_game(
         aliases: key -> the key that it stands for in this game.
         source: which weights, in words.
     """
-    meanings = make_atari_env(game).action_meanings
+    game = emulator.game
     document = {
         "format": FORMAT,
         "game": game,
-        "title": game.replace("_", " ").title(),
+        "title": shown_name(game),
         "source": source,
-        "actions": meanings,
+        "actions": make_atari_env(config=emulator).action_meanings,
         "aliases": dict(aliases or {}),
-        "stepsPerSecond": EmulatorConfig(game).steps_per_second,
+        "stepsPerSecond": emulator.steps_per_second,
         "graphs": {name: _facts(path, folder) for name, path in graphs.items()},
-        "detector": _write_arrays(folder / "detector.bin", _detector_tables(game)),
+        "detector": _write_arrays(folder / "detector.bin", detector.of_game(game).ball_tables()),
         "scenes": [
             {
                 "name": scene.kind.name, "title": scene.kind.title, "seed": scene.seed,
@@ -229,10 +245,6 @@ def _arrays(scene: Scene) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _detector_tables(game: str) -> dict[str, np.ndarray]:
-    return detector.of_game(game).ball_tables()
-
-
 def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> dict:
     """Write arrays one after another, floats first, deflated; return what reading them needs."""
     ordered = sorted(arrays.items(), key=lambda item: item[1].dtype != np.float32)
@@ -250,8 +262,8 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> dict:
 
 
 def _facts(path: Path, folder: Path) -> dict:
-    content = Path(path).read_bytes()
+    content = path.read_bytes()
     return {
-        "file": str(Path(path).relative_to(folder)), "bytes": len(content),
+        "file": str(path.relative_to(folder)), "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }  # fmt: skip

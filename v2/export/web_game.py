@@ -14,14 +14,13 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-from v2.data.games import game_id
+from v2.data.games import EmulatorConfig, game_id
+from v2.dream import emulator_of
 from v2.export.engine import OnnxDream
-from v2.export.graph import export_graph
+from v2.export.graph import GRAPH_NAME, export_graph
 from v2.export.scenes import KINDS, make_scenes, write_game
 from v2.play.keys import ALIASES
 from v2.runtime.files import check_writable
-
-GRAPH_NAME = "step.onnx"
 
 
 def build_parser():
@@ -37,12 +36,14 @@ def main(argv=None) -> int:
     check_writable(args.out)
     engine = OnnxDream.load(args.weights, args.game, "cpu")
     print(f"weights: {engine.source}")
+    emulator = emulator_of(engine, args.game)
+    assert isinstance(emulator, EmulatorConfig)  # a game that was only recorded has no scenes
     graph = args.out / GRAPH_NAME
     export_graph(engine.vqvae, engine.world_model, graph, has_half_weights=True)
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")
-    scenes = make_scenes(args.game, engine.vqvae, engine.world_model)
+    scenes = make_scenes(emulator, engine.vqvae, engine.world_model)
     graphs = {"webgpu": graph, "wasm": graph}
-    path = write_game(args.out, args.game, scenes, graphs, ALIASES.get(args.game), engine.source)
+    path = write_game(args.out, emulator, scenes, graphs, ALIASES.get(args.game), engine.source)
     for scene in scenes:
         size = (args.out / f"{scene.kind.name}.bin").stat().st_size
         print(f"{scene.kind.title}: {len(scene.actions)} steps of game {scene.seed}, "

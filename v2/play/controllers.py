@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from v2.agents.players import Player
-from v2.data.policies import MIXES, SCRIPTED, STICKY, Policy, make_policy
+from v2.agents.players import Player, has_script
+from v2.data.policies import SCRIPTED, STICKY, Policy, make_policy
 from v2.eval.objects import detector
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
@@ -19,8 +19,7 @@ AGENT = "agent"
 
 def controller_names(game: str) -> tuple[str, ...]:
     """Return who can play any time, a person first; a saved agent may join them."""
-    has_script = SCRIPTED in MIXES.get(game, ())
-    return ("human", "random", *(["scripted"] if has_script else []))
+    return ("human", "random", *(["scripted"] if has_script(game) else []))
 
 
 class Controllers:

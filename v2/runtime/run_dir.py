@@ -8,7 +8,6 @@ shipped weights. Which of two was last is told by the time in status.json, of a 
 goes back: a run's is later than those of all others there. Names are free. Knows nothing of models.
 """
 
-import calendar
 import contextlib
 import itertools
 import json
@@ -27,6 +26,10 @@ TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
 CARRIED = "carried"  # folder of unfinished runs made small, beside runs/
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 START_NAME = "start.npz"  # beside shared weights: recorded frames that a dream can start from
+OF_A_MACHINE = (  # what a run was called with, and nobody elsewhere can use
+    "data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug", "skip_bad",
+    "changed",
+)  # fmt: skip
 
 
 class RunDir:
@@ -116,7 +119,7 @@ class RunDir:
         if status["is_finished"] and is_finished(self.path):
             return
         latest = max(map(_number, self.path.parent.glob("*")))
-        now = max(calendar.timegm(time.gmtime()), latest + 1)
+        now = max(int(time.time()), latest + 1)
         status |= {"number": now, "time": time.strftime(TIME_FORMAT)}
         write_text(self.path / "status.json", json.dumps(status))
 
@@ -131,10 +134,6 @@ def read_config(run: Path) -> dict:
         return config | {"args": dict(config["args"])}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove the run or restore it") from error
-
-
-OF_A_MACHINE = ("data", "tokens", "vqvae", "out", "resume", "init_from", "device", "debug",
-                "skip_bad", "changed")  # fmt: skip
 
 
 def find_run(name: str, home: Path) -> Path:

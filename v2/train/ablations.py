@@ -40,7 +40,7 @@ from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
 BASE = WorldModelRecipe(  # one step alone, and one validation at the end
-    num_cells=144, rollout_ratio=0.0, eval_steps=1_000_000
+    num_cells=144, first_cells=0, has_age=False, rollout_ratio=0.0, eval_steps=1_000_000
 )
 FULL = {"first_cells": 64, "is_calibrated": True, "has_age": True, "stem_radius": 2,
         "reveal_layer": 8, "num_decided": 2}  # fmt: skip

@@ -50,7 +50,7 @@ def main(argv=None) -> int:
         raise ValueError(f"{run} is of no preset, so make train would not go on with it")
     target = home / CARRIED / run.name
     check_writable(target.parent)
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder) / run.name
         made.mkdir()

@@ -84,6 +84,8 @@ def build_parser():
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--frames", type=cli.positive_int,
                         help="frames to collect (default: the preset's)")  # fmt: skip
+    parser.add_argument("--vqvae", help="take this one instead of training one: shipped, a run "
+                        "or a file")  # fmt: skip
     parser.add_argument("--out", type=cli.path, help="directory (default: "
                         "checkpoints/v2/<game>, and runs/smoke in it for smoke)")  # fmt: skip
     return parser
@@ -106,16 +108,22 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     preset = PRESETS[args.preset]
     data = pipeline.directory / f"{DATA_NAME}.npz"
     tokens = pipeline.directory / f"{TOKENS_NAME}.npz"
+    vqvae = None
+    if args.vqvae:
+        vqvae = find_weights(args.vqvae, "vqvae", args.game, pipeline.directory)
+        print(f"VQ-VAE: {vqvae}")
     pipeline.collect(data, args.frames or preset.frames)
     num_frames = check_frames(data, args.frames, args.game)
     print(f"{num_frames} frames: {data}")
     wanted = {"data_sha256": recording_sha256(data)}
-    vqvae = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data)
+    runs = {}
+    if vqvae is None:
+        vqvae = runs[TRAIN_VQVAE] = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data)
     model, _ = load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
     if not tokens.exists() or staleness(tokens, model, data):
         pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
     wanted |= {"vqvae_sha256": tokenizer_sha256(model)}
-    world_model = pipeline.train(
+    world_model = runs[TRAIN_WM] = pipeline.train(
         "world_model", wanted, TRAIN_WM,
         "--data", data, "--tokens", tokens, "--vqvae", vqvae,
     )  # fmt: skip
@@ -129,7 +137,6 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     print(f"its results: {card}")
     peak = max(matrix_products(choose_device("auto"), 1.0).values())
     print(f"a matrix product now: {peak:.0f} GFLOP/s")
-    runs = {TRAIN_VQVAE: vqvae, TRAIN_WM: world_model}
     print("\n".join(stage_lines(pipeline.seconds, runs, num_frames, peak)))
     play = command("play_atari_hires.py", game=args.game, checkpoint=world_model)
     print(f"next: {play}")

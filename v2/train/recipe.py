@@ -116,9 +116,9 @@ class WorldModelRecipe(Recipe):
     history_noise: float = _share(0.15)  # share of the windows with a mistake in their history
     # model
     num_cells: int = _count(0, 0, 336)  # active cells of a frame; 0: as many as coverage needs
-    first_cells: int = _count(0, 0, 336)  # fewer, at first; 0: as many as later
+    first_cells: int = _count(64, 0, 336)  # fewer, at first; 0: as many as later
     first_cells_share: float = _share(0.7)  # share of the steps with these
-    has_age: bool = False  # read for how long each token has not changed
+    has_age: bool = True  # read for how long each token has not changed
     unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
     stem_radius: int = _count(0, 0, 4)  # cells around each that its look-up sees
     reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input
@@ -184,7 +184,7 @@ WORLD_MODEL_PRESETS = {
     "smoke": WorldModelRecipe(
         steps=40, batch_size=4, eval_steps=40, rollout_steps=3, rollout_batch_size=4, is_smoke=True
     ),
-    "long": WorldModelRecipe(epochs=1500),
+    "long": WorldModelRecipe(epochs=4000, decay=0.3, eval_steps=2000),  # 100,000 steps
     "gpu": WorldModelRecipe(
         epochs=400, batch_size=128, samples_per_epoch=3200, rollout_batch_size=128
     ),

@@ -55,8 +55,8 @@ def main(argv=None) -> int:
     config = _config_of_run(path)
     if config.get("is_smoke"):
         raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
-    if args.to:
-        check_writable(args.to)
+    directory = args.to or game_directory(args.game)
+    check_writable(directory)
     vqvae_path = vqvae_beside(path)
     if args.vqvae:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
@@ -70,8 +70,6 @@ def main(argv=None) -> int:
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
-    directory = args.to or game_directory(args.game)
-    check_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with Lock(directory / "ship.lock", f"shipping weights into {directory}"):
         for kind, model, state, source in (

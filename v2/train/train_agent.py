@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import argparse
 import dataclasses
 import json
-import shlex
 import time
 
 import torch
@@ -30,13 +29,15 @@ from v2.eval.objects import detector
 from v2.models.agent_network import AgentConfig, AgentNetwork
 from v2.models.weights import build_model
 from v2.runtime import checkpoint
+from v2.runtime.commands import command
 from v2.runtime.device import choose_device, flush_denormals
 from v2.runtime.files import atomic_path, check_writable
-from v2.runtime.run_dir import RunDir, read_config, read_status
+from v2.runtime.run_dir import RunDir, find_run, read_config, read_status
 from v2.train.loop import check_weights
 from v2.train.recipe import AgentRecipe, recipe_of, with_settings
 
-OF_A_RUN = ("game", "env", "weights", "starts", "steps", "seed", "device")  # flags
+OF_THE_START = ("game", "env", "weights", "starts", "steps", "seed")  # flags, as is --set
+OF_A_RUN = (*OF_THE_START, "device")
 CURVES = {"episode_return": "return of an episode, mean of the last 100",
           "episode_steps": "steps of an episode", "entropy_loss": "negative entropy",
           "explained_variance": "explained variance"}  # fmt: skip
@@ -55,7 +56,7 @@ def build_parser():
                         help="decisions in all games together")  # fmt: skip
     parser.add_argument("--max-minutes", type=cli.non_negative_float, default=0.0,
                         help="stop and save after so many, for --resume; 0: no limit")  # fmt: skip
-    parser.add_argument("--resume", type=cli.path, metavar="RUN", help="go on with a run")
+    parser.add_argument("--resume", metavar="RUN", help="continue a run: its name or folder")
     parser.add_argument("--out", type=cli.path, help="folder of runs/ (default: the game's)")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -65,21 +66,22 @@ def build_parser():
 
 
 def main(argv=None) -> int:
-    args = build_parser().parse_args(argv)
-    args, recipe = _resumed(args) if args.resume else (args, with_settings(AgentRecipe(), args.set))
+    args, recipe = _parse(argv)
     args.game = game_id(args.game)
+    home = args.out or game_directory(args.game)
+    check_writable(args.resume or home / "runs")
+    if args.resume:
+        RunDir(args.resume).check_free()
     flush_denormals()
     device = choose_device(args.device)
     if args.env == "dream":  # the very file, also when the run is resumed
         args.weights = str(find_weights(args.weights, "world_model", args.game).absolute())
     games, config = make_games(args, recipe, device)
-    root = args.out or game_directory(args.game)
-    check_writable(root)
     if args.resume:
         run = RunDir(args.resume)
         run.acquire()
     else:
-        run = RunDir.create(root, "agent", _stored(args, recipe))
+        run = RunDir.create(home, "agent", _stored(args, recipe))
     try:
         training = AgentTraining(args, recipe, device, games, config, run)
         code = training.learn()
@@ -90,15 +92,33 @@ def main(argv=None) -> int:
         run.release()
 
 
-def _resumed(args) -> tuple[argparse.Namespace, AgentRecipe]:
-    config = read_config(args.resume)
+def _parse(argv) -> tuple[argparse.Namespace, AgentRecipe]:
+    """Parse flags; with --resume all but --device are the run's own.
+
+    Raises:
+        ValueError, FileNotFoundError: a flag that a resumed run cannot take, or no such run.
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args, with_settings(AgentRecipe(), args.set)
+    run = find_run(args.resume, args.out or game_directory(args.game))
+    config = read_config(run)
     if config.get("kind") != "agent":
-        raise ValueError(f"{args.resume} trained a {config.get('kind')}, not an agent")
+        raise ValueError(f"{run} trained a {config.get('kind')}, not an agent")
     if args.set:
         raise ValueError(f"--set {' '.join(args.set)}: a run goes on with its own recipe")
-    kept = {name: config["args"][name] for name in OF_A_RUN}
-    kept["starts"] = kept["starts"] and Path(kept["starts"])
-    return argparse.Namespace(**vars(args) | kept), recipe_of(AgentRecipe, config["recipe"])
+    stored = {name: config["args"][name] for name in OF_A_RUN}
+    parser.set_defaults(**stored)
+    args = parser.parse_args(argv)
+    args.resume = run
+    for name in OF_THE_START:
+        if str(getattr(args, name)) != str(stored[name]):
+            raise ValueError(
+                f"--{name} {getattr(args, name)} is decided when a run begins: leave it out with "
+                "--resume"
+            )
+    return args, recipe_of(AgentRecipe, config["recipe"])
 
 
 def _stored(args, recipe: AgentRecipe) -> dict:
@@ -203,22 +223,19 @@ class AgentTraining:
 
 
 def _report(args, run: RunDir, step: int) -> None:
-    folder = shlex.quote(str(run.path))
     print(f"{step} of {args.steps} steps: {run.path}, curves.png beside")
-    again = f"python v2/train/train_agent.py --resume {folder}"
-    score = f"python v2/eval/score_agent.py --game {args.game} --policy {folder}"
+    again = command("train/train_agent.py", resume=run.path)
+    score = command("eval/score_agent.py", game=args.game, policy=run.path)
     print(f"next: {score if step >= args.steps else again}")
 
 
 def draw_curves(run: Path) -> None:
     """Draw what metrics.jsonl holds as curves.png beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6), sharex=True)
+    figure = Figure(figsize=(10, 6))
+    axes = figure.subplots(2, 2, sharex=True)
     for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):
         known = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         axis.plot(*zip(*known, strict=True) if known else ((), ()))
@@ -229,7 +246,6 @@ def draw_curves(run: Path) -> None:
     figure.tight_layout()
     with atomic_path(run / "curves.png") as temporary:
         figure.savefig(temporary, format="png", dpi=90)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

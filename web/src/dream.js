@@ -12,7 +12,7 @@ export function beginState(scene) {
       scene.tokens.subarray(t * CELLS, (t + 1) * CELLS),
     ),
     actions: Array.from(scene.past),
-    age: scene.age,
+    age: scene.age.slice(), // a message copies all of the buffer that a view looks at
   }
 }
 

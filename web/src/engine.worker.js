@@ -1,6 +1,8 @@
 // Runs the graph of a step in ONNX Runtime, away from the page's thread.
 // Contract: answers each message {id, kind, ...} by {id, value} or {id, error}. Knows no game.
 
+import { CELLS, HISTORY } from './dream.js'
+
 const INPUTS = ['tokens', 'actions', 'age']
 const OUTPUTS = ['next_tokens', 'reward_logits', 'end_prob', 'frame']
 
@@ -57,9 +59,9 @@ async function checkAdapter(isChosen) {
 async function step({ tokens, actions, age }) {
   const start = performance.now()
   const feeds = {
-    tokens: integers(tokens, [4, 336]),
-    actions: integers(actions, [4]),
-    age: integers(age, [336]),
+    tokens: integers(tokens, [HISTORY, CELLS]),
+    actions: integers(actions, [HISTORY]),
+    age: integers(age, [CELLS]),
   }
   const made = await session.run(feeds)
   const value = {

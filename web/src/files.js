@@ -13,7 +13,7 @@ export class PageError extends Error {
 
 /** Return the games that the folder holds: [{game, title, version}]. */
 export async function listGames() {
-  const games = JSON.parse(new TextDecoder().decode(await download('games.json')))
+  const games = parsed(await download('games.json'), 'games.json')
   if (!games.length) {
     throw new PageError(
       'This folder holds no game.',
@@ -26,17 +26,7 @@ export async function listGames() {
 /** Return game.json of a game, with the folder it lies in. */
 export async function openGame({ game, version }) {
   const folder = `games/${game}/`
-  const text = new TextDecoder().decode(await download(`${folder}game.json?v=${version}`))
-  let facts
-  try {
-    facts = JSON.parse(text)
-  } catch (error) {
-    throw new PageError(
-      `${folder}game.json is damaged.`,
-      'Reload the page; if that does not help, publish the folder again.',
-      error,
-    )
-  }
+  const facts = parsed(await download(`${folder}game.json?v=${version}`), `${folder}game.json`)
   if (facts.format !== FORMAT) {
     throw new PageError(
       `${folder}game.json has format ${facts.format}, and this page reads ${FORMAT}.`,
@@ -45,6 +35,18 @@ export async function openGame({ game, version }) {
   }
   await forgetOtherVersions(folder, [version, ...filesOf(facts).map(versionOf)])
   return { ...facts, folder }
+}
+
+function parsed(bytes, file) {
+  try {
+    return JSON.parse(new TextDecoder().decode(bytes))
+  } catch (error) {
+    throw new PageError(
+      `${file} is damaged.`,
+      'Reload the page; if that does not help, publish the folder again.',
+      error,
+    )
+  }
 }
 
 function filesOf({ graphs, detector, scenes }) {
@@ -156,15 +158,22 @@ async function sha256(bytes, unknown) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
+/** What the service worker keeps; null where the browser keeps nothing. */
+async function keptFiles() {
+  try {
+    return await caches.open('files')
+  } catch {
+    return null
+  }
+}
+
 async function forget(url) {
-  if (!globalThis.caches) return
-  for (const key of await caches.keys()) await (await caches.open(key)).delete(url)
+  await (await keptFiles())?.delete(url)
 }
 
 async function forgetOtherVersions(folder, versions) {
-  if (!globalThis.caches) return
-  const cache = await caches.open('files')
-  for (const { url } of await cache.keys()) {
+  const cache = await keptFiles()
+  for (const { url } of (await cache?.keys()) ?? []) {
     const { pathname, searchParams } = new URL(url)
     if (pathname.includes(`/${folder}`) && !versions.includes(searchParams.get('v')))
       await cache.delete(url)

@@ -231,11 +231,12 @@ function toggleFull() {
 }
 
 async function saveClip() {
-  const { session, isPaused } = player
+  const { session } = player
   const moments = session.lastSeconds
-  if (session.moments.length < 2) return showStatus('There is nothing to save yet.')
+  if ($('clip').disabled) return // one is being made
+  if (!moments.length) return showStatus('There is nothing to save yet.')
   $('clip').disabled = true
-  player.pause(true)
+  player.halt()
   const facts = {
     game: game.game,
     scene: session.scene.name,
@@ -248,7 +249,7 @@ async function saveClip() {
   showStatus(`Clip of ${moments.length} steps, ${megabytes(clip.gif.size)}.`)
   offerClip(clip, `${game.game}-${session.scene.name}`)
   $('clip').disabled = false
-  player.pause(isPaused)
+  player.run()
 }
 
 function relay() {
@@ -294,7 +295,7 @@ function listen() {
   $('engine').addEventListener('change', () => chooseEngine($('engine').value).catch(fail))
   $('again').addEventListener('click', () => (games ? openFirst().catch(fail) : begin()))
   document
-    .querySelectorAll('.choice, select')
+    .querySelectorAll('.choice')
     .forEach((part) =>
       part.addEventListener('pointerup', () =>
         setTimeout(() => document.activeElement?.matches('input') && document.activeElement.blur()),

@@ -114,7 +114,7 @@ export function isVertical(actions) {
   return Object.keys(actions.aliases).includes('UP')
 }
 
-/** Choose the largest picture of whole pixels that the window has room for. */
+/** Choose the largest picture of whole pixels that style.css leaves room for. */
 export function layOut() {
   const ratio = globalThis.devicePixelRatio || 1
   const isFull = $('stage').classList.contains('is-full')

@@ -37,10 +37,11 @@ export class Player {
     this.on.draw()
   }
 
-  /** Take no further step. */
+  /** Take no further step by itself. */
   halt() {
     clearTimeout(this.#timer)
     this.#timer = undefined
+    this.#times = []
   }
 
   /** Close the engine; a step that it was taking is forgotten. */
@@ -97,7 +98,6 @@ export class Player {
   pause(isPaused = !this.isPaused) {
     this.isPaused = isPaused
     this.#isWaiting = false
-    this.#times = []
     this.run()
   }
 

@@ -124,9 +124,9 @@ export class Session {
 
   /** The last ten seconds: [{frame, real, action (a name), step}]. */
   get lastSeconds() {
-    const steps = Math.min(SECONDS_BACK * this.game.stepsPerSecond, this.moments.length - 1)
-    return this.moments.slice(-steps).map((at, k) => {
-      const step = this.step - steps + 1 + k
+    const moments = this.moments.slice(1).slice(-SECONDS_BACK * this.game.stepsPerSecond)
+    return moments.map((at, k) => {
+      const step = this.step - moments.length + 1 + k
       return {
         step,
         frame: at.frame,

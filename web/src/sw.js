@@ -1,7 +1,7 @@
 // The service worker: adds the headers that let a page share memory between threads, and keeps
-// what was loaded. vite.config.js fills in BUILD and SHELL.
+// what was loaded. vite.config.js fills in what stands between double underscores.
 // Contract: files of the page's shell come from the build that was installed; others, which carry
-// their hash or version in their address, are loaded once.
+// their hash or version in their address, are loaded once. No other page is kept.
 
 const BUILD = '__BUILD__'
 const SHELL = __SHELL__
@@ -56,7 +56,7 @@ async function answer(request, event) {
   const kept = await caches.match(request, { ignoreSearch: isPage })
   if (kept) return isolated(kept)
   const response = await fetch(request)
-  if (response.status === 200) event.waitUntil(keep(request, response.clone()))
+  if (response.status === 200 && !isPage) event.waitUntil(keep(request, response.clone()))
   return isolated(response)
 }
 

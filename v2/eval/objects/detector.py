@@ -7,8 +7,9 @@ Knows nothing of models.
 
 An object detector is a module with `read_ram`, `read_frames`, `write_ram`, and with what may happen
 to the ball: `STRATA` (free flight first, its loss last), `KEPT_STEPS` (steps of a clip in which it
-may not be lost; None: all), `SERVE_STEPS` (by when a player has the next one), `events`, `losses`
-and `may_leave`.
+may not be lost; None: all), `SERVE_STEPS` (by when a player has the next one), `events`, `turns`,
+`places`, `losses` and `may_leave`; with `ball_tables` for the page in the browser, and `read_lives`
+where frames show lives.
 """
 
 from types import ModuleType

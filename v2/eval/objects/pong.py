@@ -86,8 +86,8 @@ def events(objects: Objects) -> dict[str, np.ndarray]:
     step_x, step_y = np.diff(x, prepend=x[0]), np.diff(y, prepend=y[0])
     paddle = keeps & (step_x != 0) & (step_x * ahead(step_x) <= 0)  # 0: it turned half way
     turns_y = (step_y != 0) & (step_y * ahead(step_y) <= 0)
-    edges = TOP / NATIVE_PIXELS + WALL_PX, BOTTOM / NATIVE_PIXELS - WALL_PX
-    wall = keeps & turns_y & ~paddle & ((y < edges[0]) | (y > edges[1]))
+    top, bottom = TOP / NATIVE_PIXELS + WALL_PX, BOTTOM / NATIVE_PIXELS - WALL_PX
+    wall = keeps & turns_y & ~paddle & ((y < top) | (y > bottom))
     return {"wall": wall, "paddle": paddle, "serve": ~in_play & ahead(in_play)}
 
 

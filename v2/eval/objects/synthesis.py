@@ -102,17 +102,17 @@ def find_balls(coverage: np.ndarray, rows: slice, columns: slice) -> tuple[np.nd
     return ball, num_balls.clip(max=MAX_BALLS)
 
 
-def edges(*parts: slice) -> np.ndarray:
-    """Return where parts of a frame begin and stop, uint8."""
-    return np.array([edge for part in parts for edge in (part.start, part.stop)], np.uint8)
-
-
 def _window_sums(field: np.ndarray) -> np.ndarray:
     """Sum every window of 3 rows and 2 columns whose 5 x 4 surroundings lie in the field."""
     pairs = field[:, :, 1:-2] + field[:, :, 2:-1]
     sums = np.zeros((len(field), field.shape[1] - 2, field.shape[2] - 1), np.float32)
     sums[:, 1:-1, 1:-1] = pairs[:, 1:-3] + pairs[:, 2:-2] + pairs[:, 3:-1]
     return sums
+
+
+def edges(*parts: slice) -> np.ndarray:
+    """Return where parts of a frame begin and stop, uint8."""
+    return np.array([edge for part in parts for edge in (part.start, part.stop)], np.uint8)
 
 
 def ahead(values: np.ndarray) -> np.ndarray:
