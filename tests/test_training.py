@@ -248,7 +248,7 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
 def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(
     vqvae_run, tokens_path, data_path, tmp_path, capsys
 ):
-    flags = ["--set", "steps=2", "num_cells=64", "has_age=true", "stem_radius=1", "reveal_layer=1"]
+    flags = ["--set", "steps=2", "num_cells=64", "has_age=true", "reveal_layer=1"]
     flags += ["num_decided=2", "is_calibrated=true", "rollout_start=0", "--rollout-ratio", "1"]
     flags += ["--rollout-steps", "2"]
     train_world_model(tmp_path / "w", data_path, vqvae_run, *flags)
@@ -256,7 +256,7 @@ def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(
     run = next((tmp_path / "w" / "runs").iterdir())
     model, info = load_world_model(run / "last.pt")
     config = model.config
-    assert (config.num_cells, config.has_age, config.stem_radius) == (64, True, 1)
+    assert (config.num_cells, config.has_age) == (64, True)
     assert (config.reveal_layer, config.num_decided) == (1, 2)
     assert sorted(model.far_rank.tolist()) == list(range(336))
     assert model.far_rank.tolist() != list(range(336))

@@ -120,19 +120,6 @@ def test_the_age_is_read_in_logarithmic_buckets_and_only_where_asked():
         assert differ == ([True, True, True, False, True, True] if has_age else [False] * 6)
 
 
-def test_the_wide_stem_sees_two_cells_around_and_no_further():
-    history = torch.randint(32, (1, 4, 336))
-    model = _model(stem_radius=2)
-    with torch.no_grad():
-        seen = model._look_up(history, None)
-        for distance, is_seen in ((0, True), (2, True), (3, False), (32, True), (48, False)):
-            other = history.clone()
-            other[0, 1, 100 + distance] = (other[0, 1, 100 + distance] + 1) % 32
-            assert torch.equal(model._look_up(other, None)[0, 100], seen[0, 100]) != is_seen
-        cells = torch.tensor([[0, 15, 100, 335]])  # corners look beyond the frame
-        assert torch.allclose(model._look_up(history, cells), seen[:, cells[0]], atol=1e-6)
-
-
 def test_revealed_tokens_enter_at_their_layer_and_cost_only_what_follows():
     history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4).long()
     model = _model(reveal_layer=1)

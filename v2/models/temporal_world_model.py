@@ -42,7 +42,6 @@ class WorldModelConfig:
     past_actions: int = 3  # how many are read of those between the frames of the history
     num_cells: int = 0  # M that a step predicts, the others are copied; 0: all
     has_age: bool = False  # read for how long each token has not changed
-    stem_radius: int = 0  # the first layer sees the tokens within so many cells, in all frames
     reveal_layer: int = 0  # at which layer revealed tokens enter; 0: at the input
     num_decided: int = 0  # least certain cells that a dream decides one after another
     # Of weights whose logits are not calibrated, see v2.decoding.expected_changes; 0: of no others.
@@ -104,10 +103,7 @@ class TemporalWorldModel(nn.Module):
         super().__init__()
         self.config = config
         slots, unknown = config.history, 1
-        span = (2 * config.stem_radius + 1) ** 2
-        outside = 1 if config.stem_radius else 0  # a code beyond the frame's edge
-        tables = slots * span * (config.num_codes + outside)  # one a slot and neighbour
-        self.token_tables = nn.Embedding(tables, config.dim)
+        self.token_tables = nn.Embedding(slots * config.num_codes, config.dim)
         self.position = nn.Parameter(torch.zeros(config.num_positions, config.dim))
         self.spatial_bias = nn.Parameter(
             torch.zeros(config.num_actions, config.num_positions, config.dim)
@@ -200,27 +196,14 @@ class TemporalWorldModel(nn.Module):
 
     def _look_up(self, history: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
         """Return the sum of the tables of each cell's tokens, (B, M, D)."""
-        B, T, N = history.shape
-        codes, radius = self.config.num_codes, self.config.stem_radius
-        slots = torch.arange(T, device=history.device).view(1, T, 1)
-        if not radius:
-            history = at_cells(history.transpose(1, 2), cells).transpose(1, 2)  # (B, T, M)
-            return self.token_tables(history + slots * codes).sum(1)
-        size = 2 * radius + 1
-        padded = F.pad(history.unflatten(2, self.config.grid), (radius,) * 4, value=codes)
-        windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (B, T, h, w, size, size)
-        windows = windows.reshape(B, T, N, size * size).permute(0, 2, 1, 3)  # (B, N, T, span)
-        tables = torch.arange(T * size * size, device=history.device) * (codes + 1)
-        index = at_cells(windows.flatten(2), cells) + tables  # (B, M, T * span)
-        bags = F.embedding_bag(index.flatten(0, 1), self.token_tables.weight, mode="sum")
-        return bags.view(B, -1, bags.shape[1])
+        slots = torch.arange(history.shape[1], device=history.device).view(1, -1, 1)
+        history = at_cells(history.transpose(1, 2), cells).transpose(1, 2)  # (B, T, M)
+        return self.token_tables(history + slots * self.config.num_codes).sum(1)
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if "table" in name or name in ("position", "spatial_bias"):
                 nn.init.normal_(parameter, std=0.02 if name == "spatial_bias" else 0.1)
-        if self.config.stem_radius:  # a sum of many tables
-            nn.init.normal_(self.token_tables.weight, std=0.1 / (2 * self.config.stem_radius + 1))
         for block in self.blocks:
             assert isinstance(block, Block)
             block.initialise()

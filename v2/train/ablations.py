@@ -42,15 +42,14 @@ from v2.train.recipe import WorldModelRecipe
 BASE = WorldModelRecipe(  # one step alone, and one validation at the end
     num_cells=144, first_cells=0, has_age=False, rollout_ratio=0.0, eval_steps=1_000_000
 )
-FULL = {"first_cells": 64, "is_calibrated": True, "has_age": True, "stem_radius": 2,
-        "reveal_layer": 8, "num_decided": 2}  # fmt: skip
+FULL = {"first_cells": 64, "is_calibrated": True, "has_age": True, "reveal_layer": 8,
+         "num_decided": 2}  # fmt: skip
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "active cells": {},
     "all cells": {"num_cells": 336},
     "64 cells first": {"first_cells": 64},
     "48 cells first": {"first_cells": 48},
     "calibrated logits": {"is_calibrated": True},
-    "5x5 stem": {"stem_radius": 2},
     "age": {"has_age": True},
     "two decided cells, revealed at the input": {"num_decided": 2},
     "two decided cells, revealed at layer 8": {"reveal_layer": 8, "num_decided": 2},

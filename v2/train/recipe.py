@@ -120,7 +120,6 @@ class WorldModelRecipe(Recipe):
     first_cells_share: float = _share(0.7)  # share of the steps with these
     has_age: bool = True  # read for how long each token has not changed
     unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
-    stem_radius: int = _count(0, 0, 4)  # cells around each that its look-up sees
     reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input
     num_decided: int = _count(0, 0, 64)  # least certain cells that a dream decides in turn
     copy_bias: float = _number(4.0, 0, 4096)  # first logit of the last frame's token

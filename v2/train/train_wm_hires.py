@@ -173,7 +173,6 @@ def _new_model(
         past_actions=recipe.past_actions,
         num_cells=0 if num_cells == grid[0] * grid[1] else num_cells,
         has_age=recipe.has_age,
-        stem_radius=recipe.stem_radius,
         reveal_layer=recipe.reveal_layer,
         num_decided=recipe.num_decided,
     )
