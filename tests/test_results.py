@@ -36,6 +36,8 @@ def _document(game: str) -> str:
         lacks = "opponent" if game == "breakout" else "brick"
         if name not in scores and lacks not in name:
             add(name, 1, baseline)
+    for kind in ("paddle", "flight, speed 4 4"):
+        add(f"{results_page.TURNS}{kind}", 1, "copy_last")
     for k in range(200):
         add(f"rollout/other@{k}", 1, "copy_last")
     document = documents.make_document(
@@ -114,12 +116,13 @@ def test_every_table_of_the_page_has_its_baseline_and_every_game_its_command(who
     _run(docs, *wholes.values())
     page = (docs / "results.md").read_text()
     heads = [lines for lines in page.split("\n\n") if lines.startswith("|")]
-    assert len(heads) == 6
+    assert len(heads) == 8
     for table in heads:
-        assert any(name in table.splitlines()[0] for name in ("baseline", "constant velocity"))
+        assert any(name in table.splitlines()[0] for name in ("baseline", "copy-last", "constant"))
     for game in results_page.GAMES:
         assert f"    python v2/eval/gold_eval.py --game {game} --json FILE" in page
     assert page.count("evaluator 10") == 2 and "before a brick" in page
+    assert "| flight, speed 4 4 | 0." in page
 
 
 def test_a_kept_document_is_small_and_says_what_the_whole_one_says(wholes, docs):

@@ -31,7 +31,7 @@ from v2.runtime.files import atomic_path, check_output, write_text
 
 GAMES = ("breakout", "pong")
 MARKS = "<!-- results -->", "<!-- /results -->"
-BALL, PSNR = "rollout/ball_hit_2px", "rollout/psnr"
+BALL, PSNR, TURNS = "rollout/ball_hit_2px", "rollout/psnr", "turns/exact "
 BASELINES = {
     "copy_last": "copy-last", "constant_velocity": "constant velocity",
     "ceiling": "tokenizer alone", "chance": "chance", "real": "real game",
@@ -82,6 +82,8 @@ intervals over whole games.
 - *Ball*: exactly one ball is detected, and it lies within 2 px of the true one.
 - *{BASELINES[COPY]}* repeats the last real frame, *{BASELINES[FLOWN]}* flies its ball on.
 - *{BASELINES["ceiling"]}* is the real frame after a round trip: no world model on it can do better.
+- *One step where the ball turns*: true history, all nine tokens around the true ball right; flight
+  also by the ball's native pixels a step across and down, and by place.
 - *Right branch*: of the real outcomes of all held actions, a dream is nearest to that of its own.
 - *Long dreams* are played by a scripted policy that sees only the dream.
 - *Out of distribution*: the tokenizer keeps the frame worse than 99 % of the game's frames.
@@ -134,7 +136,8 @@ def take(path: Path, folder: Path) -> Path:
             f"{' and '.join(GAMES)} only; run gold_eval.py without --data"
         )
     kept = folder / f"{document['game']}.json"
-    write_text(kept, json.dumps(documents.trimmed(document, STEMS), indent=1) + "\n")
+    stems = STEMS | {name for name in document["metrics"] if name.startswith(TURNS)}
+    write_text(kept, json.dumps(documents.trimmed(document, stems), indent=1) + "\n")
     return kept
 
 
@@ -155,7 +158,8 @@ def _game_section(game: str, document: dict) -> list[str]:
         *(f"Note: {note}." for note in document["notes"]), "",
         f"    python v2/eval/gold_eval.py{document['flags']} --json FILE", "",
         f"![{title}: ball and PSNR over the horizon](results/{game}.png)", "",
-        *_ball_table(document), "", *_strata_table(document), "", *_table(document), "",
+        *_ball_table(document), "", *_strata_table(document), "",
+        *_turns_table(document), "", *_table(document), "",
     ]  # fmt: skip
 
 
@@ -182,6 +186,15 @@ def _strata_table(document: dict) -> list[str]:
             cell for row in rows for cell in (tables.value(row, 2), tables.baseline(row, FLOWN, 2))
         ]
         lines.append(tables.row(label, *cells))
+    return lines
+
+
+def _turns_table(document: dict) -> list[str]:
+    lines = tables.head("one step where the ball turns", "world model", BASELINES[COPY])
+    for name, metric in document["metrics"].items():
+        if name.startswith(TURNS):
+            values = tables.value(metric, 2), tables.baseline(metric, COPY, 2)
+            lines.append(tables.row(name.removeprefix(TURNS), *values))
     return lines
 
 
