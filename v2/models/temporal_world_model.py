@@ -239,7 +239,7 @@ class Block(nn.Module):
         scale_a, shift_a, scale_m, shift_m = self.film(action).unsqueeze(1).chunk(4, dim=-1)
         if self.local is not None:
             x = x + self._mix_neighbours(x, rows)
-        x = x + self._attend(_modulated(x, scale_a, shift_a), rows)
+        x = x + self._attend(_modulated(x, scale_a, shift_a))
         hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m))).square()
         return x + self.contract(hidden)
 
@@ -256,15 +256,15 @@ class Block(nn.Module):
             return mixed
         return mixed.reshape(-1, D).index_select(0, rows).view(B, M, D)
 
-    def _attend(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
         B, N, D = x.shape
         q, k, v = self.qkv(x).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if rows is None or x.is_cuda or not torch.is_grad_enabled():
+        if q.dtype == torch.bfloat16 and not q.is_cuda:  # two to three times as fast on the CPU
+            q, k, v = (part.flatten(0, 1) for part in (q * q.shape[-1] ** -0.5, k, v))
+            mixed = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+            mixed = mixed.unflatten(0, (B, self.heads))
+        else:
             mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, D / heads)
-        else:  # few cells: in float32, whose backward is four times as fast on the CPU
-            with torch.autocast(x.device.type, enabled=False):
-                mixed = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-            mixed = mixed.to(q.dtype)
         return self.attended(mixed.transpose(1, 2).reshape(B, N, D))
 
     def initialise(self) -> None:
