@@ -76,8 +76,9 @@ def test_the_latest_is_what_finished_last_whatever_the_clock_and_the_names_say(
 def test_a_run_that_finished_elsewhere_comes_in_by_its_time(tmp_path, monkeypatch):
     made = {}
     for home, day in (("b", 3), ("a", 2), ("a", 4), ("a", 1)):  # the last: the clock went back
+        clock = time.gmtime(1e9 + day * 86400)
         with monkeypatch.context() as patch:
-            patch.setattr(time, "time", lambda day=day: 1e9 + day * 86400)
+            patch.setattr(time, "gmtime", lambda clock=clock: clock)
             made[day] = _finished(tmp_path / home).path.rename(tmp_path / home / "runs" / str(day))
     guest = shutil.copytree(made[3], tmp_path / "a" / "runs" / "guest")
     assert all_runs(tmp_path / "a") == [made[2], guest, made[4], made[1]]

@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import canaries
+from v2.dream import DreamEngine
+from v2.eval import bounces
+from v2.eval.gold import EvaluationSet
 from v2.eval.objects import detector
 from v2.eval.starts import HISTORY, cut_clips
 from v2.eval.turns import MORE_FLIGHT, turn_scores, turn_starts
@@ -106,3 +110,23 @@ def test_pong_has_kinds_of_its_own():
     data, _ = canaries.record_with_states(seed=1, num_steps=400, game="pong")
     _, kinds = turn_starts("pong", data.ram, data.episode_ids, per_kind=20)
     assert {"flight", "paddle"} <= set(kinds) <= {"flight", "wall", "paddle", "serve", "lost"}
+
+
+def test_bounces_are_drawn_real_over_dreamed(game, vqvae, world_model, tmp_path, monkeypatch, ends):
+    data, engine = game[0], DreamEngine(vqvae, world_model)
+    gold = EvaluationSet(data, *([[]] * 4), None, True, "", "")
+    monkeypatch.setattr(bounces, "load_gold", lambda game: gold)
+    monkeypatch.setattr(bounces.DreamEngine, "load", lambda *_: engine)
+    monkeypatch.setattr(bounces, "KINDS", {"breakout": ("paddle", "brick")})
+    clips = bounces.bounces(data)
+    before, after, later = (clips.objects_at(bounces.LEAD_STEPS + k) for k in range(3))
+    assert later.ball[0, 1] < before.ball[0, 1] and before.ball[0, 1] > 60  # off the paddle
+    assert after.bricks[1].sum() == before.bricks[1].sum() - 1
+    path = tmp_path / "bounces.png"
+    assert bounces.main(["--out", str(path), "--weights", "shipped", "latest"]) == 0
+    with Image.open(path) as picture:
+        assert picture.size == (3 * (8 * 66 - 2), 3 * (6 * 86 - 2))
+        shown = np.asarray(picture)[1::3, 1::3]
+    assert np.array_equal(shown[:84, 132:196], clips.frames_at(2)[0])
+    assert np.array_equal(shown[86:170, :64], clips.frames_at(0)[0])  # what the dream knows
+    ends(bounces.main, ["--game", "freeway"], 2, "breakout")

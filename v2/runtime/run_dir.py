@@ -8,6 +8,7 @@ shipped weights. Which of two was last is told by the time in status.json, of a 
 goes back: a run's is later than those of all others there. Names are free. Knows nothing of models.
 """
 
+import calendar
 import contextlib
 import itertools
 import json
@@ -119,7 +120,7 @@ class RunDir:
         if status["is_finished"] and is_finished(self.path):
             return
         latest = max(map(_number, self.path.parent.glob("*")))
-        now = max(int(time.time()), latest + 1)
+        now = max(calendar.timegm(time.gmtime()), latest + 1)
         status |= {"number": now, "time": time.strftime(TIME_FORMAT)}
         write_text(self.path / "status.json", json.dumps(status))
 
