@@ -34,7 +34,7 @@ lint: $(READY_DEV)
 	$(PYTHON) -m mypy
 
 test: $(READY)
-	$(PYTHON) -m pytest -q
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --dist worksteal
 
 test-slow: $(READY)
 	$(PYTHON) -m pytest -q -m slow

@@ -110,7 +110,7 @@ def test_a_longer_history_gives_back_the_true_age_of_each_token(engine):
     lambda e: e.decode(np.zeros((1, 21, 16))),
     lambda e: e.restore(None), lambda e: e.restore(e.history, torch.zeros(3, dtype=torch.uint8)),
     lambda e: e.restore(e.history._replace(age=torch.zeros(2, 336, dtype=torch.long))),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_is_refused_changes_nothing(call, engine):
     engine.reset(FRAMES[0])
     engine.step(1)
