@@ -323,7 +323,7 @@ def test_a_finger_moves_the_paddle_on_a_phone(open_page):
     page = open_page(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True,
                      device_scale_factor=2)  # fmt: skip
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
-    for name in ("Pause", "Step", "Restart", "Keys"):  # what is read aloud of a picture
+    for name in ("Play", "Step", "Restart", "Keys"):  # what is read aloud of a picture
         assert page.get_by_role("button", name=name).is_visible()
     page.locator("#pad [data-input=RIGHT]").tap()
     page.keyboard.press(".")
