@@ -233,7 +233,7 @@ def with_results(readme: str, lines: list[str]) -> tuple[str, bool]:
 
 def _ablation_section(ablations: dict) -> list[str]:
     lines = ["## Ablations", "", f"    {ablations['command']}", "",
-             "The first row is the recipe, the baseline of the others.", "",
+             "The first row is the baseline of the others.", "",
              *(f"- {note}" for note in ablations["notes"]), ""]  # fmt: skip
     lines += tables.head("change", *ablations["columns"])
     for row in ablations["rows"]:
