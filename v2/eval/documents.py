@@ -167,7 +167,7 @@ def read_ablations(path: Path) -> dict | None:
     """Read a table of ablations, None where there is none.
 
     It is `{"command": text, "notes": [text], "columns": {title: metric}, "rows": [{"name": text,
-    "metrics": {metric: {"value", "low", "high"}}}]}`; its first row is the recipe.
+    "metrics": {metric: {"value", "low", "high"}}}]}`; its first row is their baseline.
 
     Raises:
         ValueError: the file is of another form.
