@@ -196,9 +196,9 @@ def test_the_documented_example_runs(paying_weights, data_path):
     pytest.importorskip("stable_baselines3")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/agents.md").read_text(), re.S)
     assert len(code.strip().splitlines()) <= 12
-    for text, small in (('"latest"', repr(paying_weights)), ("num_envs=32", "num_envs=2"),
+    for text, small in (('"latest"', repr(paying_weights)), ("num_envs=16", "num_envs=2"),
                         ("n_steps=64", "n_steps=4"), ("batch_size=256", "batch_size=8"),
-                        ("600_000", "16")):  # fmt: skip
+                        ("330_000", "16")):  # fmt: skip
         assert text in code
         code = code.replace(text, small)
     names: dict = {}

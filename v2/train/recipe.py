@@ -156,15 +156,15 @@ class WorldModelRecipe(Recipe):
 class AgentRecipe(Checked):
     """Of `train_agent.py`: PPO (arXiv 1707.06347); a step is one decision in one game."""
 
-    num_games: int = _count(32, 1, 4096)  # dreams in the batch, or emulators
+    num_games: int = _count(16, 1, 4096)  # dreams in the batch, or emulators
     max_episode_steps: int = _count(500, 1)  # of a dream, which then begins anew
     rollout_steps: int = _count(64, 1)  # of each game between two updates
     batch_size: int = _count(256, 2, 65_536)  # steps
-    passes: int = _count(4, 1)  # over the steps of an update
-    lr: float = _number(5e-4, 1e-9, 1)  # falls to 0 by the last step
+    passes: int = _count(6, 1)  # over the steps of an update
+    lr: float = _number(1e-3, 1e-9, 1)  # falls to 0 by the last step
     discount: float = _share(0.99)
     gae_lambda: float = _share(0.95)
-    clip_range: float = _number(0.1, 1e-9, 1)
+    clip_range: float = _number(0.15, 1e-9, 1)
     entropy_weight: float = _number(0.01)
     value_weight: float = _number(0.5)
     max_grad_norm: float = _number(0.5, 1e-9)
