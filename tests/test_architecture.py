@@ -192,10 +192,9 @@ def test_every_script_finds_the_package_from_any_folder(path, monkeypatch, capsy
 
 
 MAX_FLAGS = 18  # besides --help
-NOT_YET = {"v2.eval.gold_eval"}  # its --gold leaves with the old gold set
 
 
-@pytest.mark.parametrize("path", [p for p in SCRIPTS if _name(p) not in NOT_YET], ids=_name)
+@pytest.mark.parametrize("path", SCRIPTS, ids=_name)
 def test_no_script_has_more_flags_than_can_be_read(path):
     flags = [action for action in _module(path).build_parser()._actions if action.option_strings]
     assert len(flags) - 1 <= MAX_FLAGS, sorted(flag.dest for flag in flags)

@@ -20,7 +20,7 @@ from v2.data.atari_dataset import GOLD_SEED_START
 from v2.data.games import EmulatorConfig
 from v2.eval import build_gold, documents, gold_eval, html_report, model_card, suite
 from v2.eval.branches import _by_paddle
-from v2.eval.gold import gold_path, load_gold, load_new
+from v2.eval.gold import GOLD_GAMES, gold_path, load_gold, read_set
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
 from v2.eval.starts import EVENT_STEPS, HISTORY, strata_of
@@ -31,41 +31,12 @@ from v2.runtime import checkpoint
 from v2.runtime.files import file_sha256
 
 
-@pytest.fixture(scope="module")
-def gold():
-    return load_gold("breakout", "old")
+@pytest.fixture(scope="module", params=GOLD_GAMES)
+def gold_set(request, tmp_path_factory):
+    return read_set(gold_path(request.param), tmp_path_factory.mktemp("replays"))
 
 
-@pytest.fixture(scope="module")
-def gold_pong():
-    return load_gold("pong", "old")
-
-
-@pytest.fixture(scope="module")
-def new_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("replays")
-
-
-@pytest.fixture(scope="module")
-def new_breakout(new_folder):
-    return load_new(gold_path("breakout"), new_folder)
-
-
-@pytest.fixture(scope="module")
-def new_pong(new_folder):
-    return load_new(gold_path("pong"), new_folder)
-
-
-@pytest.fixture
-def gold_set(request):
-    return request.getfixturevalue(request.param)
-
-
-NEW = [pytest.param(name, marks=pytest.mark.slow) for name in ("new_breakout", "new_pong")]
-ALL = pytest.mark.parametrize("gold_set", ("gold", "gold_pong", *NEW), indirect=True)
-
-
-@ALL
+@pytest.mark.slow
 def test_a_gold_set_is_as_large_as_promised(gold_set):
     strata = strata_of(gold_set.branches.game)
     assert len(gold_set.branches) >= 200 and len(gold_set.long_starts) == 8 * len(strata)
@@ -73,14 +44,15 @@ def test_a_gold_set_is_as_large_as_promised(gold_set):
     assert all(e["seed"] >= GOLD_SEED_START for e in gold_set.data.meta["episodes"])
 
 
-@pytest.mark.parametrize("gold_set", ("gold", NEW[0]), indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("gold_set", ["breakout"], indirect=True)
 def test_breakouts_gold_set_has_boards_of_all_ages(gold_set):
     bricks = detector.read_ram("breakout", gold_set.data.ram).bricks.sum((1, 2)).astype(int)
     starts = bricks[gold_set.starts]
     assert (starts < 20).sum() >= 8 <= ((20 <= starts) & (starts < 80)).sum()
 
 
-@ALL
+@pytest.mark.slow
 def test_the_real_branches_of_branches_are_told_apart_by_the_paddle(gold_set):
     branches = gold_set.branches
     real = detector.read_ram(branches.game, branches.ram[:, :, -1].reshape(-1, 128)).paddle
@@ -88,7 +60,7 @@ def test_the_real_branches_of_branches_are_told_apart_by_the_paddle(gold_set):
     assert right.all() and counts.mean() > 0.6 and (branch_ids[counts].max(1) == 2).all()
 
 
-@ALL
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", (build_gold.ROLLOUT_STEPS, build_gold.LONG_STEPS))
 def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_serves(
     gold_set, steps
@@ -114,7 +86,7 @@ def test_gold_clips_lose_no_ball_but_in_the_last_stratum_and_in_the_history_of_s
     assert in_play[starts[is_serve, None] + 1 + np.arange(EVENT_STEPS)].any(1).all()
 
 
-@ALL
+@pytest.mark.slow
 def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold_set):
     ball = detector.read_ram(gold_set.branches.game, gold_set.data.ram).ball
     starts, strata = gold_set.starts, np.array(gold_set.strata)
@@ -126,12 +98,11 @@ def test_a_ball_in_free_flight_keeps_its_velocity_and_others_do_not(gold_set):
         assert (misses[strata == stratum] > 2).mean() > 0.9
 
 
-def test_a_changed_old_set_is_refused(tmp_path, monkeypatch):
-    changed = tmp_path / "breakout.npz"
-    changed.write_bytes(gold_path("breakout", "old").read_bytes() + b"x")
-    monkeypatch.setattr("v2.eval.gold.GOLD_DIRECTORY", tmp_path)
+def test_a_changed_set_is_refused(tiny_gold):
+    path = gold_path("breakout")
+    path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(ValueError, match="git checkout"):
-        load_gold("breakout", "old")
+        load_gold("breakout")
 
 
 class ReplayEngine:
@@ -177,7 +148,9 @@ class ReplayEngine:
 
 
 @pytest.fixture(scope="module")
-def evaluated(gold):
+def evaluated(gold_once, tmp_path_factory):
+    gold = read_set(gold_once, tmp_path_factory.mktemp("replay"))
+    gold.is_gold = True
     tier = suite.Tier(24, 16, 4, 6, 10, 6, 20, 4, 2, 50, 3)
     return suite.evaluate(ReplayEngine(gold.data), gold, tier, "canary")
 
@@ -343,14 +316,14 @@ def test_a_path_that_is_not_utf_8_ends_in_a_whole_report(tiny_gold, tmp_path, mo
 
 def test_gold_eval_has_no_more_flags_than_a_person_reads():
     flags = {action.dest for action in gold_eval.build_parser()._actions}
-    assert len(flags - {"help", "gold"}) <= 18  # --gold leaves with the old set
+    assert len(flags - {"help"}) <= 18
 
 
 @pytest.mark.parametrize("asked", [
     "--run 20260101_000000 --data /d/'two words.npz' --tier short --rollouts 30",
     "--checkpoint /c/best.pt --game pong --device cpu --long-dreams 0",
     "--checkpoint shipped --temperature 0.5",
-    "--checkpoint shipped --gold old --tier canary",
+    "--checkpoint shipped --tier canary",
 ])  # fmt: skip
 def test_the_card_names_a_command_that_makes_it_again(asked):
     parser = gold_eval.build_parser()
@@ -410,7 +383,7 @@ def test_pong_is_evaluated_by_its_ball_and_paddles_too(tmp_path, capsys):
     assert not [name for name in names if "brick" in name or "lives" in name]
 
 
-def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tmp_path, capsys):
+def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tiny_gold, tmp_path, capsys):
     played = ["--frames", "900", "--policy", "scripted"]
     _, last = _evaluated_untrained(tmp_path, capsys, "pong", 6, *played, flags=["--starts", "any"])
     assert last["settings"]["strata"] == ["any"] and "--starts any" in last["flags"]
@@ -418,8 +391,8 @@ def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tmp_path, capsys):
     assert not [name for name in last["metrics"] if "[" in name or "loss_in_time" in name]
     with pytest.raises(ValueError, match="--starts any needs --data"):
         gold_eval.main(["--checkpoint", "shipped", "--starts", "any"])
-    with pytest.raises(ValueError, match="--rollouts must be at most 48 on the gold set, got 49"):
-        gold_eval.main(["--checkpoint", "shipped", "--gold", "old", "--rollouts", "49"])
+    with pytest.raises(ValueError, match="--rollouts must be at most .* on the gold set, got 99"):
+        gold_eval.main(["--checkpoint", "shipped", "--rollouts", "99"])
 
 
 def test_results_of_other_data_refuse_to_be_compared():
@@ -454,12 +427,6 @@ def test_a_comparison_shows_what_only_one_of_two_results_has():
         ("fires", "- -> 0.5000", ""), ("fired", "0.2500 -> -", ""), ("gone", "2 -> -", ""),
         ("new", "- -> 1", ""),
     ]  # fmt: skip
-
-
-def test_one_flag_names_the_gold_set_and_none_beside_data(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        gold_eval.main(["--gold", "old", "--data", str(tmp_path / "a.npz")])
-    assert "not allowed with" in capsys.readouterr().err
 
 
 def test_a_game_without_a_gold_set_says_what_to_do():

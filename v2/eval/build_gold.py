@@ -44,7 +44,7 @@ from v2.eval.starts import HISTORY, stratified_starts
 from v2.eval.turns import turn_starts
 from v2.runtime.files import check_output
 
-FIRST_SEED = GOLD_SEED_START + 100_000_000  # the old set's games lie below
+FIRST_SEED = GOLD_SEED_START + 100_000_000  # the first edition's games lie below
 ROLLOUT_STEPS, LONG_STEPS = 50, 200
 STARTS_PER_STRATUM, LONG_PER_STRATUM = 40, 8
 MIN_GAME_FRAMES, MAX_GAME_FRAMES = HISTORY + ROLLOUT_STEPS, 3000

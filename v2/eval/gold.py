@@ -1,9 +1,8 @@
 """What is evaluated on: the frozen set of a game, or the held-out games of a recording.
 
 Contract: a frozen set is loaded only if its sha256 is the one written here, so that two results
-name the same data. The new set, `gold/<game>-2.npz`, holds no pixels (v2/eval/gold_replay.py) and
-is made by `v2/eval/build_gold.py`; the old one, `gold/<game>.npz`, is read until its results are
-redone. Knows nothing of models.
+name the same data. It holds no pixels (v2/eval/gold_replay.py) and is made by
+`v2/eval/build_gold.py`. Knows nothing of models.
 """
 
 from collections.abc import Collection
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from v2.data.atari_dataset import (
-    ARRAY_FIELDS,
     GameData,
     data_sha256,
     hold_out_end,
@@ -23,10 +21,9 @@ from v2.data.atari_dataset import (
     with_ram,
 )
 from v2.data.games import game_directory
-from v2.data.npz import read_npz
 from v2.data.recordings import Data, shown
 from v2.eval.branches import Branches
-from v2.eval.gold_replay import branch_fields, branches_of, load_games, read_games
+from v2.eval.gold_replay import load_games, read_games
 from v2.eval.replays import recorded_branches
 from v2.eval.rollouts import HORIZONS
 from v2.eval.starts import ANY, HISTORY, random_starts, strata_of, stratified_starts
@@ -35,12 +32,9 @@ from v2.runtime.files import file_sha256
 
 MIN_WINDOWS = 8  # of rollouts; where a recording has fewer of a length, they are shorter
 GOLD_DIRECTORY = Path(__file__).resolve().parent / "gold"
-GOLD_SETS = ("new", "old")
 GOLD_SHA256 = {  # by the name of the file
     "breakout-2": "ef5f9535e75149eef380453066851d8090b75065a9c05e1388cd50216ad3cf6f",
     "pong-2": "c66cc964d7cb250c181d54fbb43995f313ef3b76bf629fe3c4164055782bc5bb",
-    "breakout": "b9b1dc159be11b9a2a86640f5ced9fbbbcb4cb882e4048b71f65beac87c95c70",
-    "pong": "54630cf68c7ac22fe637ee7fc67d61156758028734c27dfa8a4c979c538a5b24",
 }
 GOLD_GAMES = ("breakout", "pong")
 
@@ -61,57 +55,41 @@ class EvaluationSet:
     rollout_steps: int | None = None  # None: as many as a tier asks for
 
 
-def gold_path(game: str, which: str = "new") -> Path:
-    return GOLD_DIRECTORY / f"{game}{'-2' if which == 'new' else ''}.npz"
+def gold_path(game: str) -> Path:
+    return GOLD_DIRECTORY / f"{game}-2.npz"  # the second edition's
 
 
-def load_gold(game: str, which: str = "new") -> EvaluationSet:
-    """Load a frozen set of a game.
+def load_gold(game: str) -> EvaluationSet:
+    """Load the frozen set of a game.
 
-    Args:
-        which: `new`, or `old`, whose 48 starts serve short and long rollouts alike.
     Raises:
         FileNotFoundError: the game has none.
         ValueError: the file is not the one that the code names, or the emulator plays otherwise.
     """
-    path = gold_path(game, which)
+    path = gold_path(game)
     if path.stem not in GOLD_SHA256 or not path.exists():
         raise FileNotFoundError(
             f"no gold set for {game} at {path}: give --data FILE of v2/data/collect_atari.py"
         )
     found = file_sha256(path)
     if found != GOLD_SHA256[path.stem]:
-        again = f", or rebuild it with {command('eval/build_gold.py')}" if which == "new" else ""
         raise ValueError(
             f"{path} has sha256 {found[:12]}, not {GOLD_SHA256[path.stem][:12]}: restore it with "
-            f"git checkout{again}"
+            f"git checkout, or rebuild it with {command('eval/build_gold.py')}"
         )
-    gold = _read_old(path) if which == "old" else load_new(path, game_directory(game))
+    gold = read_set(path, game_directory(game))
     gold.is_gold, gold.source = True, f"gold set {path.name} {found[:12]}"
     return gold
 
 
-def load_new(path: Path, folder: Path) -> EvaluationSet:
-    """Load a set without pixels whatever its hash, its replay kept in a folder."""
+def read_set(path: Path, folder: Path) -> EvaluationSet:
+    """Read a set whatever its hash, its replay kept in a folder."""
     games = read_games(path)
     _check_split(path, games.meta)
     data, branches = load_games(games, folder)
     return EvaluationSet(
         data, games.starts, games.strata, games.long_starts, games.long_strata, branches,
         is_gold=False, sha256=games.sha256, source=str(path),
-    )  # fmt: skip
-
-
-def _read_old(path: Path) -> EvaluationSet:
-    arrays, meta = read_npz(path, ARRAY_FIELDS)
-    chosen, _ = read_npz(path, {"start_rows": (np.int64, ()), "start_strata": (np.uint8, ())})
-    branches, _ = read_npz(path, branch_fields(len(meta["action_meanings"])))
-    _check_split(path, meta)
-    strata = [strata_of(meta["game"])[k] for k in chosen["start_strata"]]
-    return EvaluationSet(
-        GameData(**arrays, meta=meta), chosen["start_rows"], strata, chosen["start_rows"], strata,
-        branches_of(meta["game"], branches), is_gold=False, sha256=file_sha256(path),
-        source=str(path),
     )  # fmt: skip
 
 

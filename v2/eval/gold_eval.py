@@ -25,7 +25,6 @@ import time
 from v2.data.games import game_directory, game_id
 from v2.dream import DreamEngine
 from v2.eval import documents, html_report, model_card
-from v2.eval.gold import GOLD_SETS
 from v2.eval.pictures import save_grid, strip_of
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime import checkpoint
@@ -49,11 +48,8 @@ def build_parser():
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
-    held_out = parser.add_mutually_exclusive_group()
-    held_out.add_argument("--gold", choices=GOLD_SETS, default="new",
-                          help="which gold set (default: new)")  # fmt: skip
-    held_out.add_argument("--data", type=cli.path, nargs="+",
-                          help="recorded data instead of a gold set")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+",
+                        help="recorded data instead of the gold set")  # fmt: skip
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "
                         "drawn from all moments alike")  # fmt: skip
@@ -97,9 +93,7 @@ def main(argv=None) -> int:
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)
     learnt = {str(run.get("data_sha256")) for run in checkpoint.lineage(engine.info)}
-    chosen = choose_set(
-        game, tier, args.data, args.starts, args.rollouts, learnt, args.gold
-    )
+    chosen = choose_set(game, tier, args.data, args.starts, args.rollouts, learnt)
     check_fits(engine, chosen.data)
     print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")
     flags = _flags(args, engine.source)
@@ -152,7 +146,6 @@ def _flags(args, source: str) -> str:
     weights = "shipped" if args.checkpoint == "shipped" else source
     flags = {"game": game_id(args.game)} if game_id(args.game) != "breakout" else {}
     flags |= {"run": args.run} if args.run else {"checkpoint": weights}
-    flags |= {"gold": args.gold} if args.gold != "new" else {}
     flags |= {"starts": args.starts} if args.starts != "strata" else {}
     flags |= {"tier": args.tier} if args.tier != "gold" else {}
     flags |= {"device": args.device} if args.device != "auto" else {}

@@ -72,7 +72,7 @@ TIERS = {
 
 def choose_set(
     game: str, tier: Tier, data: Data | None, which: str = "strata", asked: int | None = None,
-    learnt: Collection[str] = (), gold: str = "new",
+    learnt: Collection[str] = (),
 ) -> EvaluationSet:  # fmt: skip
     """Return the gold set of a game, or what there is to evaluate on in a recording.
 
@@ -80,7 +80,6 @@ def choose_set(
         which: where rollouts on `data` begin, `strata` or `any` (v2.eval.gold.load_recorded).
         asked: rollouts that were asked for by number; a tier takes what the gold set has.
         learnt: hashes of what the model was trained on.
-        gold: which of the gold sets, `new` or `old`.
     Raises:
         FileNotFoundError, ValueError: no gold set, data that do not fit, or too few rollouts.
     """
@@ -90,7 +89,7 @@ def choose_set(
                              tier.branches)  # fmt: skip
     if which != "strata":
         raise ValueError(f"--starts {which} needs --data: the gold set has its own starts")
-    chosen = load_gold(game, gold)
+    chosen = load_gold(game)
     if asked and asked > len(chosen.starts):
         raise ValueError(
             f"--rollouts must be at most {len(chosen.starts)} on the gold set, got {asked}: "
