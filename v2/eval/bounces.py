@@ -26,6 +26,7 @@ from v2.eval.engine import dream
 from v2.eval.gold import load_gold
 from v2.eval.pictures import save_grid
 from v2.eval.starts import HISTORY, Clips, cut_clips
+from v2.eval.suite import check_fits
 from v2.eval.turns import turn_starts
 from v2.runtime.device import flush_denormals
 from v2.runtime.files import check_output
@@ -53,12 +54,14 @@ def main(argv=None) -> int:
         raise ValueError(f"--game {args.game}: bounces are known of {' and '.join(KINDS)}")
     flush_denormals()
     engines = [DreamEngine.load(name, game, args.device) for name in args.weights]
-    clips = bounces(load_gold(game).data)
-    rows = [clips.frames[:, HISTORY - 1 :]]
+    data = load_gold(game).data
+    clips = bounces(data)
+    real, own = clips.frames[:, HISTORY - 1 :], clips.actions[:, HISTORY - 1 :]
+    rows = [real]
     for engine in engines:
-        own = clips.actions[:, HISTORY - 1 :]
+        check_fits(engine, data)
         dreamed = dream(engine, clips.history, clips.past_actions, own).frames
-        rows.append(np.concatenate([rows[0][:, :1], dreamed], 1))
+        rows.append(np.concatenate([real[:, :1], dreamed], 1))
     save_grid(args.out, [row[k] for k in range(len(clips)) for row in rows])
     for kind, episode in zip(clips.strata, clips.episodes, strict=True):
         print(f"{kind}: real, then {', '.join(args.weights)}; game {episode}")

@@ -68,12 +68,10 @@ def load_quickest(
     On a CPU both are timed once for these weights; the graph and the times are kept beside them,
     or beside the user's data. Where nothing can be kept there, it is PyTorch.
     """
-    is_candidate = choose_device(device).type == "cpu" and not sampling.get("temperature")
-    kind: type[DreamEngine] = OnnxDream if is_candidate else DreamEngine
-    quick = kind.load(name, game, device, **sampling)
-    if not isinstance(quick, OnnxDream):
-        return quick
     load_plain = functools.partial(DreamEngine.load, name, game, device, **sampling)
+    if choose_device(device).type != "cpu" or sampling.get("temperature"):
+        return load_plain()
+    quick = OnnxDream.load(name, game, device, **sampling)
     try:
         folder = _graphs_of(find_weights(name, "world_model", game), game)
         graph, encoder = cached_graphs(quick, folder)

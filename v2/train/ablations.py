@@ -43,7 +43,7 @@ BASE = WorldModelRecipe(  # one step alone, and one validation at the end
     num_cells=144, first_cells=0, has_age=False, rollout_ratio=0.0, eval_steps=1_000_000
 )
 FULL = {"first_cells": 64, "is_calibrated": True, "has_age": True, "reveal_layer": 8,
-         "num_decided": 2}  # fmt: skip
+        "num_decided": 2}  # fmt: skip
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "active cells": {},
     "all cells": {"num_cells": 336},
