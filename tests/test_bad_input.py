@@ -25,7 +25,7 @@ import torch
 
 from tests.conftest import content_of, train_vqvae, train_world_model, wm_flags
 from tests.fake_engine import FakeEngine
-from v2 import dream, play_atari_hires
+from v2 import play_atari_hires
 from v2.data import atari_dataset, collect_atari, collector, npz, tokenize_atari
 from v2.data.atari_dataset import (
     ARRAY_FIELDS,
@@ -175,7 +175,7 @@ def test_a_recording_that_cannot_be_written_is_said_before_anything_is_played(
     package, suffix, ends, tmp_path, monkeypatch
 ):  # fmt: skip
     engine = FakeEngine()
-    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(play_atari_hires, "load_quickest", lambda *a, **k: engine)
     monkeypatch.setitem(sys.modules, package, None)
     flags = ["--headless", "--steps", "3", "--record", tmp_path / f"play.{suffix}"]
     ends(play_atari_hires.main, flags, 2, f"package {package} is missing", "-r requirements.txt")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.fake_engine import FakeEngine
-from v2 import dream, play_atari_hires
+from v2 import play_atari_hires
 from v2.data.atari_dataset import load_game_data, split_of_game, window_starts
 from v2.data.collector import GameJob, record_game
 from v2.data.emulator import make_atari_env
@@ -798,7 +798,7 @@ def test_a_game_played_again_is_left_out_and_the_rest_can_be_trained_on(tmp_path
 @pytest.fixture
 def fake_weights(monkeypatch):
     engine = FakeEngine()
-    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(play_atari_hires, "load_quickest", lambda *a, **k: engine)
     return engine
 
 
@@ -843,7 +843,7 @@ def test_after_the_script_of_keys_nothing_is_pressed(fake_weights, capsys):
 
 def test_play_knows_what_up_and_down_mean_in_pong(monkeypatch, capsys):
     engine, made = FakeEngine(num_actions=6), []
-    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(play_atari_hires, "load_quickest", lambda *a, **k: engine)
     monkeypatch.setattr(
         play_atari_hires, "Controllers", lambda *args: made.append(args[1]) or Controllers(*args)
     )
@@ -922,7 +922,7 @@ def test_models_are_loaded_and_run_on_one_thread_that_is_not_the_windows(
 
         return on_this_thread
 
-    monkeypatch.setattr(dream.DreamEngine, "load", noted(lambda *a, **k: engine))
+    monkeypatch.setattr(play_atari_hires, "load_quickest", noted(lambda *a, **k: engine))
     for name in ("reset", "step", "encode"):
         monkeypatch.setattr(engine, name, noted(getattr(engine, name)))
     threading.Thread(target=press_q, args=[engine]).start()
@@ -1121,7 +1121,7 @@ def test_replay_refuses_data_of_another_game(episodes):
 def test_replay_refuses_data_of_another_emulator(episodes, monkeypatch, dummy_window):
     engine = FakeEngine()
     engine.info = {"emulator": {"game": "breakout", "frameskip": 2}}
-    monkeypatch.setattr(dream.DreamEngine, "load", lambda *a, **k: engine)
+    monkeypatch.setattr(play_atari_hires, "load_quickest", lambda *a, **k: engine)
     with pytest.raises(ValueError, match="with frameskip 4, and the model knows frameskip 2"):
         play_atari_hires.main(["--replay", str(episodes)])
 
