@@ -99,7 +99,7 @@ def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_pat
     rows, windows = 18 * 30, 18 * 26
     flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
     run = train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--set",
-                       "samples_per_epoch=0", "unquantized=0")  # fmt: skip
+                       "samples_per_epoch=0")  # fmt: skip
     state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert (state["step"], state["num_steps"]) == (1, 3 * rows // 4)
     for samples, num_steps in (("0", 2 * windows // 4), ("40", 20)):

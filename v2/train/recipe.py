@@ -91,7 +91,7 @@ class VQVAERecipe(Recipe):
     decay: float = _share(0.6)
     eval_steps: int = _count(200, 1)
     decoder_only: bool = False  # keep encoder and codebook, and so the tokens, of `init_from`
-    unquantized: float = _share(0.03)  # share of the steps, the first ones, without a codebook
+    unquantized_steps: int = _count(72, 1)  # first steps without a codebook, a tenth at most
     revive_until: float = _share(0.7)  # share of the steps after which dead codes stay dead
     rarity_scale: float = _number(20.0)  # extra weight near what is unlike the median frame
     motion_scale: float = _number(40.0)  # extra weight near what is unlike the frame before
@@ -174,8 +174,8 @@ class AgentRecipe(Checked):
 
 VQVAE_PRESETS = {
     "default": VQVAERecipe(),
-    "smoke": VQVAERecipe(steps=90, eval_steps=45, is_smoke=True),
-    "long": VQVAERecipe(epochs=500),
+    "smoke": VQVAERecipe(steps=90, unquantized_steps=2, eval_steps=45, is_smoke=True),
+    "long": VQVAERecipe(epochs=500, eval_steps=2000),
     "gpu": VQVAERecipe(epochs=500, batch_size=256, samples_per_epoch=12_288),
 }
 WORLD_MODEL_PRESETS = {

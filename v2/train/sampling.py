@@ -4,11 +4,13 @@ Contract: every draw depends on the seed and the step alone, so that a resumed r
 pixels, tokens, rewards and ends; nothing here knows a game.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from v2.data.tokens import TokenData
 from v2.models.temporal_world_model import MAX_AGE
@@ -100,9 +102,11 @@ def rare_motion_chances(
         differ = np.maximum(here, there) - np.minimum(here, there) > threshold
         return differ.any(-1).reshape(len(part), -1)
 
-    counts = sum(moving(part).sum(0) for part in parts)
+    bar = functools.partial(tqdm, parts, leave=False, delay=3)
+    counts = sum(moving(part).sum(0) for part in bar(desc="motion of each pixel"))
     rarity = (1 / counts.clip(1)).astype(np.float32)
-    scores = np.concatenate([(moving(part) * rarity).max(1) for part in parts])
+    parted = [(moving(part) * rarity).max(1) for part in bar(desc="motion of each frame")]
+    scores = np.concatenate(parted)
     if (scores > 0).any():
         scores = scores.clip(max=10 * np.median(scores[scores > 0]))
     chances = (1 - share) / len(rows) + share * scores / max(scores.sum(), 1e-12)

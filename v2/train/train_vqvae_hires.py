@@ -125,7 +125,8 @@ class Trainer:
         self.num_steps, self.step = recipe.num_steps(len(self.train_rows)), 0
         self.warmup = 0  # steps without quantization
         if not recipe.init_from:
-            self.warmup = min(max(1, int(recipe.unquantized * self.num_steps)), self.num_steps - 1)
+            most = max(1, self.num_steps // 10)
+            self.warmup = min(recipe.unquantized_steps, most, self.num_steps - 1)
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs whose weights it began with
         if recipe.decoder_only:
