@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WORLD_MODEL
+from v2.models.patch_memory import PatchMemory
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 
 
@@ -20,6 +21,56 @@ def _model(**changes) -> TemporalWorldModel:
 def test_parameters_are_within_the_design():
     model = TemporalWorldModel(WorldModelConfig(num_actions=4))
     assert 8.2e6 <= sum(p.numel() for p in model.parameters()) <= 8.5e6
+
+
+def test_layers_that_join_later_begin_as_nothing():
+    torch.manual_seed(0)
+    model = TemporalWorldModel(WorldModelConfig(4, dim=16, heads=2, layers=3, ffn_dim=16))
+    torch.nn.init.normal_(model.to_logits.weight)
+    batch = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4, dtype=torch.long)
+    logits = [model(*batch, num_layers=n).logits for n in (1, 3, 0)]
+    assert not torch.allclose(logits[0], logits[1]) and torch.equal(logits[1], logits[2])
+    model.leave_for_later(1)
+    first, whole = (model(*batch, num_layers=n).logits for n in (1, 0))
+    assert torch.equal(first, whole)
+
+
+def _rows_of(memory, history) -> torch.Tensor:
+    """The memory's output without its matrix: one column for each number that is looked up."""
+    with torch.no_grad():
+        memory.to_dim.weight.copy_(torch.eye(len(memory.to_dim.weight)))
+        return memory(history, None)
+
+
+def test_a_memory_knows_a_patch_wherever_it_is_and_nothing_beyond_it():
+    width = 2
+    memory = PatchMemory(10, width, 6 * width, history=4, num_codes=32, grid=(21, 16))
+    history = torch.randint(32, (1, 4, 21, 16))
+    history[:, :, 12:19, 8:15] = history[:, :, 2:9, 1:8]  # the same, ten down and seven right
+    rows = _rows_of(memory, history.flatten(2)).view(21, 16, 6 * width)
+    assert torch.equal(rows[4:7, 3:6], rows[14:17, 10:13])
+    assert not torch.allclose(rows[5, 4], rows[5, 5])
+    patches, pairs = slice(0, 4 * width), slice(4 * width, None)
+    for frame, row, column, changes_patch, changes_pair in [
+        (0, 5, 4, True, False), (3, 6, 5, True, True), (3, 7, 4, False, False),
+        (2, 7, 6, False, True), (2, 8, 4, False, False), (1, 5, 4, True, False),
+    ]:  # fmt: skip
+        other = history.clone()
+        other[0, frame, row, column] = (other[0, frame, row, column] + 1) % 32
+        seen = _rows_of(memory, other.flatten(2)).view(21, 16, -1)[5, 4]
+        assert torch.equal(seen[patches], rows[5, 4, patches]) == (not changes_patch)
+        assert torch.equal(seen[pairs], rows[5, 4, pairs]) == (not changes_pair)
+    at_two = memory(history.flatten(2), torch.tensor([[84, 200]]))
+    assert torch.equal(at_two[0], rows.flatten(0, 1)[[84, 200]])
+
+
+def test_a_models_memory_reaches_its_prediction():
+    model = _model(memory_bits=6, memory_width=4)
+    batch = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4, dtype=torch.long)
+    logits = model(*batch).logits
+    with torch.no_grad():
+        model.memory.pairs.weight.add_(1.0)
+    assert not torch.allclose(model(*batch).logits, logits)
 
 
 def test_past_actions_are_read_only_where_asked():

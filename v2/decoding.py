@@ -62,6 +62,7 @@ def predict_next(
     revealed: torch.Tensor | None = None,
     num_decided: int | None = None,
     num_cells: int = 0,
+    num_layers: int = 0,
 ) -> Step:
     """Predict one step.
 
@@ -72,16 +73,17 @@ def predict_next(
         revealed: next tokens that are known, (B, N), K where none is; None: none.
         num_decided: cells that are decided in turn; None: as many as the model's config says.
         num_cells: active cells where they are fewer than the config's; 0: the config's.
+        num_layers: layers that run, the first ones; 0: all.
     """
     last, num_codes = history[:, -1], model.config.num_codes
     num_decided = model.config.num_decided if num_decided is None else num_decided
     cells = model.active_cells(history, num_cells)
     if not num_decided:
-        prediction = model(history, actions, cells, revealed, age)
+        prediction = model(history, actions, cells, revealed, age, num_layers)
         chosen = choose_tokens(prediction.logits, sampling, generator)
     else:
         trunk = model.trunk(history, actions, cells, age)
-        prediction = model.finish(trunk, cells, revealed)
+        prediction = model.finish(trunk, cells, revealed, num_layers)
         logits, chosen = prediction.logits, choose_tokens(prediction.logits, sampling, generator)
         known = torch.full_like(last, num_codes) if revealed is None else revealed
         with torch.no_grad():
@@ -89,7 +91,7 @@ def predict_next(
                 place = _least_certain(logits, at_cells(known, cells) < num_codes)  # (B, 1)
                 cell = place if cells is None else cells.gather(1, place)
                 known = known.scatter(1, cell, chosen.gather(1, place))
-                logits = model.finish(trunk, cells, known).logits
+                logits = model.finish(trunk, cells, known, num_layers).logits
                 chosen = choose_tokens(logits, sampling, generator)
         revealed = known
     tokens = chosen if cells is None else last.scatter(1, cells, chosen)

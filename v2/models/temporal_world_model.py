@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2.models.cells import active_cells, at_cells
+from v2.models.patch_memory import PatchMemory
 
 COPY_BIAS = 4.0
 AGE_LIMITS = (1, 2, 3, 4, 6, 9, 13, 19, 28, 41, 60, 88, 129, 190)  # steps, first of a bucket
@@ -42,6 +43,8 @@ class WorldModelConfig:
     past_actions: int = 3  # how many are read of those between the frames of the history
     num_cells: int = 0  # M that a step predicts, the others are copied; 0: all
     has_age: bool = False  # read for how long each token has not changed
+    memory_bits: int = 0  # of the rows of its tables of patches; 0: it has none
+    memory_width: int = 16  # numbers in a row of them
     reveal_layer: int = 0  # at which layer revealed tokens enter; 0: at the input
     num_decided: int = 0  # least certain cells that a dream decides one after another
     # Of weights whose logits are not calibrated, see v2.decoding.expected_changes; 0: of no others.
@@ -113,6 +116,11 @@ class TemporalWorldModel(nn.Module):
             self.past_action_tables = nn.Embedding(past, config.dim)
         if config.has_age:
             self.age_table = nn.Embedding(len(AGE_LIMITS) + 1, config.dim)
+        if config.memory_bits:
+            self.memory = PatchMemory(
+                config.memory_bits, config.memory_width, config.dim, slots, config.num_codes,
+                config.grid,
+            )
         self.given = nn.Embedding(config.num_codes + 1, config.dim, padding_idx=config.num_codes)
         self.blocks = nn.ModuleList(
             Block(config, has_local_path=layer < config.local_layers)
@@ -138,9 +146,16 @@ class TemporalWorldModel(nn.Module):
         count = count or self.config.num_cells
         return active_cells(history, self.far_rank, count, self.config.grid)
 
+    def leave_for_later(self, first: int) -> None:
+        """Make all but the first layers the identity, so that they can join a training late."""
+        for block in self.blocks[first:]:
+            if block.local is not None:  # the other parts begin so
+                nn.init.zeros_(block.local.weight)
+
     def forward(
         self, history: torch.Tensor, actions: torch.Tensor, cells: torch.Tensor | None = None,
         revealed: torch.Tensor | None = None, age: torch.Tensor | None = None,
+        num_layers: int = 0,
     ) -> Prediction:  # fmt: skip
         """Predict the frame after the last one of the history.
 
@@ -152,8 +167,9 @@ class TemporalWorldModel(nn.Module):
             revealed: next tokens that are known, int64 (B, N), `num_codes` where none is.
             age: for how many steps each token has not changed, int64 (B, N), 0 unknown; None: all
                 unknown. Read by a model that `has_age`.
+            num_layers: run the first ones only; 0: all.
         """
-        return self.finish(self.trunk(history, actions, cells, age), cells, revealed)
+        return self.finish(self.trunk(history, actions, cells, age), cells, revealed, num_layers)
 
     def trunk(self, history, actions, cells=None, age=None) -> Trunk:
         """Compute the layers before revealed tokens enter; see `forward`."""
@@ -162,6 +178,8 @@ class TemporalWorldModel(nn.Module):
         # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
         bias = F.embedding(action, self.spatial_bias.flatten(1)).view(B, N, -1)
         x = at_cells(self.position + bias, cells) + self._look_up(history, cells)  # (B, M, D)
+        if self.config.memory_bits:
+            x = x + self.memory(history, cells)
         rows = None
         if cells is not None:
             of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
@@ -178,11 +196,12 @@ class TemporalWorldModel(nn.Module):
             return trunk
         return self._run(trunk, self.blocks[: self.config.reveal_layer])
 
-    def finish(self, trunk: Trunk, cells=None, revealed=None) -> Prediction:
+    def finish(self, trunk: Trunk, cells=None, revealed=None, num_layers: int = 0) -> Prediction:
         """Compute the other layers and the outputs; see `forward`."""
         if revealed is not None:
             trunk = trunk._replace(x=trunk.x + self.given(at_cells(revealed, cells)))
-        x = self._run(trunk, self.blocks[self.config.reveal_layer :]).x
+        last_layer = num_layers or len(self.blocks)
+        x = self._run(trunk, self.blocks[self.config.reveal_layer : last_layer]).x
         x = F.layer_norm(x, x.shape[-1:])
         logits = self.to_logits(x) + self.copy_table(trunk.last)
         loss, gain, end = self.to_outcome(x).float().logsumexp(1).unbind(1)  # at some cell

@@ -51,8 +51,8 @@ from v2.train.step_cost import image_work, window_work
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
-OF_A_RUN = ("num_actions", "num_cells", "copy_bias", "past_actions", "has_age", "reveal_layer",
-            "num_decided")  # of a model's config: game and recipe
+OF_A_RUN = ("num_actions", "num_cells", "copy_bias", "past_actions", "has_age", "memory_bits",
+            "memory_width", "reveal_layer", "num_decided")  # of a model's config: game and recipe
 RECIPES: dict[str, Mapping[str, Recipe]] = {
     "vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS,
 }  # fmt: skip

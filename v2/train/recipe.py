@@ -118,6 +118,10 @@ class WorldModelRecipe(Recipe):
     num_cells: int = _count(0, 0, 336)  # active cells of a frame; 0: as many as coverage needs
     first_cells: int = _count(64, 0, 336)  # fewer, at first; 0: as many as later
     first_cells_share: float = _share(0.7)  # share of the steps with these
+    first_layers: int = _count(3, 0)  # fewer layers, at first; 0: all
+    first_layers_share: float = _share(0.5)  # share of the steps with these
+    memory_bits: int = _count(15, 0, 20)  # of the rows of its tables of patches; 0: none
+    memory_width: int = _count(16, 1, 1024)  # numbers in a row of them
     has_age: bool = True  # read for how long each token has not changed
     unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
     reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input
@@ -150,6 +154,10 @@ class WorldModelRecipe(Recipe):
         """Return how many cells a step learns, of at most so many."""
         is_first = step < self.first_cells_share * num_steps
         return min(self.first_cells, most) if self.first_cells and is_first else most
+
+    def layers_at(self, step: int, num_steps: int) -> int:
+        """Return how many layers a step runs; 0: all."""
+        return self.first_layers if step < self.first_layers_share * num_steps else 0
 
 
 @dataclass(frozen=True)

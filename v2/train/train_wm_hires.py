@@ -173,10 +173,14 @@ def _new_model(
         past_actions=recipe.past_actions,
         num_cells=0 if num_cells == grid[0] * grid[1] else num_cells,
         has_age=recipe.has_age,
+        memory_bits=recipe.memory_bits,
+        memory_width=recipe.memory_width,
         reveal_layer=recipe.reveal_layer,
         num_decided=recipe.num_decided,
     )
     model = TemporalWorldModel(config)
+    if recipe.first_layers:
+        model.leave_for_later(recipe.first_layers)
     if config.num_cells:
         model.far_rank.copy_(rank)
     return model
@@ -253,7 +257,8 @@ class Trainer:
         if self.forward is not self.model:
             self._check_compiled(*batch)
         num_cells = recipe.cells_at(self.step, self.num_steps, self.model.config.num_cells)
-        loss, metrics = self.loss(self.forward, *batch, num_cells)
+        num_layers = recipe.layers_at(self.step, self.num_steps)
+        loss, metrics = self.loss(self.forward, *batch, num_cells, num_layers)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(
             self.step, self.num_steps, recipe.lr, recipe.warmup_steps, recipe.decay

@@ -52,7 +52,7 @@ class WorldModelLoss:
 
     def __call__(
         self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor,
-        reveal_draws: torch.Tensor | None = None, num_cells: int = 0,
+        reveal_draws: torch.Tensor | None = None, num_cells: int = 0, num_layers: int = 0,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """Leave the gradients in the model; return the loss, detached, and metrics.
 
@@ -63,7 +63,7 @@ class WorldModelLoss:
             is_forced: bool (B, K): the model reads the true frame after this step.
             reveal_draws: uniform in [0, 1), (B, K, 2 + N): whether next tokens are revealed, how
                 many, and which; None: never.
-            num_cells: active cells, see `predict_next`.
+            num_cells, num_layers: see `predict_next`.
         """
         T = model.config.history
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
@@ -79,7 +79,7 @@ class WorldModelLoss:
                 step = predict_next(
                     model, history, windows.actions[:, k : k + T], age=age, revealed=revealed,
                     num_decided=None if k + 1 < len(factors) else 0,  # only what is fed back
-                    num_cells=num_cells,
+                    num_cells=num_cells, num_layers=num_layers,
                 )  # fmt: skip
             loss, metrics = self.step_loss(step, windows, k, T, revealed)
             (factor * loss).backward()
