@@ -32,6 +32,7 @@ from v2.dream import DreamEngine
 from v2.eval.intervals import Metric
 from v2.eval.turns import turn_scores
 from v2.eval.validate import NUM_TURNS, WINDOWS_A_TURN, Evaluation, quick_scores
+from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.weights import load_vqvae
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, write_text
@@ -40,15 +41,18 @@ from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
 BASE = WorldModelRecipe(  # one step alone, and one validation at the end
-    num_cells=144, first_cells=0, has_age=False, rollout_ratio=0.0, eval_steps=1_000_000
+    num_cells=144, first_cells=0, first_layers=0, memory_bits=0, has_age=False,
+    rollout_ratio=0.0, eval_steps=1_000_000,
 )
-FULL = {"first_cells": 64, "is_calibrated": True, "has_age": True, "reveal_layer": 8,
-        "num_decided": 2}  # fmt: skip
+FULL = {"first_cells": 64, "memory_bits": 15, "is_calibrated": True, "has_age": True,
+        "reveal_layer": 8, "num_decided": 2}  # fmt: skip
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "active cells": {},
     "all cells": {"num_cells": 336},
     "64 cells first": {"first_cells": 64},
     "48 cells first": {"first_cells": 48},
+    "3 layers first": {"first_layers": 3},
+    "a memory of patches": {"memory_bits": 15},
     "calibrated logits": {"is_calibrated": True},
     "age": {"has_age": True},
     "two decided cells, revealed at the input": {"num_decided": 2},
@@ -177,7 +181,7 @@ def evaluated(args: argparse.Namespace, world_model: Path) -> dict:
 def num_steps(budget: int, recipe: WorldModelRecipe) -> int:
     """Return how many steps cost as much as `budget` steps of `BASE`.
 
-    A predicted frame costs as much as its cells, and a step its optimizer besides.
+    A predicted frame costs as much as its cells and layers, and a step its optimizer besides.
     """
     own, base = _cost(recipe), _cost(BASE)
     return max(1, round(budget * base / own))
@@ -190,7 +194,9 @@ def _cost(recipe: WorldModelRecipe, parts: int = 1000) -> float:
         share = recipe.rollout_ratio if part >= recipe.rollout_start * parts else 0.0
         frames = (1 - share) * recipe.batch_size
         frames += share * recipe.rollout_batch_size * recipe.rollout_steps
-        costs.append(frames * recipe.cells_at(part, parts, recipe.num_cells) + OPTIMIZER_CELLS)
+        layers = recipe.layers_at(part, parts) or WorldModelConfig.layers
+        cells = recipe.cells_at(part, parts, recipe.num_cells) * layers / WorldModelConfig.layers
+        costs.append(frames * cells + OPTIMIZER_CELLS)
     return float(np.mean(costs))
 
 

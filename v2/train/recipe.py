@@ -108,6 +108,8 @@ class VQVAERecipe(Recipe):
 class WorldModelRecipe(Recipe):
     """Of `train_wm_hires.py`; a sample is a window of four frames and those that are predicted."""
 
+    samples_per_epoch: int = _count(3072)
+    decay: float = _share(0.4)
     muon_lr: float = _number(1e-2)  # of the blocks' matrices; 0: AdamW for all
     weight_decay: float = _number(0.01)
     compile: bool = False  # compile the model first: a minute of waiting for faster steps
@@ -117,9 +119,9 @@ class WorldModelRecipe(Recipe):
     # model
     num_cells: int = _count(0, 0, 336)  # active cells of a frame; 0: as many as coverage needs
     first_cells: int = _count(64, 0, 336)  # fewer, at first; 0: as many as later
-    first_cells_share: float = _share(0.7)  # share of the steps with these
+    first_cells_share: float = _share(0.88)  # share of the steps with these
     first_layers: int = _count(3, 0)  # fewer layers, at first; 0: all
-    first_layers_share: float = _share(0.5)  # share of the steps with these
+    first_layers_share: float = _share(0.7)  # share of the steps with these
     memory_bits: int = _count(15, 0, 20)  # of the rows of its tables of patches; 0: none
     memory_width: int = _count(16, 1, 1024)  # numbers in a row of them
     has_age: bool = True  # read for how long each token has not changed
@@ -132,7 +134,7 @@ class WorldModelRecipe(Recipe):
     rollout_steps: int = _count(5, 1, 1000)  # K
     rollout_ratio: float = _share(0.5)  # share of the batches that unroll K steps
     rollout_batch_size: int = _count(12, 1, 65_536)  # windows; each is predicted K times
-    rollout_start: float = _share(0.6)  # share of the steps before the first rollout
+    rollout_start: float = _share(0.85)  # share of the steps before the first rollout
     teacher_forcing_prob: float = _share(0.1)  # a rollout's chance a step to see the truth
     max_wrong: int = _count(5)  # tokens of a frame; a rollout with more goes on from the truth
     discount: float = _share(1.0)  # of each further step's loss
@@ -191,7 +193,7 @@ WORLD_MODEL_PRESETS = {
     "smoke": WorldModelRecipe(
         steps=40, batch_size=4, eval_steps=40, rollout_steps=3, rollout_batch_size=4, is_smoke=True
     ),
-    "long": WorldModelRecipe(epochs=4000, decay=0.3, eval_steps=2000),  # 100,000 steps
+    "long": WorldModelRecipe(epochs=2000, decay=0.3, eval_steps=4000),  # 192,000 steps
     "gpu": WorldModelRecipe(
         epochs=400, batch_size=128, samples_per_epoch=3200, rollout_batch_size=128
     ),
