@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def stages(game_data, vqvae, world_model, monkeypatch):
 
     monkeypatch.setattr(pipeline.cli, "run_script", run)
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
-    monkeypatch.setattr(pipeline, "window_flops", lambda model, steps: 1e9)
+    monkeypatch.setattr(pipeline, "window_flops", lambda *of: 1e9)
     monkeypatch.setattr(pipeline, "matrix_products", lambda device, seconds: {"float32": 1.0})
     return calls
 
@@ -315,8 +316,8 @@ def test_every_stage_that_is_done_shows_its_time_and_speed(stages, tmp_path, cap
 
 
 def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatch):
-    def window_flops(model, steps):
-        return steps * 1e9
+    def window_flops(model, steps, num_cells, num_layers):
+        return steps * (num_cells + num_layers) * 1e9
 
     monkeypatch.setattr(pipeline, "image_flops", lambda model: 3e9)
     monkeypatch.setattr(pipeline, "window_flops", window_flops)
@@ -330,9 +331,12 @@ def test_the_share_of_the_peak_counts_all_steps_and_minutes(tmp_path, monkeypatc
         return pipeline.share_of_peak(tmp_path, 100)
 
     assert share(VQVAERecipe(batch_size=16)) == ", 40 GFLOP/s: 40% of the matrix product"
-    monkeypatch.setattr(pipeline, "load_world_model", lambda path: (None, {}))
-    text = share(WorldModelRecipe(rollout_ratio=1.0))
-    rate = (60 * 32 * 1 + 40 * 12 * 5 * 5) / 120
+    model = SimpleNamespace(config=SimpleNamespace(num_cells=2))
+    monkeypatch.setattr(pipeline, "load_world_model", lambda path: (model, {}))
+    shares = {"rollout_start": 0.6, "first_cells_share": 0.5, "first_layers_share": 0.2}
+    text = share(WorldModelRecipe(rollout_ratio=1.0, first_cells=1, first_layers=3, **shares))
+    single = (20 * (1 + 3) + 30 * 1 + 10 * 2) * 32 * 1  # 60 steps
+    rate = (single + 40 * 2 * 12 * 5 * 5) / 120
     assert text == f", {rate:.0f} GFLOP/s: {rate:.0f}% of the matrix product"
 
 

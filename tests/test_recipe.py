@@ -78,10 +78,10 @@ def test_presets_differ_where_they_say(kind):
     assert _parsed(kind).recipe == presets["default"] == recipe()
     changed = {name: set(recipe().changes(preset)) for name, preset in presets.items()}
     rollouts = {"rollout_batch_size", "rollout_steps", "batch_size"}
-    own = rollouts if kind == "world_model" else set()
+    own = rollouts if kind == "world_model" else {"unquantized_steps"}
     assert changed["smoke"] == {"steps", "eval_steps", "is_smoke"} | own
-    slower = {"decay", "eval_steps"} if kind == "world_model" else set()
-    assert changed["long"] == {"epochs"} | slower
+    slower = {"decay"} if kind == "world_model" else set()
+    assert changed["long"] == {"epochs", "eval_steps"} | slower
     assert changed["gpu"] >= {"epochs", "batch_size", "samples_per_epoch"}
     samples = 10**6
     steps = {name: preset.num_steps(samples) for name, preset in presets.items()}

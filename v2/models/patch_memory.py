@@ -41,16 +41,13 @@ class PatchMemory(nn.Module):
             cells: at these only, int64 (B, M); None: at all.
         """
         patches = self.patch_hash(history.flatten(0, 1).unsqueeze(1)).view_as(history)
-        first_row = 0
-        pairs = []
-        for pair_hash in self.pair_hashes:
-            pairs.append(pair_hash(history[:, -2:]) + first_row)
-            first_row += pair_hash.num_rows
+        pairs = torch.stack([each(history[:, -2:]) for each in self.pair_hashes], 2)  # (B, N, 2)
+        num_rows = self.pairs.num_embeddings // NUM_PAIR_HASHES
+        pairs = pairs + torch.arange(NUM_PAIR_HASHES, device=history.device) * num_rows
         found = [
             table(at_cells(keys, cells)).flatten(2)
-            for table, keys in ((self.patches, patches.transpose(1, 2)),
-                                (self.pairs, torch.stack(pairs, 2)))
-        ]  # fmt: skip
+            for table, keys in ((self.patches, patches.transpose(1, 2)), (self.pairs, pairs))
+        ]
         return self.to_dim(torch.cat(found, 2))
 
 

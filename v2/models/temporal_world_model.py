@@ -149,6 +149,7 @@ class TemporalWorldModel(nn.Module):
     def leave_for_later(self, first: int) -> None:
         """Make all but the first layers the identity, so that they can join a training late."""
         for block in self.blocks[first:]:
+            assert isinstance(block, Block)
             if block.local is not None:  # the other parts begin so
                 nn.init.zeros_(block.local.weight)
 

@@ -189,7 +189,8 @@ def share_of_peak(run: Path, peak: float) -> str:
             windows, steps = recipe.batch_size, 1
             if recipe.unrolls(step_rng(config["args"]["seed"], k), k, num_steps):
                 windows, steps = recipe.rollout_batch_size, recipe.rollout_steps
-            work += windows * steps * flops(steps)
+            num_cells = recipe.cells_at(k, num_steps, model.config.num_cells)
+            work += windows * steps * flops(steps, num_cells, recipe.layers_at(k, num_steps))
     else:
         batch_size = recipe_of(VQVAERecipe, config["recipe"]).batch_size
         work = num_steps * batch_size * image_flops(VQVAE(VQVAEConfig()))
@@ -202,9 +203,9 @@ def image_flops(vqvae: VQVAE) -> float:
     return count_flops(image_work(vqvae))
 
 
-def window_flops(model: TemporalWorldModel, steps: int) -> float:
+def window_flops(model: TemporalWorldModel, steps: int, num_cells: int, num_layers: int) -> float:
     """Count what a predicted frame takes in training."""
-    return count_flops(window_work(model, steps)) / (2 * steps)
+    return count_flops(window_work(model, steps, num_cells, num_layers)) / (2 * steps)
 
 
 class Pipeline:

@@ -20,11 +20,11 @@ def image_work(vqvae: VQVAE) -> Callable[[], None]:
     return lambda: learn_images(vqvae, pixels)
 
 
-def window_work(model: TemporalWorldModel, steps: int) -> Callable[[], None]:
-    """Return the work of two windows of so many predicted frames."""
+def window_work(model: TemporalWorldModel, steps: int, *parts: int) -> Callable[[], None]:
+    """Return the work of two windows of so many predicted frames; see `learn_windows`."""
     windows = read_windows(random_tokens(), np.arange(2) * 9, 4, steps)
     windows = windows.to(next(model.parameters()).device)
-    return lambda: learn_windows(model, windows)
+    return lambda: learn_windows(model, windows, *parts)
 
 
 def learn_images(vqvae: VQVAE, pixels: torch.Tensor) -> None:
@@ -34,8 +34,10 @@ def learn_images(vqvae: VQVAE, pixels: torch.Tensor) -> None:
     ((output.pixels - pixels).square().mean() + output.commitment).backward()
 
 
-def learn_windows(model: TemporalWorldModel, windows: Windows) -> None:
-    """Compute the loss of windows and its gradients."""
+def learn_windows(
+    model: TemporalWorldModel, windows: Windows, num_cells: int = 0, num_layers: int = 0
+) -> None:
+    """Compute the loss of windows and its gradients, with cells and layers as `predict_next`."""
     config, device = model.config, windows.tokens.device
     loss = WorldModelLoss(
         WorldModelRecipe(), torch.eye(config.num_codes), torch.ones(config.num_positions),
@@ -44,7 +46,8 @@ def learn_windows(model: TemporalWorldModel, windows: Windows) -> None:
     model.zero_grad(set_to_none=True)
     batch, steps = windows.reward_signs.shape
     is_forced = torch.zeros(batch, steps, dtype=torch.bool)
-    loss(model, windows, is_forced, torch.rand(batch, steps, 2 + config.num_positions))
+    reveal_draws = torch.rand(batch, steps, 2 + config.num_positions)
+    loss(model, windows, is_forced, reveal_draws, num_cells, num_layers)
 
 
 def train_windows(model: TemporalWorldModel, windows: Windows, optimizers: Optimizers) -> None:
