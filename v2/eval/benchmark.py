@@ -111,8 +111,7 @@ class Benchmark:
         self.peaks = matrix_products(device, seconds)
         self.rows: list[dict] = []
         self.vqvae = laid_out(VQVAE(VQVAEConfig()), device)
-        config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY)
-        self.world_model = TemporalWorldModel(config).to(device)
+        self.world_model = TemporalWorldModel(_config()).to(device)
 
     def row(self, name: str, work, count: int = 1, flops: float = 0.0) -> dict:
         """Time `work`, which does `count` things of `flops` each; print and return the figures."""
@@ -202,8 +201,7 @@ class Benchmark:
 
     def model(self, num_cells: int) -> TemporalWorldModel:
         """Return the world model with so many active cells; 0: all."""
-        config = WorldModelConfig(NUM_ACTIONS, copy_bias=SURE_TO_COPY, num_cells=num_cells)
-        model = TemporalWorldModel(config).to(self.device)
+        model = TemporalWorldModel(_config(num_cells)).to(self.device)
         model.load_state_dict(self.world_model.state_dict(), strict=False)
         return model
 
@@ -256,17 +254,19 @@ class Benchmark:
         """A step of a batch of windows, its optimizer included; and its data."""
         tokens, recipe = random_tokens(), WorldModelRecipe()
         of_rollouts = recipe.rollout_batch_size, recipe.rollout_steps
-        for (batch, steps), num_cells in (
-            *(((recipe.batch_size, 1), cells) for cells in (*FEWER_CELLS, NUM_CELLS, 0)),
-            *((of_rollouts, cells) for cells in (NUM_CELLS, 0)),
+        for (batch, steps), num_cells, num_layers in (
+            ((recipe.batch_size, 1), recipe.first_cells, recipe.first_layers),
+            *(((recipe.batch_size, 1), cells, 0) for cells in (*FEWER_CELLS, NUM_CELLS, 0)),
+            *((of_rollouts, cells, 0) for cells in (NUM_CELLS, 0)),
         ):
             plain = self.model(num_cells)
             starts = np.arange(batch) * 9
             windows = read_windows(tokens, starts, 4, steps).to(self.device)
             name = f"world model training frame, K={steps}, {_cells(num_cells)}"
+            name += f", {num_layers} layers" if num_layers else ""
             loading = self.row(f"{name}: its data alone",
                                lambda: read_windows(tokens, starts, 4, steps), batch * steps)  # noqa: B023
-            flops = count_flops(window_work(plain, steps)) / (2 * steps)
+            flops = count_flops(window_work(plain, steps, 0, num_layers)) / (2 * steps)
             variants = {"": plain}
             if num_cells == NUM_CELLS:
                 variants |= {", float32": plain}
@@ -274,9 +274,20 @@ class Benchmark:
             for variant, model in variants.items():
                 with _precision(variant):
                     optimizers = world_model_optimizers(plain, recipe, self.device)
-                    work = functools.partial(train_windows, model, windows, optimizers)
+                    work = functools.partial(
+                        train_windows, model, windows, optimizers, num_layers
+                    )
                     row = self.row(f"{name}{variant}", work, batch * steps, flops)
                 row["share_waiting_for_data"] = row["per_second"] / loading["per_second"]
+
+
+def _config(num_cells: int = 0) -> WorldModelConfig:
+    """Return that of the default recipe's model, with so many active cells."""
+    recipe = WorldModelRecipe()
+    return WorldModelConfig(
+        NUM_ACTIONS, copy_bias=SURE_TO_COPY, num_cells=num_cells, has_age=recipe.has_age,
+        memory_bits=recipe.memory_bits, memory_width=recipe.memory_width,
+    )  # fmt: skip
 
 
 def _cells(num_cells: int) -> str:

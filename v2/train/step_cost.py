@@ -50,9 +50,11 @@ def learn_windows(
     loss(model, windows, is_forced, reveal_draws, num_cells, num_layers)
 
 
-def train_windows(model: TemporalWorldModel, windows: Windows, optimizers: Optimizers) -> None:
+def train_windows(
+    model: TemporalWorldModel, windows: Windows, optimizers: Optimizers, num_layers: int = 0
+) -> None:
     """Compute the loss of windows and its gradients; apply them at a rate of almost nothing."""
-    learn_windows(model, windows)
+    learn_windows(model, windows, num_layers=num_layers)
     for group in optimizers.param_groups:
         group["lr"] = 1e-9
     optimizers.step()
