@@ -30,9 +30,10 @@ class PatchMemory(nn.Module):
         )
         self.patches = nn.Embedding(num_rows, width)
         self.pairs = nn.Embedding(NUM_PAIR_HASHES * 2 * num_rows, width)
-        for table in (self.patches, self.pairs):
-            nn.init.normal_(table.weight, std=0.02)  # small: rows that are seldom seen soon count
         self.to_dim = nn.Linear((history + NUM_PAIR_HASHES) * width, dim, bias=False)
+        for table in (self.patches, self.pairs):
+            nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.to_dim.weight, std=0.15)  # large: rows that are seldom seen soon count
 
     def forward(self, history: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
         """Return what the tables hold for each cell of a history (B, T, N), (B, M, D).
