@@ -223,7 +223,7 @@ def test_a_run_of_another_preset_is_left_out(stages, tmp_path, capsys):
 
 
 def test_the_default_recipe_ends_in_two_hours():
-    assert WorldModelRecipe().num_steps(10**6) == 9600  # in 50 minutes on 2 cores with AVX-512
+    assert WorldModelRecipe().num_steps(10**6) == 9600  # 62 minutes on 2 cores with AVX-512
 
 
 def test_the_gold_set_is_found_however_the_game_is_spelt(stages, tmp_path):

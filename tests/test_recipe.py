@@ -78,7 +78,7 @@ def test_presets_differ_where_they_say(kind):
     assert _parsed(kind).recipe == presets["default"] == recipe()
     changed = {name: set(recipe().changes(preset)) for name, preset in presets.items()}
     rollouts = {"rollout_batch_size", "rollout_steps", "batch_size"}
-    own = rollouts if kind == "world_model" else {"unquantized_steps"}
+    own = rollouts if kind == "world_model" else set()
     assert changed["smoke"] == {"steps", "eval_steps", "is_smoke"} | own
     slower = {"decay"} if kind == "world_model" else set()
     assert changed["long"] == {"epochs", "eval_steps"} | slower

@@ -102,6 +102,7 @@ def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_pat
                        "samples_per_epoch=0")  # fmt: skip
     state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert (state["step"], state["num_steps"]) == (1, 3 * rows // 4)
+    assert state["warmup"] == 3 * rows // 4 // 10 < VQVAERecipe().unquantized_steps
     for samples, num_steps in (("0", 2 * windows // 4), ("40", 20)):
         more = [*flags, "--epochs", "2", "--set", f"samples_per_epoch={samples}"]
         trained = train_world_model(tmp_path / samples, data_path, run, *more)
@@ -243,6 +244,15 @@ def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict
         found = trainer.model(windows.tokens[:, :4], windows.actions)
         before = load_world_model(old)[0](windows.tokens[:, :4], windows.actions)
     assert (found.logits == before.logits).all() and trainer.model.config.local_layers == 2
+
+
+def test_later_layers_learn_only_once_they_join(vqvae_run, tokens_path, data_path, tmp_path):
+    for share, is_learning in (("1", False), ("0.5", True)):
+        flags = ["--set", "steps=2", "first_layers=1", f"first_layers_share={share}"]
+        run = train_world_model(tmp_path / share, data_path, vqvae_run, *flags)
+        state = checkpoint.load_checkpoint(run / "last.pt", "world_model")
+        weights = [state["model"][f"blocks.{layer}.contract.weight"] for layer in (0, 1)]
+        assert [bool(w.any()) for w in weights] == [True, is_learning]
 
 
 def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(

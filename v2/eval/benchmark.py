@@ -38,7 +38,7 @@ from v2.eval.flops import count_flops, matrix_products, timed
 from v2.eval.objects import detector
 from v2.export.engine import OnnxDream
 from v2.export.graph import export_graph
-from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.runtime.device import (
     autocast,
@@ -283,11 +283,8 @@ class Benchmark:
 
 def _config(num_cells: int = 0) -> WorldModelConfig:
     """Return that of the default recipe's model, with so many active cells."""
-    recipe = WorldModelRecipe()
-    return WorldModelConfig(
-        NUM_ACTIONS, copy_bias=SURE_TO_COPY, num_cells=num_cells, has_age=recipe.has_age,
-        memory_bits=recipe.memory_bits, memory_width=recipe.memory_width,
-    )  # fmt: skip
+    own = {"copy_bias": SURE_TO_COPY, "num_cells": num_cells}
+    return WorldModelConfig(NUM_ACTIONS, **fields_of(WorldModelRecipe()) | own)
 
 
 def _cells(num_cells: int) -> str:

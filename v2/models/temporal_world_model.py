@@ -77,11 +77,16 @@ class WorldModelConfig:
     def num_positions(self) -> int:
         return self.grid_height * self.grid_width
 
-
     @property
     def grid(self) -> tuple[int, int]:
         """Token rows and columns, (h, w)."""
         return self.grid_height, self.grid_width
+
+
+def fields_of(recipe: object) -> dict:
+    """Return those of a recipe's fields that a `WorldModelConfig` has, too."""
+    names = {each.name for each in dataclasses.fields(WorldModelConfig)}
+    return {k: v for k, v in vars(recipe).items() if k in names}
 
 
 class Prediction(NamedTuple):

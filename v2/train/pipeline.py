@@ -28,7 +28,7 @@ from v2.data.recordings import DATA_NAME, data_paths, list_episodes, recorded_fi
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_GAMES
-from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
@@ -51,8 +51,7 @@ from v2.train.step_cost import image_work, window_work
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
-OF_A_RUN = ("num_actions", "num_cells", "copy_bias", "past_actions", "has_age", "memory_bits",
-            "memory_width", "reveal_layer", "num_decided")  # of a model's config: game and recipe
+OF_A_RUN = ("num_actions", *fields_of(WorldModelRecipe()))  # of a model's config: game and recipe
 RECIPES: dict[str, Mapping[str, Recipe]] = {
     "vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS,
 }  # fmt: skip

@@ -184,7 +184,7 @@ class AgentRecipe(Checked):
 
 VQVAE_PRESETS = {
     "default": VQVAERecipe(),
-    "smoke": VQVAERecipe(steps=90, unquantized_steps=2, eval_steps=45, is_smoke=True),
+    "smoke": VQVAERecipe(steps=90, eval_steps=45, is_smoke=True),
     "long": VQVAERecipe(epochs=500, eval_steps=2000),
     "gpu": VQVAERecipe(epochs=500, batch_size=256, samples_per_epoch=12_288),
 }
@@ -193,7 +193,7 @@ WORLD_MODEL_PRESETS = {
     "smoke": WorldModelRecipe(
         steps=40, batch_size=4, eval_steps=40, rollout_steps=3, rollout_batch_size=4, is_smoke=True
     ),
-    "long": WorldModelRecipe(epochs=2000, decay=0.3, eval_steps=4000),  # 192,000 steps
+    "long": WorldModelRecipe(epochs=1500, decay=0.3, eval_steps=4000),  # 144,000 steps
     "gpu": WorldModelRecipe(
         epochs=400, batch_size=128, samples_per_epoch=3200, rollout_batch_size=128
     ),

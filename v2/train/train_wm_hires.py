@@ -36,7 +36,7 @@ from v2.data.tokens import (
 from v2.data.validation import array_sha256
 from v2.decoding import known_age
 from v2.eval.validate import Evaluation
-from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
@@ -169,14 +169,7 @@ def _new_model(
         num_codes=vqvae.config.num_codes,
         grid_height=grid[0],
         grid_width=grid[1],
-        copy_bias=recipe.copy_bias,
-        past_actions=recipe.past_actions,
-        num_cells=0 if num_cells == grid[0] * grid[1] else num_cells,
-        has_age=recipe.has_age,
-        memory_bits=recipe.memory_bits,
-        memory_width=recipe.memory_width,
-        reveal_layer=recipe.reveal_layer,
-        num_decided=recipe.num_decided,
+        **fields_of(recipe) | {"num_cells": 0 if num_cells == grid[0] * grid[1] else num_cells},
     )
     model = TemporalWorldModel(config)
     if recipe.first_layers:
