@@ -145,8 +145,11 @@ def open_page(chromium, site):
 
 
 def wait(page, state: str) -> None:
-    page.wait_for_function(f"() => document.documentElement.dataset.state === '{state}'",
+    page.wait_for_function(f"() => ['{state}', 'failed'].includes("
+                           "document.documentElement.dataset.state)",
                            timeout=PATIENCE_MS)  # fmt: skip
+    reached = page.evaluate("() => document.documentElement.dataset.state")
+    assert reached == state, page.inner_text("#problem")
 
 
 def paddle(page) -> list[int]:
@@ -411,6 +414,19 @@ def test_a_damaged_download_is_named_and_loaded_again(open_page, site):
     assert "step.onnx is damaged" in _said(page) and "Reload" in _said(page)
     site.instead.clear()
     page.click("#again")
+    wait(page, "ready")
+
+
+def test_a_kept_file_that_is_damaged_is_loaded_anew(open_page):
+    page = open_page()
+    damaged = """async () => {
+      const kept = await caches.open('files')
+      const graphs = (await kept.keys()).filter(({ url }) => url.includes('step.onnx'))
+      for (const { url } of graphs) await kept.put(url, new Response('damaged'))
+      return graphs.length
+    }"""
+    assert page.evaluate(damaged) == 1
+    page.reload()
     wait(page, "ready")
 
 

@@ -55,20 +55,20 @@ function filesOf({ graphs, detector, scenes }) {
 
 const versionOf = ({ sha256 }) => sha256.slice(0, 12)
 
-/** Fetch a file that game.json names, and make sure that it is the one. */
+/** Fetch a file that game.json names, and make sure that it is the one; past the caches if not. */
 export async function fetchChecked(folder, facts, onProgress) {
   const url = `${folder}${facts.file}?v=${versionOf(facts)}`
-  const bytes = await download(url, onProgress)
-  const isWhole =
-    bytes.length === facts.bytes && (await sha256(bytes, facts.sha256)) === facts.sha256
-  if (!isWhole) {
-    await forget(url)
-    throw new PageError(
-      `${facts.file} is damaged: ${megabytes(bytes.length)} of ${megabytes(facts.bytes)} arrived, or other bytes than were published.`,
-      'Reload the page to load it again; if that does not help, publish the folder again.',
-    )
+  let bytes
+  for (const cache of ['default', 'reload']) {
+    bytes = await download(url, onProgress, cache)
+    const isWhole =
+      bytes.length === facts.bytes && (await sha256(bytes, facts.sha256)) === facts.sha256
+    if (isWhole) return bytes
   }
-  return bytes
+  throw new PageError(
+    `${facts.file} is damaged: ${megabytes(bytes.length)} of ${megabytes(facts.bytes)} arrived, or other bytes than were published.`,
+    'Reload the page to load it again; if that does not help, publish the folder again.',
+  )
 }
 
 /** Fetch and unpack arrays: {name: Float32Array | Uint8Array}. */
@@ -105,10 +105,10 @@ export function megabytes(bytes) {
   return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`
 }
 
-async function download(url, onProgress) {
+async function download(url, onProgress, cache = 'default') {
   let response
   try {
-    response = await fetch(url)
+    response = await fetch(url, { cache })
   } catch (error) {
     throw new PageError(
       `${name(url)} cannot be loaded: no connection.`,
@@ -165,10 +165,6 @@ async function keptFiles() {
   } catch {
     return null
   }
-}
-
-async function forget(url) {
-  await (await keptFiles())?.delete(url)
 }
 
 async function forgetOtherVersions(folder, versions) {

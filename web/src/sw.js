@@ -53,7 +53,8 @@ async function forgetOldRuntimes() {
 
 async function answer(request, event) {
   const isPage = request.mode === 'navigate'
-  const kept = await caches.match(request, { ignoreSearch: isPage })
+  const isFresh = request.cache === 'reload' // asked for by the page where what is kept is damaged
+  const kept = !isFresh && (await caches.match(request, { ignoreSearch: isPage }))
   if (kept) return isolated(kept)
   const response = await fetch(request)
   if (response.status === 200 && !isPage) event.waitUntil(keep(request, response.clone()))
