@@ -45,9 +45,9 @@ from v2.runtime.device import (
     cast_weights,
     choose_device,
     compiled,
-    flush_denormals,
     laid_out,
     moved,
+    tune_cpu,
 )
 from v2.runtime.files import check_output
 from v2.train.optim import world_model_optimizers
@@ -80,7 +80,7 @@ def build_parser():
 
 def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
-    flush_denormals()
+    tune_cpu()
     device = choose_device(args.device)
     if args.json:
         check_output(args.json)

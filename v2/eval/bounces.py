@@ -28,7 +28,7 @@ from v2.eval.pictures import save_grid
 from v2.eval.starts import HISTORY, Clips, cut_clips
 from v2.eval.suite import check_fits
 from v2.eval.turns import turn_starts
-from v2.runtime.device import flush_denormals
+from v2.runtime.device import tune_cpu
 from v2.runtime.files import check_output
 
 KINDS = {"breakout": ("paddle", "brick", "top wall"), "pong": ("paddle", "wall")}
@@ -52,7 +52,7 @@ def main(argv=None) -> int:
     game = game_id(args.game)
     if game not in KINDS:
         raise ValueError(f"--game {args.game}: bounces are known of {' and '.join(KINDS)}")
-    flush_denormals()
+    tune_cpu()
     engines = [DreamEngine.load(name, game, args.device) for name in args.weights]
     data = load_gold(game).data
     clips = bounces(data)

@@ -28,7 +28,7 @@ from v2.eval import documents, html_report, model_card
 from v2.eval.pictures import save_grid, strip_of
 from v2.eval.suite import TIERS, Stopped, check_fits, choose_set, evaluate
 from v2.runtime import checkpoint
-from v2.runtime.device import flush_denormals
+from v2.runtime.device import tune_cpu
 from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
 
@@ -89,7 +89,7 @@ def main(argv=None) -> int:
         check_writable(args.report)
     game, tier = game_id(args.game), dataclasses.replace(TIERS[args.tier], **_sizes(args))
     played = {name: getattr(args, name) for name in PLAYED}
-    flush_denormals()
+    tune_cpu()
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)
     learnt = {str(run.get("data_sha256")) for run in checkpoint.lineage(engine.info)}

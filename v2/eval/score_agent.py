@@ -36,7 +36,7 @@ from v2.data.games import EmulatorConfig
 from v2.eval.agent_games import Ranking, play_games, returns_inside, returns_outside
 from v2.eval.documents import hand_on
 from v2.eval.intervals import Metric, mean_metric
-from v2.runtime.device import flush_denormals
+from v2.runtime.device import tune_cpu
 from v2.runtime.files import atomic_path, check_output
 
 FIRST_SEED = 1_800_000_000  # of the games; of training, gold and starts all are elsewhere
@@ -79,7 +79,7 @@ def main(argv=None) -> int:
               for name in args.policy]  # fmt: skip
     if not agents and not args.ranking:
         raise ValueError("--policy: name an agent, such as latest or a run's folder")
-    flush_denormals()
+    tune_cpu()
     found = (_ranking if args.ranking else _scores)(args, env, agents)
     hand_on(found, json.dumps(found), args.json)
     return 0

@@ -30,7 +30,7 @@ from v2.models.agent_network import AgentConfig, AgentNetwork
 from v2.models.weights import build_model
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
-from v2.runtime.device import choose_device, flush_denormals
+from v2.runtime.device import choose_device, tune_cpu
 from v2.runtime.files import atomic_path, check_writable
 from v2.runtime.run_dir import RunDir, find_run, read_config, read_status
 from v2.train.loop import check_weights
@@ -72,7 +72,7 @@ def main(argv=None) -> int:
     check_writable(args.resume or home / "runs")
     if args.resume:
         RunDir(args.resume).check_free()
-    flush_denormals()
+    tune_cpu()
     device = choose_device(args.device)
     if args.env == "dream":  # the very file, also when the run is resumed
         args.weights = str(find_weights(args.weights, "world_model", args.game).absolute())

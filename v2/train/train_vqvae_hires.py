@@ -42,7 +42,7 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae
 from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
-from v2.runtime.device import autocast, flush_denormals, laid_out, moved
+from v2.runtime.device import autocast, laid_out, moved, tune_cpu
 from v2.runtime.files import check_writable
 from v2.runtime.run_dir import RunDir
 from v2.train.distributed import Workers, join
@@ -65,7 +65,7 @@ def build_parser():
 def main(argv=None) -> int:
     parsed = parse(build_parser(), VQVAE_PRESETS, argv)
     args, recipe = parsed.args, parsed.recipe
-    flush_denormals()
+    tune_cpu()
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     torch.manual_seed(args.seed)

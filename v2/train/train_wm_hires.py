@@ -41,7 +41,7 @@ from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
-from v2.runtime.device import compiled, flush_denormals
+from v2.runtime.device import compiled, tune_cpu
 from v2.runtime.files import check_output, check_writable
 from v2.runtime.run_dir import RunDir, is_of_smoke
 from v2.train.distributed import Workers, join
@@ -84,7 +84,7 @@ def build_parser():
 def main(argv=None) -> int:
     parsed = parse(build_parser(), WORLD_MODEL_PRESETS, argv)
     args, recipe = parsed.args, parsed.recipe
-    flush_denormals()
+    tune_cpu()
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
