@@ -114,7 +114,7 @@ class WorldModelRecipe(Recipe):
     weight_decay: float = _number(0.01)
     compile: bool = False  # compile the model first: a minute of waiting for faster steps
     # windows
-    event_share: float = _share(0.5)  # share drawn among those with an event; 0: all alike
+    event_share: float = _share(0.1)  # share drawn among those with an event; 0: all alike
     history_noise: float = _share(0.15)  # share of the windows with a mistake in their history
     # model
     num_cells: int = _count(0, 0, 336)  # active cells of a frame; 0: as many as coverage needs
