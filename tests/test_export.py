@@ -50,9 +50,31 @@ def _frames(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 84, 64, 3), dtype=np.uint8)
 
 
+def _remember_a_dream(vqvae, model: TemporalWorldModel) -> None:
+    """Fill the table with what the dream of the test below meets, step by step, and any token."""
+    memory, rng, num_found = model.memory, np.random.default_rng(2), 0
+    for length in range(12):
+        engine = DreamEngine(vqvae, model)
+        engine.reset(_frames(4), np.array([1, 2, 3]))
+        actions = np.random.default_rng(1).integers(0, 4, length + 1)
+        with torch.autocast("cpu", enabled=False):
+            for action in actions[:-1]:
+                engine.step(action)
+        history, action = engine.history.tokens.view(1, 4, -1), torch.tensor(actions[-1:])
+        num_found += int((memory(history, action, None) > 0).sum())
+        keys = memory.keys(history, action)[memory.is_near_motion(history)]
+        for level, key in enumerate(keys[:: len(keys) // 5 + 1].T.flatten().tolist()):
+            bucket, rest = memory.place(key)
+            sure, token = rng.integers(1, 8), rng.integers(32)
+            memory.table[bucket, level % 8] = rest * memory.num_found + sure * 32 + token
+    assert num_found > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_dreams_the_same_tokens_rewards_ends_and_frames(kind, vqvae, tmp_path, monkeypatch):
     model = _world_model(**KINDS[kind])
+    if model.config.memory_bits:
+        _remember_a_dream(vqvae, model)
     export_graph(vqvae, model, tmp_path / "step.onnx")
     export_encoder(vqvae, tmp_path / "encode.onnx")
     plain, quick = DreamEngine(vqvae, model), OnnxDream(vqvae, model)

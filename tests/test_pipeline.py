@@ -124,9 +124,9 @@ def test_a_stopped_recording_is_made_again_and_one_of_yours_is_kept(tmp_path, mo
 
     monkeypatch.setattr(Pipeline, "run", run)
     with pytest.raises(SystemExit):
-        Pipeline(tmp_path, "breakout", "default").collect(data, 100)
-    Pipeline(tmp_path, "breakout", "default").collect(data, 100)  # goes on where it stopped
-    Pipeline(tmp_path, "breakout", "default").collect(data, 100)  # whatever is there now is whole
+        Pipeline(tmp_path, "breakout", "default").collect(tmp_path, 100)
+    Pipeline(tmp_path, "breakout", "default").collect(tmp_path, 100)  # goes on where it stopped
+    Pipeline(tmp_path, "breakout", "default").collect(tmp_path, 100)  # what is there is whole
     assert runs == [False, True]
 
 
@@ -142,9 +142,9 @@ def test_a_recording_made_by_hand_after_a_stop_is_kept(tmp_path, monkeypatch):
     parts = [True, False]
     while parts:
         with pytest.raises(SystemExit):
-            Pipeline(tmp_path, "breakout", "default").collect(data, 100)
+            Pipeline(tmp_path, "breakout", "default").collect(tmp_path, 100)
         data.write_bytes(b"by hand")
-        Pipeline(tmp_path, "breakout", "default").collect(data, 100)
+        Pipeline(tmp_path, "breakout", "default").collect(tmp_path, 100)
         assert data.read_bytes() == b"by hand" and list(tmp_path.iterdir()) == [data]
         data.unlink()
 

@@ -96,7 +96,7 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(
 
 def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_path):
     """Epochs times samples over the batch; 0: as many draws as there are; a time limit saves."""
-    rows, windows = 18 * 30, 18 * 26
+    rows, windows = 18 * 30, 9 * 26  # half of the games are counted
     flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
     run = train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--set",
                        "samples_per_epoch=0")  # fmt: skip

@@ -22,9 +22,17 @@ import tempfile
 import time
 from collections.abc import Mapping
 
-from v2.data.games import find_weights, game_directory, game_id
+from v2.data.games import EmulatorConfig, find_weights, game_directory, game_id, stored_config
+from v2.data.npz import read_meta
 from v2.data.policies import policy_mix
-from v2.data.recordings import DATA_NAME, data_paths, list_episodes, recorded_files
+from v2.data.recordings import (
+    DATA_NAME,
+    META_FIELDS,
+    data_paths,
+    list_episodes,
+    recorded_files,
+    shown,
+)
 from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_GAMES
@@ -63,6 +71,7 @@ class Preset:
     """What surrounds the recipes of that name (v2/train/recipe.py)."""
 
     frames: int  # to collect
+    more_frames: int  # to collect besides, of other games, for the world model alone
     evaluation: tuple[str, ...]  # flags of gold_eval.py on the gold set
     held_out: tuple[str, ...]  # the same on the recording's held-out games, where there is no set
 
@@ -70,10 +79,10 @@ class Preset:
 GOLD = ("--tier", "gold", "--long-dreams", "10")
 HELD_OUT = ("--tier", "gold", "--long-dreams", "0", "--branches", "60")
 PRESETS = {
-    "default": Preset(200_000, GOLD, HELD_OUT),
-    "smoke": Preset(4000, ("--tier", "canary"), ("--tier", "canary")),
-    "long": Preset(1_000_000, GOLD, HELD_OUT),
-    "gpu": Preset(1_000_000, GOLD, HELD_OUT),
+    "default": Preset(200_000, 0, GOLD, HELD_OUT),
+    "smoke": Preset(4000, 0, ("--tier", "canary"), ("--tier", "canary")),
+    "long": Preset(1_000_000, 2_000_000, GOLD, HELD_OUT),
+    "gpu": Preset(1_000_000, 0, GOLD, HELD_OUT),
 }
 
 
@@ -111,20 +120,26 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     if args.vqvae:
         vqvae = find_weights(args.vqvae, "vqvae", args.game, pipeline.directory)
         print(f"VQ-VAE: {vqvae}")
-    pipeline.collect(data, args.frames or preset.frames)
+    pipeline.collect(pipeline.directory, args.frames or preset.frames)
     num_frames = check_frames(data, args.frames, args.game)
-    print(f"{num_frames} frames: {data}")
+    recordings = [data]
+    if preset.more_frames and not args.frames and _is_collected(data):
+        folder = pipeline.directory / "more"
+        pipeline.collect(folder, preset.more_frames, "--seed", 1)
+        recordings.append(folder / data.name)
+        num_frames += check_frames(recordings[1], preset.more_frames, args.game)
+    print(f"{num_frames} frames: {shown(recordings)}")
     wanted = {"data_sha256": recording_sha256(data)}
     runs = {}
     if vqvae is None:
         vqvae = runs[TRAIN_VQVAE] = pipeline.train("vqvae", wanted, TRAIN_VQVAE, "--data", data)
     model, _ = load_vqvae(find_weights(str(vqvae), "vqvae", args.game))
-    if not tokens.exists() or staleness(tokens, model, data):
-        pipeline.run(TOKENIZE, "--data", data, "--vqvae", vqvae, "--out", tokens)
-    wanted |= {"vqvae_sha256": tokenizer_sha256(model)}
+    if not tokens.exists() or staleness(tokens, model, recordings):
+        pipeline.run(TOKENIZE, "--data", *recordings, "--vqvae", vqvae, "--out", tokens)
+    wanted = {"data_sha256": recording_sha256(recordings), "vqvae_sha256": tokenizer_sha256(model)}
     world_model = runs[TRAIN_WM] = pipeline.train(
         "world_model", wanted, TRAIN_WM,
-        "--data", data, "--tokens", tokens, "--vqvae", vqvae,
+        "--data", *recordings, "--tokens", tokens, "--vqvae", vqvae,
     )  # fmt: skip
     has_gold = game_id(args.game) in GOLD_GAMES
     flags = preset.evaluation if has_gold else ("--data", data, *preset.held_out)
@@ -140,6 +155,12 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     play = command("play_atari_hires.py", game=args.game, checkpoint=world_model)
     print(f"next: {play}")
     return 0
+
+
+def _is_collected(data: Path) -> bool:
+    """Tell whether a recording is of `collect_atari.py` as the stages call it."""
+    meta = read_meta(data_paths(data)[0], META_FIELDS)
+    return isinstance(stored_config(meta["emulator"]), EmulatorConfig) and meta["policy"] == "mix"
 
 
 def check_frames(data: Path, asked: int | None, game: str) -> int:
@@ -220,13 +241,14 @@ class Pipeline:
         cli.run_script(script, "--game", self.game, *flags)
         self.seconds[script] = time.perf_counter() - began
 
-    def collect(self, data: Path, frames: int) -> None:
+    def collect(self, folder: Path, frames: int, *flags) -> None:
         """Record, or take the recording that is there; one that was stopped is made again.
 
         A mark is there while our own recording is unfinished: empty at first, then, once it was
         stopped, with the hashes of what it left, so that what is put there later is kept.
         """
-        mark = self.directory / "collecting.tmp"
+        data, mark = folder / f"{DATA_NAME}.npz", folder / "collecting.tmp"
+        folder.mkdir(exist_ok=True)
         is_ours = mark.exists() and mark.read_text("utf-8") in ("", _hashes(data))
         if recorded_files(data) and not is_ours:
             mark.unlink(missing_ok=True)
@@ -234,7 +256,7 @@ class Pipeline:
         write_text(mark, "")
         again = ["--overwrite"] if recorded_files(data) else []
         try:
-            self.run(COLLECT, "--frames", frames, "--out", self.directory, *again)
+            self.run(COLLECT, "--frames", frames, "--out", folder, *flags, *again)
         except SystemExit:
             write_text(mark, _hashes(data))
             raise

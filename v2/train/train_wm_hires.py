@@ -24,6 +24,7 @@ from tqdm import tqdm
 from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside, window_starts
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
+from v2.data.patch_counts import counted_rows, fill
 from v2.data.recordings import Data, default_data, shown
 from v2.data.tokens import (
     TokenData,
@@ -119,7 +120,7 @@ def main(argv=None) -> int:
     assert tokens is not None
     if tokens.emulator.package:
         print(f"environment: {tokens.emulator.game} of {tokens.emulator.package}")
-    model = _new_model(recipe, vqvae, tokens).to(device)
+    model = _new_model(recipe, vqvae, tokens, bool(args.resume)).to(device)
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
         trainer.start_from(find_weights(recipe.init_from, "world_model", args.game), data)
@@ -157,9 +158,13 @@ def _load_or_make_tokens(
 
 
 def _new_model(
-    recipe: WorldModelRecipe, vqvae: VQVAE, tokens: TokenData
+    recipe: WorldModelRecipe, vqvae: VQVAE, tokens: TokenData, is_resumed: bool
 ) -> TemporalWorldModel:
-    """Build the model of a recipe for a game; say what its active cells hold."""
+    """Build the model of a recipe for a game; say what its active cells hold.
+
+    Args:
+        is_resumed: the table of patches comes from a checkpoint.
+    """
     grid = vqvae.config.grid
     rank = far_rank(tokens, grid)
     num_cells = recipe.num_cells or choose_count(tokens, rank, grid).count
@@ -176,6 +181,10 @@ def _new_model(
         model.leave_for_later(recipe.first_layers)
     if config.num_cells:
         model.far_rank.copy_(rank)
+    if config.memory_bits and not is_resumed:
+        entries = fill(model.memory, tokens, counted_rows(tokens, recipe.memory_share))
+        share = entries / model.memory.table.numel()
+        print(f"table of patches: {entries} entries, {share:.0%} full")
     return model
 
 
@@ -375,6 +384,8 @@ def _window_draws(
 ) -> dict[int, Rows]:  # fmt: skip
     """Return the windows to draw from, by how many steps each predicts."""
     rows = tokens.rows_of("train")
+    if recipe.memory_bits:
+        rows = np.setdiff1d(rows, counted_rows(tokens, recipe.memory_share))
     starts_of = {
         steps: window_starts(tokens.episode_ids, history + steps, rows)
         for steps in {1, recipe.rollout_steps}
