@@ -8,6 +8,7 @@ from tests.test_world_model import _model
 from v2 import decoding
 from v2.decoding import dense_logits, known_age, predict_next
 from v2.dream import DreamEngine
+from v2.models.temporal_world_model import TemporalWorldModel
 from v2.runtime.device import autocast
 from v2.train import wm_loss
 from v2.train.recipe import WorldModelRecipe
@@ -19,7 +20,7 @@ from v2.train.token_weights import (
     false_change_weights,
     importance_weights,
 )
-from v2.train.wm_loss import WorldModelLoss
+from v2.train.wm_loss import NUM_DRAWS, WorldModelLoss
 
 GRID = (21, 16)
 ONES = torch.ones(32, 32)  # all codes are as far apart
@@ -219,12 +220,24 @@ def test_calibrated_logits_tell_how_often_a_token_changes(is_calibrated):
 
 def test_a_random_share_of_the_next_tokens_is_revealed_in_a_share_of_the_samples():
     loss, truth = _loss(WorldModelRecipe(revealed_share=0.5)), torch.randint(32, (400, 336))
-    revealed = loss._reveal(truth, torch.rand(400, 338))
+    revealed = loss._reveal(truth, torch.rand(400, NUM_DRAWS + 336))
     is_revealed = revealed < 32
     assert torch.equal(revealed[is_revealed], truth[is_revealed])
     shares = is_revealed.float().mean(1)
     assert 0.4 < (shares > 0).float().mean() < 0.6
     assert shares.max() > 0.9 and 0.15 < shares[shares > 0].min() + 0.15 < 0.25
+
+
+def test_a_share_of_the_predictions_is_learnt_without_the_table(monkeypatch):
+    model, seen = _model(memory_bits=4), []
+    recipe = WorldModelRecipe(memory_dropout=0.25, revealed_share=0.0)
+    trunk = TemporalWorldModel.trunk
+    monkeypatch.setattr(TemporalWorldModel, "trunk",
+                        lambda *args: seen.append(args[-1].tolist()) or trunk(*args))  # fmt: skip
+    draws = torch.ones(2, 3, NUM_DRAWS + 336)
+    draws[0, 1, 2], draws[1, :, 2] = 0.2, 0.3
+    _loss(recipe)(model, _windows(steps=3), torch.zeros(2, 3, dtype=torch.bool), draws)
+    assert seen == [[True, True], [False, True], [True, True]]
 
 
 def test_what_is_revealed_is_not_learnt(world_model):

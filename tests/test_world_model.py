@@ -81,6 +81,9 @@ def test_a_models_memory_reaches_its_prediction():
     assert torch.equal(memory(history, actions[:, -1], cells)[1], found[1, 99:102])
     changed = (model(history, actions).logits != before).any(2)
     assert changed[1, 100] and not changed[0].any()
+    for reads, expected in ((False, before), (True, model(history, actions).logits)):
+        logits = model(history, actions, recalls=torch.tensor([True, reads])).logits
+        assert torch.equal(logits, expected)
     still = history[:, -1:].expand(-1, 4, -1)
     assert not memory.is_near_motion(still).any()
 

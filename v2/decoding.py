@@ -63,6 +63,7 @@ def predict_next(
     num_decided: int | None = None,
     num_cells: int = 0,
     num_layers: int = 0,
+    recalls: torch.Tensor | None = None,
 ) -> Step:
     """Predict one step.
 
@@ -74,15 +75,16 @@ def predict_next(
         num_decided: cells that are decided in turn; None: as many as the model's config says.
         num_cells: active cells where they are fewer than the config's; 0: the config's.
         num_layers: layers that run, the first ones; 0: all.
+        recalls: who reads the table of patches, bool (B,); None: all.
     """
     last, num_codes = history[:, -1], model.config.num_codes
     num_decided = model.config.num_decided if num_decided is None else num_decided
     cells = model.active_cells(history, num_cells)
     if not num_decided:
-        prediction = model(history, actions, cells, revealed, age, num_layers)
+        prediction = model(history, actions, cells, revealed, age, num_layers, recalls)
         chosen = choose_tokens(prediction.logits, sampling, generator)
     else:
-        trunk = model.trunk(history, actions, cells, age)
+        trunk = model.trunk(history, actions, cells, age, recalls)
         prediction = model.finish(trunk, cells, revealed, num_layers)
         logits, chosen = prediction.logits, choose_tokens(prediction.logits, sampling, generator)
         known = torch.full_like(last, num_codes) if revealed is None else revealed

@@ -161,7 +161,7 @@ class TemporalWorldModel(nn.Module):
     def forward(
         self, history: torch.Tensor, actions: torch.Tensor, cells: torch.Tensor | None = None,
         revealed: torch.Tensor | None = None, age: torch.Tensor | None = None,
-        num_layers: int = 0,
+        num_layers: int = 0, recalls: torch.Tensor | None = None,
     ) -> Prediction:  # fmt: skip
         """Predict the frame after the last one of the history.
 
@@ -174,10 +174,12 @@ class TemporalWorldModel(nn.Module):
             age: for how many steps each token has not changed, int64 (B, N), 0 unknown; None: all
                 unknown. Read by a model that `has_age`.
             num_layers: run the first ones only; 0: all.
+            recalls: whether a sample reads the table of patches, bool (B,); None: all do.
         """
-        return self.finish(self.trunk(history, actions, cells, age), cells, revealed, num_layers)
+        trunk = self.trunk(history, actions, cells, age, recalls)
+        return self.finish(trunk, cells, revealed, num_layers)
 
-    def trunk(self, history, actions, cells=None, age=None) -> Trunk:
+    def trunk(self, history, actions, cells=None, age=None, recalls=None) -> Trunk:
         """Compute the layers before revealed tokens enter; see `forward`."""
         B, T, N = history.shape
         action = actions[:, -1]
@@ -187,6 +189,8 @@ class TemporalWorldModel(nn.Module):
         recalled = None
         if self.config.memory_bits:
             found = self.memory(history, action, cells)
+            if recalls is not None:
+                found = found * recalls.view(-1, 1, 1)
             of_level = torch.arange(found.shape[2], device=found.device) * self.memory.num_found
             x = x + self.memory_tables(found + of_level).sum(2)
             recalled = self.memory.of_last_level(found)

@@ -124,6 +124,7 @@ class WorldModelRecipe(Recipe):
     first_layers_share: float = _share(0.7)  # share of the steps with these
     memory_bits: int = _count(16, 0, 20)  # of the buckets in its table of patches; 0: none
     memory_share: float = _number(0.5, 0, 0.9)  # of the games, counted and not learnt from
+    memory_dropout: float = _share(0.5)  # share of the predictions that do not read the table
     has_age: bool = True  # read for how long each token has not changed
     unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
     reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input

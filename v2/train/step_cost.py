@@ -11,7 +11,7 @@ from v2.models.vqvae_hires import VQVAE
 from v2.train.optim import Optimizers
 from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import Windows, read_windows
-from v2.train.wm_loss import WorldModelLoss
+from v2.train.wm_loss import NUM_DRAWS, WorldModelLoss
 
 
 def image_work(vqvae: VQVAE) -> Callable[[], None]:
@@ -46,8 +46,8 @@ def learn_windows(
     model.zero_grad(set_to_none=True)
     batch, steps = windows.reward_signs.shape
     is_forced = torch.zeros(batch, steps, dtype=torch.bool)
-    reveal_draws = torch.rand(batch, steps, 2 + config.num_positions)
-    loss(model, windows, is_forced, reveal_draws, num_cells, num_layers)
+    draws = torch.rand(batch, steps, NUM_DRAWS + config.num_positions)
+    loss(model, windows, is_forced, draws, num_cells, num_layers)
 
 
 def train_windows(

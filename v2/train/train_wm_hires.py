@@ -66,6 +66,7 @@ from v2.train.sampling import (
     step_rng,
     token_ages,
 )
+from v2.train.wm_loss import NUM_DRAWS as NUM_LOSS_DRAWS
 from v2.train.wm_loss import WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
@@ -85,7 +86,6 @@ def build_parser():
 def main(argv=None) -> int:
     parsed = parse(build_parser(), WORLD_MODEL_PRESETS, argv)
     args, recipe = parsed.args, parsed.recipe
-    tune_cpu()
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
@@ -121,6 +121,7 @@ def main(argv=None) -> int:
     if tokens.emulator.package:
         print(f"environment: {tokens.emulator.game} of {tokens.emulator.package}")
     model = _new_model(recipe, vqvae, tokens, bool(args.resume)).to(device)
+    tune_cpu()  # now, as it keeps all memory that is freed after it
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
         trainer.start_from(find_weights(recipe.init_from, "world_model", args.game), data)
@@ -252,10 +253,8 @@ class Trainer:
         forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
         windows, forced = windows.to(self.device), self.workers.part(forced)
         is_forced = torch.from_numpy(forced)
-        reveal_draws = None
-        if recipe.revealed_share:
-            reveal_draws = self._drawn(rng, count, steps, 2 + self.model.config.num_positions)
-        batch = windows, is_forced, reveal_draws
+        num_draws = NUM_LOSS_DRAWS + self.model.config.num_positions
+        batch = windows, is_forced, self._drawn(rng, count, steps, num_draws)
         if self.forward is not self.model:
             self._check_compiled(*batch)
         num_cells = recipe.cells_at(self.step, self.num_steps, self.model.config.num_cells)
@@ -275,7 +274,7 @@ class Trainer:
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
 
-    def _check_compiled(self, windows: Windows, is_forced, reveal_draws) -> None:
+    def _check_compiled(self, windows: Windows, is_forced, draws) -> None:
         """At the first batch of a kind, go on uncompiled where compiled gradients are others.
 
         Only the first step of a rollout is compared: after it a token may differ by rounding.
@@ -283,7 +282,7 @@ class Trainer:
         if len(windows.tokens) in self.checked:
             return
         self.checked.add(len(windows.tokens))
-        first = windows.first_step(), is_forced[:, :1], reveal_draws
+        first = windows.first_step(), is_forced[:, :1], draws
         gradients = []
         for forward in (self.model, self.forward):
             self.loss(forward, *first)

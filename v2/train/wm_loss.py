@@ -28,6 +28,8 @@ from v2.train.token_weights import (
     importance_weights,
 )
 
+NUM_DRAWS = 3  # of a prediction, besides one for each token; see `WorldModelLoss.__call__`
+
 
 class WorldModelLoss:
     """Computes and back-propagates the loss of a batch of windows."""
@@ -52,7 +54,7 @@ class WorldModelLoss:
 
     def __call__(
         self, model: TemporalWorldModel, windows: Windows, is_forced: torch.Tensor,
-        reveal_draws: torch.Tensor | None = None, num_cells: int = 0, num_layers: int = 0,
+        draws: torch.Tensor | None = None, num_cells: int = 0, num_layers: int = 0,
     ) -> tuple[torch.Tensor, dict]:  # fmt: skip
         """Leave the gradients in the model; return the loss, detached, and metrics.
 
@@ -61,25 +63,27 @@ class WorldModelLoss:
 
         Args:
             is_forced: bool (B, K): the model reads the true frame after this step.
-            reveal_draws: uniform in [0, 1), (B, K, 2 + N): whether next tokens are revealed, how
-                many, and which; None: never.
+            draws: uniform in [0, 1), (B, K, NUM_DRAWS + N): whether next tokens are revealed, how
+                many, whether the table of patches is read, and which tokens; None: no token is
+                revealed, and the table always read.
             num_cells, num_layers: see `predict_next`.
         """
         T = model.config.history
         truth, is_forced = windows.tokens[:, T:], is_forced.to(self.device)
         total, factors = torch.zeros((), device=self.device), self._factors(truth.shape[1])
         history, age, read = windows.read_history(T), windows.age, []
-        if reveal_draws is not None:
-            reveal_draws = moved(reveal_draws, self.device)
+        if draws is not None:
+            draws = moved(draws, self.device)
         for k, factor in enumerate(factors):
-            revealed = None
-            if reveal_draws is not None:
-                revealed = self._reveal(truth[:, k], reveal_draws[:, k])
+            revealed = recalls = None
+            if draws is not None:
+                revealed = self._reveal(truth[:, k], draws[:, k])
+                recalls = draws[:, k, 2] >= self.recipe.memory_dropout
             with autocast(self.device):
                 step = predict_next(
                     model, history, windows.actions[:, k : k + T], age=age, revealed=revealed,
                     num_decided=None if k + 1 < len(factors) else 0,  # only what is fed back
-                    num_cells=num_cells, num_layers=num_layers,
+                    num_cells=num_cells, num_layers=num_layers, recalls=recalls,
                 )  # fmt: skip
             loss, metrics = self.step_loss(step, windows, k, T, revealed)
             (factor * loss).backward()
@@ -97,14 +101,17 @@ class WorldModelLoss:
             metrics["read_unlike_truth"] = own.any(2).float().mean()
         return total, metrics
 
-    def _reveal(self, truth: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    def _reveal(self, truth: torch.Tensor, draws: torch.Tensor) -> torch.Tensor | None:
         """Reveal a random share of the next tokens in a share of the samples (arXiv 2202.04200).
 
         Returns:
-            int64 (B, N): the true token where it is revealed, `num_codes` everywhere else.
+            int64 (B, N): the true token where it is revealed, `num_codes` everywhere else; None
+            where the recipe reveals none.
         """
+        if not self.recipe.revealed_share:
+            return None
         share = torch.where(draws[:, :1] < self.recipe.revealed_share, draws[:, 1:2], 0.0)
-        return torch.where(draws[:, 2:] < share, truth, len(self.distances))
+        return torch.where(draws[:, NUM_DRAWS:] < share, truth, len(self.distances))
 
     def _factors(self, steps: int) -> list[float]:
         factors = self.recipe.discount ** torch.arange(steps, dtype=torch.float32)
