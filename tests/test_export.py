@@ -19,7 +19,8 @@ from v2.runtime.run_dir import SHIPPED
 
 KINDS = {
     "all of the second edition": {
-        "num_cells": 60, "has_age": True, "memory_bits": 6, "num_decided": 2, "reveal_layer": 1,
+        "num_cells": 60, "has_age": True, "memory_bits": 6, "table_bits": 6, "num_decided": 2,
+        "reveal_layer": 1,
     },
     "missing changes": {"change_weight": 2.0, "max_missing": 0.3, "num_cells": 100},
 }  # fmt: skip
@@ -52,7 +53,7 @@ def _frames(count: int) -> np.ndarray:
 
 def _remember_a_dream(vqvae, model: TemporalWorldModel) -> None:
     """Fill the table with what the dream of the test below meets, step by step, and any token."""
-    memory, rng, num_found = model.memory, np.random.default_rng(2), 0
+    table, rng, num_found = model.patch_table, np.random.default_rng(2), 0
     for length in range(12):
         engine = DreamEngine(vqvae, model)
         engine.reset(_frames(4), np.array([1, 2, 3]))
@@ -61,19 +62,19 @@ def _remember_a_dream(vqvae, model: TemporalWorldModel) -> None:
             for action in actions[:-1]:
                 engine.step(action)
         history, action = engine.history.tokens.view(1, 4, -1), torch.tensor(actions[-1:])
-        num_found += int((memory(history, action, None) > 0).sum())
-        keys = memory.keys(history, action)[memory.is_near_motion(history)]
+        num_found += int((table(history, action, None) > 0).sum())
+        keys = table.keys(history, action)[table.is_near_motion(history)]
         for level, key in enumerate(keys[:: len(keys) // 5 + 1].T.flatten().tolist()):
-            bucket, rest = memory.place(key)
+            bucket, rest = table.place(key)
             sure, token = rng.integers(1, 8), rng.integers(32)
-            memory.table[bucket, level % 8] = rest * memory.num_found + sure * 32 + token
+            table.entries[bucket, level % 8] = rest * table.num_found + sure * 32 + token
     assert num_found > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_dreams_the_same_tokens_rewards_ends_and_frames(kind, vqvae, tmp_path, monkeypatch):
     model = _world_model(**KINDS[kind])
-    if model.config.memory_bits:
+    if model.config.table_bits:
         _remember_a_dream(vqvae, model)
     export_graph(vqvae, model, tmp_path / "step.onnx")
     export_encoder(vqvae, tmp_path / "encode.onnx")

@@ -6,7 +6,7 @@ import torch
 from v2.data.atari_dataset import window_starts
 from v2.data.patch_counts import counted_rows, fill
 from v2.data.tokens import TokenData
-from v2.models.patch_memory import SLOTS, PatchMemory
+from v2.models.patch_table import SLOTS, PatchTable
 
 GRID, BALL = (21, 16), 3
 
@@ -32,25 +32,25 @@ def _balls_in_a_box(num_games: int = 40, length: int = 200) -> TokenData:
     )  # fmt: skip
 
 
-def _said(memory: PatchMemory, data: TokenData, rows: np.ndarray) -> torch.Tensor:
+def _said(table: PatchTable, data: TokenData, rows: np.ndarray) -> torch.Tensor:
     """What table, or else a copy, says of the frames after these rows, (n, N)."""
     history = torch.from_numpy(data.tokens[rows[:, None] + np.arange(-3, 1)]).long()
-    found = memory(history, torch.from_numpy(data.actions[rows]).long(), None)
-    last = memory.of_last_level(found) % memory.num_found
-    return torch.where(last > 0, last % memory.num_codes, history[:, -1])
+    found = table(history, torch.from_numpy(data.actions[rows]).long(), None)
+    last = table.of_last_level(found) % table.num_found
+    return torch.where(last > 0, last % table.num_codes, history[:, -1])
 
 
 def test_counted_games_say_how_a_ball_of_other_games_goes_on():
     data = _balls_in_a_box()
-    memory = PatchMemory(12, 32, GRID)
+    table = PatchTable(12, 32, GRID)
     counted = counted_rows(data, 0.5)
-    assert fill(memory, data, counted) == int((memory.table > 0).sum()) > 0
+    assert fill(table, data, counted) == int((table.entries > 0).sum()) > 0
     rest = np.setdiff1d(data.rows_of("train"), counted)
     assert 0.4 < len(counted) / len(data.rows_of("train")) < 0.6
     assert not np.isin(data.episode_ids[rest], data.episode_ids[counted]).any()
     rows = window_starts(data.episode_ids, 5, rest)[::7] + 3
     truth = torch.from_numpy(data.tokens[rows + 1]).long()
-    assert (_said(memory, data, rows) == truth).all(1).float().mean() > 0.93
+    assert (_said(table, data, rows) == truth).all(1).float().mean() > 0.93
     assert (torch.from_numpy(data.tokens[rows]).long() == truth).all(1).float().mean() == 0
 
 
@@ -59,13 +59,13 @@ def test_equal_games_give_equal_tables_and_full_buckets_keep_what_gains_most():
     rows = counted_rows(data, 0.9)
     tables = []
     for bits in (12, 12, 0):
-        memory = PatchMemory(bits, 32, GRID)
-        assert fill(memory, data, rows) <= SLOTS << bits
-        tables.append(memory.table)
+        table = PatchTable(bits, 32, GRID)
+        assert fill(table, data, rows) <= SLOTS << bits
+        tables.append(table.entries)
         if bits == 0:
-            assert (memory.table > 0).all()
+            assert (table.entries > 0).all()
             history = torch.from_numpy(data.tokens[rows[:4]])[None].long()
-            assert memory(history, torch.zeros(1, dtype=torch.long), None).shape == (1, 336, 5)
+            assert table(history, torch.zeros(1, dtype=torch.long), None).shape == (1, 336, 5)
     assert torch.equal(*tables[:2])
 
 
@@ -74,5 +74,5 @@ def test_too_few_games_leave_the_table_empty_and_all_games_to_learn_from():
     data.meta["episodes"][0]["split"] = "train"
     rows = counted_rows(data, 0.5)
     assert len(rows) == 0
-    memory = PatchMemory(4, 32, GRID)
-    assert fill(memory, data, rows) == 0 and not memory.table.any()
+    table = PatchTable(4, 32, GRID)
+    assert fill(table, data, rows) == 0 and not table.entries.any()

@@ -229,8 +229,8 @@ def test_a_random_share_of_the_next_tokens_is_revealed_in_a_share_of_the_samples
 
 
 def test_a_share_of_the_predictions_is_learnt_without_the_table(monkeypatch):
-    model, seen = _model(memory_bits=4), []
-    recipe = WorldModelRecipe(memory_dropout=0.25, revealed_share=0.0)
+    model, seen = _model(table_bits=4), []
+    recipe = WorldModelRecipe(table_dropout=0.25, revealed_share=0.0)
     trunk = TemporalWorldModel.trunk
     monkeypatch.setattr(TemporalWorldModel, "trunk",
                         lambda *args: seen.append(args[-1].tolist()) or trunk(*args))  # fmt: skip

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WORLD_MODEL
-from v2.models.patch_memory import LEVELS, PatchMemory
+from v2.models.patch_memory import PatchMemory
+from v2.models.patch_table import LEVELS, PatchTable
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 
 
@@ -35,9 +36,47 @@ def test_layers_that_join_later_begin_as_nothing():
     assert torch.equal(first, whole)
 
 
+def _rows_of(memory, history) -> torch.Tensor:
+    """The memory's output without its matrix: one column for each number that is looked up."""
+    with torch.no_grad():
+        memory.to_dim.weight.copy_(torch.eye(len(memory.to_dim.weight)))
+        return memory(history, None)
+
+
+def test_a_memory_knows_a_patch_wherever_it_is_and_nothing_beyond_it():
+    width = 2
+    memory = PatchMemory(10, width, 6 * width, history=4, num_codes=32, grid=(21, 16))
+    history = torch.randint(32, (1, 4, 21, 16))
+    history[:, :, 12:19, 8:15] = history[:, :, 2:9, 1:8]  # the same, ten down and seven right
+    rows = _rows_of(memory, history.flatten(2)).view(21, 16, 6 * width)
+    assert torch.equal(rows[4:7, 3:6], rows[14:17, 10:13])
+    assert not torch.allclose(rows[5, 4], rows[5, 5])
+    patches, pairs = slice(0, 4 * width), slice(4 * width, None)
+    for frame, row, column, changes_patch, changes_pair in [
+        (0, 5, 4, True, False), (3, 6, 5, True, True), (3, 7, 4, False, False),
+        (2, 7, 6, False, True), (2, 8, 4, False, False), (1, 5, 4, True, False),
+    ]:  # fmt: skip
+        other = history.clone()
+        other[0, frame, row, column] = (other[0, frame, row, column] + 1) % 32
+        seen = _rows_of(memory, other.flatten(2)).view(21, 16, -1)[5, 4]
+        assert torch.equal(seen[patches], rows[5, 4, patches]) == (not changes_patch)
+        assert torch.equal(seen[pairs], rows[5, 4, pairs]) == (not changes_pair)
+    at_two = memory(history.flatten(2), torch.tensor([[84, 200]]))
+    assert torch.equal(at_two[0], rows.flatten(0, 1)[[84, 200]])
+
+
+def test_a_models_memory_reaches_its_prediction():
+    model = _model(memory_bits=6, memory_width=4)
+    batch = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4, dtype=torch.long)
+    logits = model(*batch).logits
+    with torch.no_grad():
+        model.memory.pairs.weight.add_(1.0)
+    assert not torch.allclose(model(*batch).logits, logits)
+
+
 def _keys(history: torch.Tensor, action: int = 0) -> torch.Tensor:
-    memory = PatchMemory(10, 32, (21, 16))
-    return memory.keys(history.flatten(2), torch.tensor([action])).view(21, 16, len(LEVELS))
+    table = PatchTable(10, 32, (21, 16))
+    return table.keys(history.flatten(2), torch.tensor([action])).view(21, 16, len(LEVELS))
 
 
 def test_a_key_is_of_its_patch_wherever_that_is_and_of_nothing_beyond_it():
@@ -66,26 +105,26 @@ def test_keys_of_motion_leave_out_what_stands_but_for_the_cell_itself():
     assert (_keys(still)[6, 4] != keys[6, 4]).all()
 
 
-def test_a_models_memory_reaches_its_prediction():
-    model = _model(memory_bits=6)
+def test_a_models_table_reaches_its_prediction():
+    model = _model(table_bits=6)
     history, actions = torch.randint(32, (2, 4, 336)), torch.zeros(2, 4, dtype=torch.long)
     before = model(history, actions).logits
-    memory = model.memory
-    bucket, rest = memory.place(memory.keys(history, actions[:, -1])[1, 100, 2])
-    memory.table[bucket, 3] = rest * memory.num_found + 5 * memory.num_codes + 7
-    found = memory(history, actions[:, -1], None)
+    table = model.patch_table
+    bucket, rest = table.place(table.keys(history, actions[:, -1])[1, 100, 2])
+    table.entries[bucket, 3] = rest * table.num_found + 5 * table.num_codes + 7
+    found = table(history, actions[:, -1], None)
     assert found[1, 100].tolist() == [0, 0, 5 * 32 + 7, 0, 0] and int((found > 0).sum()) == 1
-    of_last = memory.of_last_level(found)
-    assert int(of_last[1, 100]) == 2 * memory.num_found + 5 * 32 + 7
+    of_last = table.of_last_level(found)
+    assert int(of_last[1, 100]) == 2 * table.num_found + 5 * 32 + 7
     cells = torch.tensor([[1, 2, 3], [99, 100, 101]])
-    assert torch.equal(memory(history, actions[:, -1], cells)[1], found[1, 99:102])
+    assert torch.equal(table(history, actions[:, -1], cells)[1], found[1, 99:102])
     changed = (model(history, actions).logits != before).any(2)
     assert changed[1, 100] and not changed[0].any()
     for reads, expected in ((False, before), (True, model(history, actions).logits)):
         logits = model(history, actions, recalls=torch.tensor([True, reads])).logits
         assert torch.equal(logits, expected)
     still = history[:, -1:].expand(-1, 4, -1)
-    assert not memory.is_near_motion(still).any()
+    assert not table.is_near_motion(still).any()
 
 
 def test_past_actions_are_read_only_where_asked():

@@ -72,7 +72,7 @@ def small_models(num_actions: int) -> tuple[VQVAE, TemporalWorldModel]:
     torch.manual_seed(0)
     config = WorldModelConfig(
         num_actions, dim=32, heads=2, layers=2, ffn_dim=64, copy_bias=0.5, num_cells=60,
-        has_age=True, memory_bits=6, num_decided=2, reveal_layer=1,
+        has_age=True, memory_bits=6, table_bits=6, num_decided=2, reveal_layer=1,
     )  # fmt: skip
     model = TemporalWorldModel(config).eval()
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """Count what follows each patch in tokenized games, and fill a model's table with it.
 
-Contract: deterministic, from tokens and actions alone; see `v2.models.patch_memory`.
+Contract: deterministic, from tokens and actions alone; see `v2.models.patch_table`.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from v2.data.atari_dataset import window_starts
 from v2.data.tokens import TokenData
-from v2.models.patch_memory import FRAMES, LEVELS, SLOTS, PatchMemory
+from v2.models.patch_table import FRAMES, LEVELS, SLOTS, PatchTable
 
 BATCH, CELLS = 2048, 1 << 20  # frames, and cells, looked at together
 SURE_FROM = (0.5, 0.7, 0.85, 0.95)  # shares of the counts; each is another degree of sure
@@ -44,7 +44,7 @@ def counted_rows(tokens: TokenData, share: float) -> np.ndarray:
 
 
 @torch.inference_mode()
-def fill(memory: PatchMemory, tokens: TokenData, rows: np.ndarray) -> int:
+def fill(table: PatchTable, tokens: TokenData, rows: np.ndarray) -> int:
     """Count the steps within these rows (whole games), write the table, and return its entries.
 
     Where a bucket is full, entries that gain less are left out. Takes some 30 bytes of memory for
@@ -54,34 +54,34 @@ def fill(memory: PatchMemory, tokens: TokenData, rows: np.ndarray) -> int:
     last = starts[np.isin(starts, rows)] + FRAMES - 1
     parts = np.array_split(last, len(last) // BATCH + 1)
     bar = tqdm(parts, desc="count patches", unit="batch", disable=None)
-    found = [_seen(memory, tokens, part) for part in bar]
+    found = [_seen(table, tokens, part) for part in bar]
     seen = Seen(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     del found
-    taken = np.zeros(memory.num_buckets, np.int64)
+    taken = np.zeros(table.num_buckets, np.int64)
     for level in range(len(LEVELS)):
-        better = _exceptions(seen, level, memory.num_codes)
-        bucket, rest = memory.place(better.keys)
+        better = _exceptions(seen, level, table.num_codes)
+        bucket, rest = table.place(better.keys)
         order = np.lexsort((-better.gains, bucket))
         bucket, rest = bucket[order], rest[order]
         better = Exceptions(*(part[order] for part in better))
         slot = np.arange(len(bucket)) - np.searchsorted(bucket, bucket) + taken[bucket]
-        entry = rest * memory.num_found + better.sure * memory.num_codes + better.tokens
+        entry = rest * table.num_found + better.sure * table.num_codes + better.tokens
         has_room = slot < SLOTS
         entries = torch.from_numpy(entry[has_room]).int()
-        memory.table[bucket[has_room], slot[has_room]] = entries
+        table.entries[bucket[has_room], slot[has_room]] = entries
         taken = np.minimum(SLOTS, taken + np.bincount(bucket, minlength=len(taken)))
         for first in range(0, len(seen.tokens), CELLS):
             part = slice(first, first + CELLS)
-            says = memory.look_up(torch.from_numpy(seen.keys[part, level]).long()).numpy()
-            seen.guess[part] = np.where(says > 0, says % memory.num_codes, seen.guess[part])
+            says = table.look_up(torch.from_numpy(seen.keys[part, level]).long()).numpy()
+            seen.guess[part] = np.where(says > 0, says % table.num_codes, seen.guess[part])
     return int(taken.sum())
 
 
-def _seen(memory: PatchMemory, tokens: TokenData, rows: np.ndarray) -> Seen:
+def _seen(table: PatchTable, tokens: TokenData, rows: np.ndarray) -> Seen:
     """Return what was seen of the cells near motion in steps whose last frames are these rows."""
     history = torch.from_numpy(tokens.tokens[rows[:, None] + np.arange(1 - FRAMES, 1)]).long()
-    near = memory.is_near_motion(history)
-    keys = memory.keys(history, torch.from_numpy(tokens.actions[rows]).long())[near]
+    near = table.is_near_motion(history)
+    keys = table.keys(history, torch.from_numpy(tokens.actions[rows]).long())[near]
     of_last = tokens.tokens[rows][near.numpy()]
     return Seen(keys.int().numpy(), of_last, tokens.tokens[rows + 1][near.numpy()])
 

@@ -1,13 +1,11 @@
-"""What followed a patch in training: a table of counts beside the layers.
+"""Hashed look-ups of what surrounds a cell (arXiv 1709.03933), as one key instead of many parts.
 
-Contract: a key is what surrounds a cell in the last frames: where an object is, and how it moves.
-Its entry is the token that came next most often, and how sure that is. Levels go from small keys
-to large ones; each has only the keys for which it knows better than the levels before (backing
-off, Katz 1987). The table is counted once, by `v2.data.patch_counts`, on games that no training
-window comes from; the layers learn how far to trust it. Knows nothing of games.
+Contract: sums of embeddings say what each token means, and leave it to the layers to learn what
+they mean together. Here a whole 3x3 patch has an embedding of its own in each frame (where in its
+cells a ball is), and so has the last frame's patch together with the 5x5 patch of the frame before
+(its velocity). Keys are sums of fixed random numbers, one for each place and token (Zobrist 1970);
+keys that fall on one row share it. Knows nothing of games.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,109 +14,64 @@ from torch.nn import functional as F
 
 from v2.models.cells import at_cells
 
-NUM_SURE = 8  # how sure an entry is, from 1; 0: there is none
-SLOTS = 8  # entries of a bucket
-PRIME = 2**31 - 1
-
-
-class Level(NamedTuple):
-    radii: tuple[int, ...]  # of the patches in the last frame, in the one before, ...
-    has_moved_only: bool = True  # what stood still in the last step is left out of the patches
-    has_action: bool = False
-
-
-LEVELS = (
-    Level((1, 1)),
-    Level((2, 2)),
-    Level((2, 3)),
-    Level((2, 3, 2)),
-    Level((2, 2), has_moved_only=False, has_action=True),
-)
-FRAMES = max(len(level.radii) for level in LEVELS)
-RADIUS = min(max(level.radii) for level in LEVELS[1:])  # cells around motion that have an entry
+NUM_PAIR_HASHES = 2  # rows of a pair: two keys seldom share both
 
 
 class PatchMemory(nn.Module):
-    """A hash table of 2^bits buckets."""
+    """Two tables: of 2^bits patches, and of twice as many rows for each hash of a pair."""
 
-    table: torch.Tensor  # int32 (buckets, SLOTS): what is left of the key, times 8 K, + found
-
-    def __init__(self, bits: int, num_codes: int, grid: tuple[int, int]):
+    def __init__(self, bits: int, width: int, dim: int, history: int, num_codes: int, grid):
         super().__init__()
-        self.num_codes, self.grid, self.num_buckets = num_codes, grid, 1 << bits
-        self.num_found = NUM_SURE * num_codes  # what an entry may say: K * sure + token
-        self.register_buffer("table", torch.zeros(self.num_buckets, SLOTS, dtype=torch.int32))
-        largest = 2 * max(max(level.radii) for level in LEVELS) + 1
-        # Fixed numbers below 2^27: a sum of seven products with numbers below 2^31 fits int64.
-        self.factors = np.random.default_rng(0).integers(2**20, 2**27, largest).tolist()
+        num_rows = 1 << bits
+        self.patch_hash = PatchHash((1,), num_rows, num_codes, grid, seed=0)
+        self.pair_hashes = nn.ModuleList(
+            PatchHash((2, 1), 2 * num_rows, num_codes, grid, seed=1 + i)
+            for i in range(NUM_PAIR_HASHES)
+        )
+        self.patches = nn.Embedding(num_rows, width)
+        self.pairs = nn.Embedding(NUM_PAIR_HASHES * 2 * num_rows, width)
+        self.to_dim = nn.Linear((history + NUM_PAIR_HASHES) * width, dim, bias=False)
+        for table in (self.patches, self.pairs):
+            nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.to_dim.weight, std=0.15)  # large: rows that are seldom seen soon count
 
-    def forward(
-        self, history: torch.Tensor, action: torch.Tensor, cells: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Look up what each level says of each cell, int64 (B, M, levels); 0 where it has nothing.
+    def forward(self, history: torch.Tensor, cells: torch.Tensor | None) -> torch.Tensor:
+        """Return what the tables hold for each cell of a history (B, T, N), (B, M, D).
 
         Args:
-            history: tokens (B, T, N), oldest first; action: int64 (B,), the one taken now.
             cells: at these only, int64 (B, M); None: at all.
         """
-        is_near = at_cells(self.is_near_motion(history), cells).unsqueeze(2)
-        return self.look_up(at_cells(self.keys(history, action), cells)) * is_near
+        patches = self.patch_hash(history.flatten(0, 1).unsqueeze(1)).view_as(history)
+        pairs = torch.stack([each(history[:, -2:]) for each in self.pair_hashes], 2)  # (B, N, 2)
+        num_rows = self.pairs.num_embeddings // NUM_PAIR_HASHES
+        pairs = pairs + torch.arange(NUM_PAIR_HASHES, device=history.device) * num_rows
+        found = [
+            table(at_cells(keys, cells)).flatten(2)
+            for table, keys in ((self.patches, patches.transpose(1, 2)), (self.pairs, pairs))
+        ]
+        return self.to_dim(torch.cat(found, 2))
 
-    def look_up(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return what the entries of keys say, int64 of the same shape; 0 where there is none."""
-        bucket, rest = self.place(keys)
-        entries = self.table[bucket]  # (..., SLOTS)
-        is_it = entries // self.num_found == rest.unsqueeze(-1)
-        return torch.where(is_it, entries % self.num_found, 0).amax(-1).long()
 
-    def place(self, keys):
-        """Return the bucket of keys, and what of a key stands in its entry to tell it from others.
+class PatchHash(nn.Module):
+    """A number below `num_rows` for the tokens around each cell, in one frame or several."""
 
-        Args:
-            keys: below `PRIME`, a tensor or an array.
-        """
-        return keys % self.num_buckets, keys // self.num_buckets % (PRIME // self.num_found)
+    numbers: torch.Tensor  # int64 (places, K + 1)
 
-    def of_last_level(self, found: torch.Tensor) -> torch.Tensor:
-        """Return what the last level says that says something, as `level * num_found + found`.
+    def __init__(self, radii: tuple[int, ...], num_rows: int, num_codes: int, grid, seed: int):
+        super().__init__()
+        self.radii, self.num_rows, self.outside, self.grid = radii, num_rows, num_codes, grid
+        shape = sum((2 * r + 1) ** 2 for r in radii), num_codes + 1
+        numbers = np.random.default_rng(seed).integers(num_rows, size=shape)
+        self.register_buffer("numbers", torch.from_numpy(numbers))
 
-        Args:
-            found: int64 (..., levels).
-        Returns:
-            int64 (...), 0 where none does.
-        """
-        last = torch.zeros_like(found[..., 0])
-        for level, here in enumerate(found.unbind(-1)):
-            last = torch.where(here > 0, here + level * self.num_found, last)
-        return last
-
-    def keys(self, history: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Return each level's key of each cell, int64 (B, N, levels) below `PRIME`."""
-        first, second, third = self.factors[:3]
-        last, stood = history[:, -1], history[:, -1] == history[:, -2]
-        hashed: dict[tuple, torch.Tensor] = {}
-        keys: list[torch.Tensor] = []
-        for level in LEVELS:
-            key = (last if level.has_moved_only else action.unsqueeze(1)) * third
-            for back, radius in enumerate(level.radii):
-                patch = back, radius, level.has_moved_only
-                if patch not in hashed:
-                    frame = history[:, -1 - back]
-                    if level.has_moved_only:
-                        frame = torch.where(stood, self.num_codes + 1, frame)
-                    hashed[patch] = self._hash(frame, radius)
-                key = (key * first + hashed[patch]) % PRIME
-            keys.append((key * second + len(keys)) % PRIME)
-        return torch.stack(torch.broadcast_tensors(*keys), 2)
-
-    def is_near_motion(self, history: torch.Tensor) -> torch.Tensor:
-        """Tell which cells lie within two of a change of the last step, bool (B, N)."""
-        moved = (history[:, -1] != history[:, -2]).float().unflatten(1, self.grid).unsqueeze(1)
-        return F.max_pool2d(moved, 2 * RADIUS + 1, stride=1, padding=RADIUS).flatten(1) > 0
-
-    def _hash(self, tokens: torch.Tensor, radius: int) -> torch.Tensor:
-        """Hash the patch around each cell of frames (B, N), int64 (B, N) below `PRIME`."""
-        (height, width), factors = self.grid, self.factors[: 2 * radius + 1]
-        padded = F.pad(tokens.unflatten(1, self.grid), (radius,) * 4, value=self.num_codes) + 1
-        row = sum(f * padded[:, :, j : j + width] for j, f in enumerate(factors)) % PRIME
-        return (sum(f * row[:, i : i + height] for i, f in enumerate(factors)) % PRIME).flatten(1)
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return the row of each cell, int64 (B, N), for tokens (B, one for each radius, N)."""
+        (height, width), margin = self.grid, max(self.radii)
+        padded = F.pad(frames.unflatten(2, self.grid), (margin,) * 4, value=self.outside)
+        places = []
+        for frame, radius in enumerate(self.radii):
+            span = range(margin - radius, margin + radius + 1)
+            places += [padded[:, frame, i : i + height, j : j + width] for i in span for j in span]
+        first = torch.arange(len(places), device=frames.device) * self.numbers.shape[1]
+        index = torch.stack(places, 1).flatten(2) + first.view(-1, 1)  # (B, places, N)
+        return self.numbers.flatten()[index].sum(1) % self.num_rows

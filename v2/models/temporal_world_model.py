@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2.models.cells import active_cells, at_cells
-from v2.models.patch_memory import LEVELS, PatchMemory
+from v2.models.patch_memory import PatchMemory
+from v2.models.patch_table import LEVELS, PatchTable
 
 COPY_BIAS = 4.0
 AGE_LIMITS = (1, 2, 3, 4, 6, 9, 13, 19, 28, 41, 60, 88, 129, 190)  # steps, first of a bucket
@@ -43,7 +44,9 @@ class WorldModelConfig:
     past_actions: int = 3  # how many are read of those between the frames of the history
     num_cells: int = 0  # M that a step predicts, the others are copied; 0: all
     has_age: bool = False  # read for how long each token has not changed
-    memory_bits: int = 0  # of the number of buckets in its table of patches; 0: it has none
+    memory_bits: int = 0  # of the rows of its learnt tables of patches; 0: it has none
+    memory_width: int = 16  # numbers in a row of them
+    table_bits: int = 0  # of the buckets in its counted table of patches; 0: it has none
     reveal_layer: int = 0  # at which layer revealed tokens enter; 0: at the input
     num_decided: int = 0  # least certain cells that a dream decides one after another
     # Of weights whose logits are not calibrated, see v2.decoding.expected_changes; 0: of no others.
@@ -99,7 +102,7 @@ class Trunk(NamedTuple):
 
     x: torch.Tensor  # (B, M, D)
     last: torch.Tensor  # int64 (B, M): tokens of the last frame at the cells
-    recalled: torch.Tensor | None  # int64 (B, M): what the memory says last
+    recalled: torch.Tensor | None  # int64 (B, M): what the table says last
     action: torch.Tensor  # int64 (B,)
     rows: torch.Tensor | None  # int64 (B * M,): the cells among all B * N; None: all in order
 
@@ -122,10 +125,15 @@ class TemporalWorldModel(nn.Module):
         if config.has_age:
             self.age_table = nn.Embedding(len(AGE_LIMITS) + 1, config.dim)
         if config.memory_bits:
-            self.memory = PatchMemory(config.memory_bits, config.num_codes, config.grid)
-            num_found = len(LEVELS) * self.memory.num_found
-            self.memory_tables = nn.Embedding(num_found, config.dim)
-            self.recall_table = nn.Embedding(num_found, config.num_codes)
+            self.memory = PatchMemory(
+                config.memory_bits, config.memory_width, config.dim, slots, config.num_codes,
+                config.grid,
+            )
+        if config.table_bits:
+            self.patch_table = PatchTable(config.table_bits, config.num_codes, config.grid)
+            num_found = len(LEVELS) * self.patch_table.num_found
+            self.found_tables = nn.Embedding(num_found, config.dim)
+            self.recalled_table = nn.Embedding(num_found, config.num_codes)
         self.given = nn.Embedding(config.num_codes + 1, config.dim, padding_idx=config.num_codes)
         self.blocks = nn.ModuleList(
             Block(config, has_local_path=layer < config.local_layers)
@@ -186,14 +194,16 @@ class TemporalWorldModel(nn.Module):
         # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
         bias = F.embedding(action, self.spatial_bias.flatten(1)).view(B, N, -1)
         x = at_cells(self.position + bias, cells) + self._look_up(history, cells)  # (B, M, D)
-        recalled = None
         if self.config.memory_bits:
-            found = self.memory(history, action, cells)
+            x = x + self.memory(history, cells)
+        recalled = None
+        if self.config.table_bits:
+            found = self.patch_table(history, action, cells)
             if recalls is not None:
                 found = found * recalls.view(-1, 1, 1)
-            of_level = torch.arange(found.shape[2], device=found.device) * self.memory.num_found
-            x = x + self.memory_tables(found + of_level).sum(2)
-            recalled = self.memory.of_last_level(found)
+            levels = torch.arange(found.shape[2], device=found.device)
+            x = x + self.found_tables(found + levels * self.patch_table.num_found).sum(2)
+            recalled = self.patch_table.of_last_level(found)
         rows = None
         if cells is not None:
             of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
@@ -219,7 +229,7 @@ class TemporalWorldModel(nn.Module):
         x = F.layer_norm(x, x.shape[-1:])
         logits = self.to_logits(x) + self.copy_table(trunk.last)
         if trunk.recalled is not None:
-            logits = logits + self.recall_table(trunk.recalled)
+            logits = logits + self.recalled_table(trunk.recalled)
         loss, gain, end = self.to_outcome(x).float().logsumexp(1).unbind(1)  # at some cell
         return Prediction(logits.float(), torch.stack([loss, torch.zeros_like(gain), gain], 1), end)
 
@@ -249,8 +259,8 @@ class TemporalWorldModel(nn.Module):
         nn.init.zeros_(self.to_logits.bias)
         with torch.no_grad():
             self.copy_table.weight.zero_().fill_diagonal_(self.config.copy_bias)
-            if self.config.memory_bits:
-                self.recall_table.weight.zero_()
+            if self.config.table_bits:
+                self.recalled_table.weight.zero_()
 
 
 class Block(nn.Module):

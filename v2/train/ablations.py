@@ -41,18 +41,19 @@ from v2.runtime.run_dir import all_runs, is_finished
 from v2.train.recipe import WorldModelRecipe
 
 BASE = WorldModelRecipe(  # one step alone, and one validation at the end
-    num_cells=144, first_cells=0, first_layers=0, memory_bits=0, has_age=False,
+    num_cells=144, first_cells=0, first_layers=0, memory_bits=0, table_bits=0, has_age=False,
     rollout_ratio=0.0, eval_steps=1_000_000,
 )
-FULL = {"first_cells": 64, "memory_bits": 16, "is_calibrated": True, "has_age": True,
-        "reveal_layer": 8, "num_decided": 2}  # fmt: skip
+FULL = {"first_cells": 64, "memory_bits": 15, "table_bits": 16, "is_calibrated": True,
+        "has_age": True, "reveal_layer": 8, "num_decided": 2}  # fmt: skip
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "active cells": {},
     "all cells": {"num_cells": 336},
     "64 cells first": {"first_cells": 64},
     "48 cells first": {"first_cells": 48},
     "3 layers first": {"first_layers": 3},
-    "a counted table of patches": {"memory_bits": 16},
+    "a memory of patches": {"memory_bits": 15},
+    "a counted table of patches": {"table_bits": 16},
     "calibrated logits": {"is_calibrated": True},
     "age": {"has_age": True},
     "two decided cells, revealed at the input": {"num_decided": 2},

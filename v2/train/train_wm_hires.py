@@ -182,9 +182,9 @@ def _new_model(
         model.leave_for_later(recipe.first_layers)
     if config.num_cells:
         model.far_rank.copy_(rank)
-    if config.memory_bits and not is_resumed:
-        entries = fill(model.memory, tokens, counted_rows(tokens, recipe.memory_share))
-        share = entries / model.memory.table.numel()
+    if config.table_bits and not is_resumed:
+        entries = fill(model.patch_table, tokens, counted_rows(tokens, recipe.table_share))
+        share = entries / model.patch_table.entries.numel()
         print(f"table of patches: {entries} entries, {share:.0%} full")
     return model
 
@@ -383,8 +383,8 @@ def _window_draws(
 ) -> dict[int, Rows]:  # fmt: skip
     """Return the windows to draw from, by how many steps each predicts."""
     rows = tokens.rows_of("train")
-    if recipe.memory_bits:
-        rows = np.setdiff1d(rows, counted_rows(tokens, recipe.memory_share))
+    if recipe.table_bits:
+        rows = np.setdiff1d(rows, counted_rows(tokens, recipe.table_share))
     starts_of = {
         steps: window_starts(tokens.episode_ids, history + steps, rows)
         for steps in {1, recipe.rollout_steps}

@@ -78,7 +78,7 @@ class WorldModelLoss:
             revealed = recalls = None
             if draws is not None:
                 revealed = self._reveal(truth[:, k], draws[:, k])
-                recalls = draws[:, k, 2] >= self.recipe.memory_dropout
+                recalls = draws[:, k, 2] >= self.recipe.table_dropout
             with autocast(self.device):
                 step = predict_next(
                     model, history, windows.actions[:, k : k + T], age=age, revealed=revealed,

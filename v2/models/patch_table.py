@@ -1,0 +1,124 @@
+"""What followed a patch in training: a table of counts beside the layers.
+
+Contract: a key is what surrounds a cell in the last frames: where an object is, and how it moves.
+Its entry is the token that came next most often, and how sure that is. Levels go from small keys
+to large ones; each has only the keys for which it knows better than the levels before (backing
+off, Katz 1987). The table is counted once, by `v2.data.patch_counts`, on games that no training
+window comes from; the layers learn how far to trust it. Knows nothing of games.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from v2.models.cells import at_cells
+
+NUM_SURE = 8  # how sure an entry is, from 1; 0: there is none
+SLOTS = 8  # entries of a bucket
+PRIME = 2**31 - 1
+
+
+class Level(NamedTuple):
+    radii: tuple[int, ...]  # of the patches in the last frame, in the one before, ...
+    has_moved_only: bool = True  # what stood still in the last step is left out of the patches
+    has_action: bool = False
+
+
+LEVELS = (
+    Level((1, 1)),
+    Level((2, 2)),
+    Level((2, 3)),
+    Level((2, 3, 2)),
+    Level((2, 2), has_moved_only=False, has_action=True),
+)
+FRAMES = max(len(level.radii) for level in LEVELS)
+RADIUS = min(max(level.radii) for level in LEVELS[1:])  # cells around motion that have an entry
+
+
+class PatchTable(nn.Module):
+    """A hash table of 2^bits buckets."""
+
+    entries: torch.Tensor  # int32 (buckets, SLOTS): what is left of the key, times 8 K, + found
+
+    def __init__(self, bits: int, num_codes: int, grid: tuple[int, int]):
+        super().__init__()
+        self.num_codes, self.grid, self.num_buckets = num_codes, grid, 1 << bits
+        self.num_found = NUM_SURE * num_codes  # what an entry may say: K * sure + token
+        self.register_buffer("entries", torch.zeros(self.num_buckets, SLOTS, dtype=torch.int32))
+        largest = 2 * max(max(level.radii) for level in LEVELS) + 1
+        # Fixed numbers below 2^27: a sum of seven products with numbers below 2^31 fits int64.
+        self.factors = np.random.default_rng(0).integers(2**20, 2**27, largest).tolist()
+
+    def forward(
+        self, history: torch.Tensor, action: torch.Tensor, cells: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Look up what each level says of each cell, int64 (B, M, levels); 0 where it has nothing.
+
+        Args:
+            history: tokens (B, T, N), oldest first; action: int64 (B,), the one taken now.
+            cells: at these only, int64 (B, M); None: at all.
+        """
+        is_near = at_cells(self.is_near_motion(history), cells).unsqueeze(2)
+        return self.look_up(at_cells(self.keys(history, action), cells)) * is_near
+
+    def look_up(self, keys: torch.Tensor) -> torch.Tensor:
+        """Return what the entries of keys say, int64 of the same shape; 0 where there is none."""
+        bucket, rest = self.place(keys)
+        entries = self.entries[bucket]  # (..., SLOTS)
+        is_it = entries // self.num_found == rest.unsqueeze(-1)
+        return torch.where(is_it, entries % self.num_found, 0).amax(-1).long()
+
+    def place(self, keys):
+        """Return the bucket of keys, and what of a key stands in its entry to tell it from others.
+
+        Args:
+            keys: below `PRIME`, a tensor or an array.
+        """
+        return keys % self.num_buckets, keys // self.num_buckets % (PRIME // self.num_found)
+
+    def of_last_level(self, found: torch.Tensor) -> torch.Tensor:
+        """Return what the last level says that says something, as `level * num_found + found`.
+
+        Args:
+            found: int64 (..., levels).
+        Returns:
+            int64 (...), 0 where none does.
+        """
+        last = torch.zeros_like(found[..., 0])
+        for level, here in enumerate(found.unbind(-1)):
+            last = torch.where(here > 0, here + level * self.num_found, last)
+        return last
+
+    def keys(self, history: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return each level's key of each cell, int64 (B, N, levels) below `PRIME`."""
+        first, second, third = self.factors[:3]
+        last, stood = history[:, -1], history[:, -1] == history[:, -2]
+        hashed: dict[tuple, torch.Tensor] = {}
+        keys: list[torch.Tensor] = []
+        for level in LEVELS:
+            key = (last if level.has_moved_only else action.unsqueeze(1)) * third
+            for back, radius in enumerate(level.radii):
+                patch = back, radius, level.has_moved_only
+                if patch not in hashed:
+                    frame = history[:, -1 - back]
+                    if level.has_moved_only:
+                        frame = torch.where(stood, self.num_codes + 1, frame)
+                    hashed[patch] = self._hash(frame, radius)
+                key = (key * first + hashed[patch]) % PRIME
+            keys.append((key * second + len(keys)) % PRIME)
+        return torch.stack(torch.broadcast_tensors(*keys), 2)
+
+    def is_near_motion(self, history: torch.Tensor) -> torch.Tensor:
+        """Tell which cells lie within two of a change of the last step, bool (B, N)."""
+        moved = (history[:, -1] != history[:, -2]).float().unflatten(1, self.grid).unsqueeze(1)
+        return F.max_pool2d(moved, 2 * RADIUS + 1, stride=1, padding=RADIUS).flatten(1) > 0
+
+    def _hash(self, tokens: torch.Tensor, radius: int) -> torch.Tensor:
+        """Hash the patch around each cell of frames (B, N), int64 (B, N) below `PRIME`."""
+        (height, width), factors = self.grid, self.factors[: 2 * radius + 1]
+        padded = F.pad(tokens.unflatten(1, self.grid), (radius,) * 4, value=self.num_codes) + 1
+        row = sum(f * padded[:, :, j : j + width] for j, f in enumerate(factors)) % PRIME
+        return (sum(f * row[:, i : i + height] for i, f in enumerate(factors)) % PRIME).flatten(1)
