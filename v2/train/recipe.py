@@ -126,7 +126,7 @@ class WorldModelRecipe(Recipe):
     memory_width: int = _count(16, 1, 1024)  # numbers in a row of them
     table_bits: int = _count(16, 0, 20)  # of the buckets in its counted table; 0: none
     table_share: float = _number(0.5, 0, 0.9)  # of the games, counted and not learnt from
-    table_dropout: float = _share(0.25)  # share of the predictions that do not read the table
+    table_dropout: float = _share(0.5)  # share of the predictions that do not read the table
     has_age: bool = True  # read for how long each token has not changed
     unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
     reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input
