@@ -96,16 +96,20 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(
 
 def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_path):
     """Epochs times samples over the batch; 0: as many draws as there are; a time limit saves."""
-    rows, windows = 18 * 30, 9 * 26  # half of the games are counted
+    rows, windows = 18 * 30, 18 * 26
     flags = ["--batch-size", "4", "--max-minutes", "1e-6"]
     run = train_vqvae(tmp_path / "v", data_path, *flags, "--epochs", "3", "--set",
                        "samples_per_epoch=0")  # fmt: skip
     state = checkpoint.load_checkpoint(run / "last.pt", "vqvae")
     assert (state["step"], state["num_steps"]) == (1, 3 * rows // 4)
     assert state["warmup"] == 3 * rows // 4 // 10 < VQVAERecipe().unquantized_steps
-    for samples, num_steps in (("0", 2 * windows // 4), ("40", 20)):
-        more = [*flags, "--epochs", "2", "--set", f"samples_per_epoch={samples}"]
-        trained = train_world_model(tmp_path / samples, data_path, run, *more)
+    for samples, table, num_steps in (
+        ("0", "0", 2 * windows // 4), ("40", "0", 20),
+        ("0", "4", windows // 4),  # half of the games are counted
+    ):  # fmt: skip
+        more = [*flags, "--epochs", "2", "--set", f"samples_per_epoch={samples}",
+                f"table_bits={table}"]  # fmt: skip
+        trained = train_world_model(tmp_path / f"{samples}-{table}", data_path, run, *more)
         state = checkpoint.load_checkpoint(trained / "last.pt", "world_model")
         assert (state["step"], state["num_steps"]) == (1, num_steps)
 

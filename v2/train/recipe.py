@@ -124,7 +124,7 @@ class WorldModelRecipe(Recipe):
     first_layers_share: float = _share(0.7)  # share of the steps with these
     memory_bits: int = _count(15, 0, 20)  # of the rows of its learnt tables of patches; 0: none
     memory_width: int = _count(16, 1, 1024)  # numbers in a row of them
-    table_bits: int = _count(16, 0, 20)  # of the buckets in its counted table; 0: none
+    table_bits: int = _count(0, 0, 20)  # of the buckets in its counted table; 0: none
     table_share: float = _number(0.5, 0, 0.9)  # of the games, counted and not learnt from
     table_dropout: float = _share(0.5)  # share of the predictions that do not read the table
     has_age: bool = True  # read for how long each token has not changed
