@@ -80,8 +80,8 @@ def test_presets_differ_where_they_say(kind):
     rollouts = {"rollout_batch_size", "rollout_steps", "batch_size"}
     own = rollouts if kind == "world_model" else set()
     assert changed["smoke"] == {"steps", "eval_steps", "is_smoke"} | own
-    slower = {"decay"} if kind == "world_model" else set()
-    assert changed["long"] == {"epochs", "eval_steps"} | slower
+    more = {"decay", "table_bits", "table_share"} if kind == "world_model" else set()
+    assert changed["long"] == {"epochs", "eval_steps"} | more
     assert changed["gpu"] >= {"epochs", "batch_size", "samples_per_epoch"}
     samples = 10**6
     steps = {name: preset.num_steps(samples) for name, preset in presets.items()}
