@@ -14,7 +14,7 @@ from v2.decoding import (
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import Windows
-from v2.train.wm_loss import NUM_DRAWS, WorldModelLoss
+from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 SHAPE = (3, 18)  # of the small grid below
 
@@ -32,7 +32,7 @@ def _learnt(next_tokens, **changes):
         tokens[:, 4] = next_tokens()
         outcome = torch.ones(64, 1, dtype=torch.long), torch.zeros(64, 1)
         windows = Windows(tokens, torch.zeros(64, 4, dtype=torch.long), *outcome)
-        draws = torch.rand(64, 1, NUM_DRAWS + 54)
+        draws = torch.rand(64, 1, NUM_LOSS_DRAWS + 54)
         loss(model, windows, torch.zeros(64, 1, dtype=torch.bool), draws)
         optimizer.step()
         optimizer.zero_grad()

@@ -73,6 +73,6 @@ def test_too_few_games_leave_the_table_empty_and_all_games_to_learn_from():
     data = _balls_in_a_box(1)
     data.meta["episodes"][0]["split"] = "train"
     rows = counted_rows(data, 0.5)
-    assert len(rows) == 0
+    assert len(data.rows_of("train")) == 200 and len(rows) == 0
     table = PatchTable(4, 32, GRID)
     assert fill(table, data, rows) == 0 and not table.entries.any()

@@ -114,6 +114,25 @@ def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_pat
         assert (state["step"], state["num_steps"]) == (1, num_steps)
 
 
+def test_the_table_is_counted_once_and_resumed_as_it_was(
+    vqvae_run, data_path, tmp_path, monkeypatch
+):
+    counted = []
+
+    def fill(table, tokens, rows):
+        counted.append(len(rows))
+        table.entries.fill_(7)
+        return table.entries.numel()
+
+    monkeypatch.setattr(train_wm_hires, "fill", fill)
+    flags = "--batch-size", "4", "--max-minutes", "1e-6"
+    run = train_world_model(tmp_path / "w", data_path, vqvae_run, *flags, "--set", "table_bits=4")
+    assert train_wm_hires.main(["--resume", str(run), *flags[2:]]) == 0
+    state = checkpoint.load_checkpoint(run / "last.pt", "world_model")
+    assert state["step"] == 2 and counted == [9 * 30]
+    assert (state["model"]["patch_table.entries"] == 7).all()
+
+
 def test_draws_come_with_repetition():
     """So an epoch is no pass over the data, of whatever size."""
     drawn = Rows(np.arange(1000)).draw(np.random.default_rng(0), 1000)

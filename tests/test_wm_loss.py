@@ -20,7 +20,7 @@ from v2.train.token_weights import (
     false_change_weights,
     importance_weights,
 )
-from v2.train.wm_loss import NUM_DRAWS, WorldModelLoss
+from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 GRID = (21, 16)
 ONES = torch.ones(32, 32)  # all codes are as far apart
@@ -220,7 +220,7 @@ def test_calibrated_logits_tell_how_often_a_token_changes(is_calibrated):
 
 def test_a_random_share_of_the_next_tokens_is_revealed_in_a_share_of_the_samples():
     loss, truth = _loss(WorldModelRecipe(revealed_share=0.5)), torch.randint(32, (400, 336))
-    revealed = loss._reveal(truth, torch.rand(400, NUM_DRAWS + 336))
+    revealed = loss._reveal(truth, torch.rand(400, NUM_LOSS_DRAWS + 336))
     is_revealed = revealed < 32
     assert torch.equal(revealed[is_revealed], truth[is_revealed])
     shares = is_revealed.float().mean(1)
@@ -234,7 +234,7 @@ def test_a_share_of_the_predictions_is_learnt_without_the_table(monkeypatch):
     trunk = TemporalWorldModel.trunk
     monkeypatch.setattr(TemporalWorldModel, "trunk",
                         lambda *args: seen.append(args[-1].tolist()) or trunk(*args))  # fmt: skip
-    draws = torch.ones(2, 3, NUM_DRAWS + 336)
+    draws = torch.ones(2, 3, NUM_LOSS_DRAWS + 336)
     draws[0, 1, 2], draws[1, :, 2] = 0.2, 0.3
     _loss(recipe)(model, _windows(steps=3), torch.zeros(2, 3, dtype=torch.bool), draws)
     assert seen == [[True, True], [False, True], [True, True]]

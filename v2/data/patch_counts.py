@@ -47,8 +47,8 @@ def counted_rows(tokens: TokenData, share: float) -> np.ndarray:
 def fill(table: PatchTable, tokens: TokenData, rows: np.ndarray) -> int:
     """Count the steps within these rows (whole games), write the table, and return its entries.
 
-    Where a bucket is full, entries that gain less are left out. Takes some 30 bytes of memory for
-    each cell near motion, 60 of which a frame of Breakout has.
+    Where a bucket is full, later levels, and of a level what gains less, are left out. Takes some
+    30 bytes of memory for each cell near motion, 60 of which a frame of Breakout has.
     """
     starts = window_starts(tokens.episode_ids, FRAMES + 1)
     last = starts[np.isin(starts, rows)] + FRAMES - 1

@@ -35,7 +35,7 @@ LEVELS = (
     Level((2, 2), has_moved_only=False, has_action=True),
 )
 FRAMES = max(len(level.radii) for level in LEVELS)
-RADIUS = min(max(level.radii) for level in LEVELS[1:])  # cells around motion that have an entry
+RADIUS = 2  # cells around motion that have an entry
 
 
 class PatchTable(nn.Module):

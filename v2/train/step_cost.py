@@ -11,7 +11,7 @@ from v2.models.vqvae_hires import VQVAE
 from v2.train.optim import Optimizers
 from v2.train.recipe import WorldModelRecipe
 from v2.train.sampling import Windows, read_windows
-from v2.train.wm_loss import NUM_DRAWS, WorldModelLoss
+from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 
 def image_work(vqvae: VQVAE) -> Callable[[], None]:
@@ -46,7 +46,7 @@ def learn_windows(
     model.zero_grad(set_to_none=True)
     batch, steps = windows.reward_signs.shape
     is_forced = torch.zeros(batch, steps, dtype=torch.bool)
-    draws = torch.rand(batch, steps, NUM_DRAWS + config.num_positions)
+    draws = torch.rand(batch, steps, NUM_LOSS_DRAWS + config.num_positions)
     loss(model, windows, is_forced, draws, num_cells, num_layers)
 
 

@@ -66,8 +66,7 @@ from v2.train.sampling import (
     step_rng,
     token_ages,
 )
-from v2.train.wm_loss import NUM_DRAWS as NUM_LOSS_DRAWS
-from v2.train.wm_loss import WorldModelLoss
+from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
 VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights

@@ -28,7 +28,7 @@ from v2.train.token_weights import (
     importance_weights,
 )
 
-NUM_DRAWS = 3  # of a prediction, besides one for each token; see `WorldModelLoss.__call__`
+NUM_LOSS_DRAWS = 3  # of a prediction, besides one for each token; see `WorldModelLoss.__call__`
 
 
 class WorldModelLoss:
@@ -63,8 +63,8 @@ class WorldModelLoss:
 
         Args:
             is_forced: bool (B, K): the model reads the true frame after this step.
-            draws: uniform in [0, 1), (B, K, NUM_DRAWS + N): whether next tokens are revealed, how
-                many, whether the table of patches is read, and which tokens; None: no token is
+            draws: uniform in [0, 1), (B, K, NUM_LOSS_DRAWS + N): whether next tokens are revealed,
+                how many, whether the table of patches is read, and which tokens; None: no token is
                 revealed, and the table always read.
             num_cells, num_layers: see `predict_next`.
         """
@@ -111,7 +111,7 @@ class WorldModelLoss:
         if not self.recipe.revealed_share:
             return None
         share = torch.where(draws[:, :1] < self.recipe.revealed_share, draws[:, 1:2], 0.0)
-        return torch.where(draws[:, NUM_DRAWS:] < share, truth, len(self.distances))
+        return torch.where(draws[:, NUM_LOSS_DRAWS:] < share, truth, len(self.distances))
 
     def _factors(self, steps: int) -> list[float]:
         factors = self.recipe.discount ** torch.arange(steps, dtype=torch.float32)
