@@ -9,16 +9,15 @@ window comes from; the layers learn how far to trust it. Knows nothing of games.
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from v2.models.cells import at_cells
+from v2.models.patch_hash import FACTORS, PRIME, hash_patches, joined
 
 NUM_SURE = 8  # how sure an entry is, from 1; 0: there is none
 SLOTS = 8  # entries of a bucket
-PRIME = 2**31 - 1
 
 
 class Level(NamedTuple):
@@ -48,9 +47,6 @@ class PatchTable(nn.Module):
         self.num_codes, self.grid, self.num_buckets = num_codes, grid, 1 << bits
         self.num_found = NUM_SURE * num_codes  # what an entry may say: K * sure + token
         self.register_buffer("entries", torch.zeros(self.num_buckets, SLOTS, dtype=torch.int32))
-        largest = 2 * max(max(level.radii) for level in LEVELS) + 1
-        # Fixed numbers below 2^27: a sum of seven products with numbers below 2^31 fits int64.
-        self.factors = np.random.default_rng(0).integers(2**20, 2**27, largest).tolist()
 
     def forward(
         self, history: torch.Tensor, action: torch.Tensor, cells: torch.Tensor | None
@@ -94,7 +90,7 @@ class PatchTable(nn.Module):
 
     def keys(self, history: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return each level's key of each cell, int64 (B, N, levels) below `PRIME`."""
-        first, second, third = self.factors[:3]
+        _, second, third = FACTORS[:3]
         last, stood = history[:, -1], history[:, -1] == history[:, -2]
         hashed: dict[tuple, torch.Tensor] = {}
         keys: list[torch.Tensor] = []
@@ -106,19 +102,12 @@ class PatchTable(nn.Module):
                     frame = history[:, -1 - back]
                     if level.has_moved_only:
                         frame = torch.where(stood, self.num_codes + 1, frame)
-                    hashed[patch] = self._hash(frame, radius)
-                key = (key * first + hashed[patch]) % PRIME
-            keys.append((key * second + len(keys)) % PRIME)
+                    hashed[patch] = hash_patches(frame, radius, self.num_codes, self.grid)
+                key = joined(key, hashed[patch])
+            keys.append(joined(key, len(keys), second))
         return torch.stack(torch.broadcast_tensors(*keys), 2)
 
     def is_near_motion(self, history: torch.Tensor) -> torch.Tensor:
         """Tell which cells lie within two of a change of the last step, bool (B, N)."""
         moved = (history[:, -1] != history[:, -2]).float().unflatten(1, self.grid).unsqueeze(1)
         return F.max_pool2d(moved, 2 * RADIUS + 1, stride=1, padding=RADIUS).flatten(1) > 0
-
-    def _hash(self, tokens: torch.Tensor, radius: int) -> torch.Tensor:
-        """Hash the patch around each cell of frames (B, N), int64 (B, N) below `PRIME`."""
-        (height, width), factors = self.grid, self.factors[: 2 * radius + 1]
-        padded = F.pad(tokens.unflatten(1, self.grid), (radius,) * 4, value=self.num_codes) + 1
-        row = sum(f * padded[:, :, j : j + width] for j, f in enumerate(factors)) % PRIME
-        return (sum(f * row[:, i : i + height] for i, f in enumerate(factors)) % PRIME).flatten(1)
