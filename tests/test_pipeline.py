@@ -203,6 +203,19 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
     assert judged.json.parent == judged.model_card.parent == Path(judged.checkpoint).parent
 
 
+def test_the_long_preset_records_more_games_for_the_world_model_alone(
+    stages, game_data, tmp_path, monkeypatch
+):
+    game_data.meta = game_data.meta | {"policy": "mix"}
+    small = dataclasses.replace(pipeline.PRESETS["long"], more_frames=602)
+    monkeypatch.setitem(pipeline.PRESETS, "long", small)
+    assert pipeline.main(["--preset", "long", "--out", str(tmp_path)]) == 0
+    first, more, vqvae, tokens, model, _ = (args for _, args in stages)
+    assert (first.out, more.out) == (tmp_path, tmp_path / "more") and first.seed != more.seed
+    assert vqvae.data == [tmp_path / "atari_game_data.npz"]
+    assert tokens.data == model.data == [*vqvae.data, tmp_path / "more" / "atari_game_data.npz"]
+
+
 def test_a_tokenizer_that_is_named_is_taken_and_an_unknown_one_refused_at_once(stages, tmp_path):
     flags = ["--out", str(tmp_path), "--vqvae"]
     with pytest.raises(FileNotFoundError):
