@@ -46,6 +46,18 @@ def test_a_token_does_not_change_when_pixels_far_away_do():
     assert rows.min() >= 9 and rows.max() <= 11 and columns.min() >= 7 and columns.max() <= 9
 
 
+def test_a_token_is_the_same_wherever_its_pixels_are():
+    torch.manual_seed(0)
+    model = VQVAE(VQVAEConfig())
+    pixels = torch.rand(1, 3, 84, 64)
+    moved = pixels.roll((8, 4), (2, 3))  # two tokens down, one right
+    with torch.no_grad():
+        latents, after = (model.encoder(each)[0] for each in (pixels, moved))
+    inside, there = latents[:, 1:-3, 1:-2], after[:, 3:-1, 2:-1]  # but for the frame's border
+    assert torch.allclose(inside, there, atol=1e-5)
+    assert not torch.allclose(inside, after[:, 1:-3, 1:-2], atol=1e-2)
+
+
 def test_the_gradient_passes_straight_through(vqvae):
     pixels = torch.rand(1, 3, 84, 64)
     output = vqvae(pixels)
@@ -133,10 +145,12 @@ def test_frames_are_drawn_oftener_where_motion_is_rare():
     assert rare.min() > 5 * often.max()
 
 
-def test_carrying_unchanged_tokens_over_equals_encoding_every_frame():
+@pytest.mark.parametrize("has_position", [False, True])
+def test_carrying_unchanged_tokens_over_equals_encoding_every_frame(has_position):
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig())
-    torch.nn.init.normal_(model.encoder.position, std=0.1)
+    model = VQVAE(VQVAEConfig(encoder_position=has_position))
+    if has_position:
+        torch.nn.init.normal_(model.encoder.position, std=0.1)
     env = make_atari_env("breakout")
     frames = [env.reset()[0]] + [env.step((1, 2, 3, 3)[t % 4])[0] for t in range(60)]
     frames = np.stack(frames + [255 - frames[-1]])  # the last one differs everywhere

@@ -1,8 +1,8 @@
 """VQ-VAE: 84x64 RGB frames <-> 21x16 tokens of a 32-code codebook (arXiv 1711.00937).
 
-Contract: tokens are local. The encoder sees 10x10 pixels a token, mixes channels by 1x1
-convolutions and has no normalisation over the image, so a token changes only where pixels within
-3 px of its 4x4 patch changed. The codebook moves only in `Quantizer.update`, never by a forward.
+Contract: tokens are local, and the same wherever their pixels are the same. The encoder sees 10x10
+pixels a token, mixes channels by 1x1 convolutions and has no normalisation over the image, so a
+token changes only where pixels within 3 px of its 4x4 patch changed. The codebook moves only in `Quantizer.update`, never by a forward.
 Knows nothing of data, games or files.
 """
 
@@ -25,6 +25,7 @@ class VQVAEConfig:
     latent_dim: int = 256  # D
     stem_dim: int = 64
     encoder_blocks: int = 3  # 1x1 residual blocks: depth without a wider view
+    encoder_position: bool = False  # tokens depend on where they are; only older weights do
     decoder_dim: int = 128  # at 21x16
     decoder_blocks: int = 3
     cell_dim: int = 512  # of cells of 2x2 tokens, mixed by 1x1: many parameters, a narrow view
@@ -108,13 +109,15 @@ class Encoder(nn.Module):
         self.grid = config.grid
         self.stem = nn.Conv2d(3, config.stem_dim, 4, stride=2, padding=1)
         self.patches = nn.Conv2d(config.stem_dim, config.latent_dim, 4, stride=2, padding=1)
-        self.position = nn.Parameter(torch.zeros(1, config.latent_dim, *config.grid))
+        self.position = None
+        if config.encoder_position:
+            self.position = nn.Parameter(torch.zeros(1, config.latent_dim, *config.grid))
         dims = (config.latent_dim, config.latent_dim, 1)
         self.blocks = nn.Sequential(*(ResidualBlock(*dims) for _ in range(config.encoder_blocks)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = self.patches(F.relu(self.stem(pixels)))  # (B, D, h, w)
-        return self.blocks(x + self.position)
+        return self.blocks(x if self.position is None else x + self.position)
 
     def at(self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return the latents (n, D, 1, 1) of windows (n, 3, 10, 10); see `VQVAE.encode_at`."""
@@ -124,8 +127,9 @@ class Encoder(nn.Module):
         i, j = 2 * rows[:, None] + span, 2 * columns[:, None] + span  # (n, 4)
         inside = ((i >= 0) & (i < height))[:, :, None] & ((j >= 0) & (j < width))[:, None]
         x = F.conv2d(x * inside[:, None], self.patches.weight, self.patches.bias)
-        position = self.position[0, :, rows, columns].T  # (n, D)
-        return self.blocks(x + position[..., None, None])
+        if self.position is not None:
+            x = x + self.position[0, :, rows, columns].T[..., None, None]
+        return self.blocks(x)
 
 
 class Decoder(nn.Module):

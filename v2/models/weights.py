@@ -28,6 +28,7 @@ KINDS: dict[str, tuple[type[torch.nn.Module], type]] = {
 # What the config of a world model does not say where it is older than active cells.
 FIRST_EDITION = {"num_cells": 0, "change_weight": 30.0, "false_change_scale": 8.0,
                  "max_missing": 0.5}  # fmt: skip
+POSITIONED = {"encoder_position": True}  # the same of a VQ-VAE's: older than its field
 RETIRED = {"stem_radius": 0}  # fields that some configs have, and the one value that still loads
 
 
@@ -38,6 +39,8 @@ def build_model(state: dict, path: Path) -> torch.nn.Module:
         ValueError: a config or weights that do not fit, with the path.
     """
     config = state["config"]
+    if state["kind"] == "vqvae" and isinstance(config, dict):
+        state = state | {"config": POSITIONED | config}
     if state["kind"] == "world_model" and isinstance(config, dict):
         config = {k: v for k, v in config.items() if (k, v) not in RETIRED.items()}
         state = state | {"config": config if "num_cells" in config else FIRST_EDITION | config}
