@@ -26,7 +26,7 @@ from v2.dream import DreamEngine
 from v2.eval import validate
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.models.weights import build_model, load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.device import has_fast_bfloat16
 from v2.runtime.files import file_sha256
@@ -243,6 +243,21 @@ def test_init_from_another_architecture_is_refused(world_run, vqvae_run, data_pa
     asked = ["--set", "steps=1", f"init_from={world_run / 'last.pt'}", "past_actions=0"]
     with pytest.raises(ValueError, match="reads 3 past actions: past_actions must agree"):
         train_world_model(tmp_path / "x", data_path, vqvae_run, *asked)
+
+
+def test_a_tokenizer_older_than_its_field_knows_where_tokens_are_and_is_not_gone_on_with(
+    data_path, tmp_path
+):
+    model = VQVAE(VQVAEConfig(**SMALL_VQVAE, encoder_position=True))
+    torch.nn.init.normal_(model.encoder.position)
+    checkpoint.save_checkpoint(tmp_path / "vqvae.pt", "vqvae", model)
+    state = checkpoint.load_checkpoint(tmp_path / "vqvae.pt", "vqvae")
+    del state["config"]["encoder_position"]
+    rebuilt = build_model(state, tmp_path / "vqvae.pt")
+    pixels = torch.rand(1, 3, 84, 64)
+    assert torch.equal(rebuilt.encode(pixels), model.encode(pixels))
+    with pytest.raises(ValueError, match="encoder_position True, now False"):
+        train_vqvae(tmp_path, data_path, "--set", f"init_from={tmp_path / 'vqvae.pt'}")
 
 
 def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(

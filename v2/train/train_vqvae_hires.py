@@ -103,7 +103,7 @@ def _start_from(path: Path, model: VQVAE, recipe: VQVAERecipe, data: Data) -> li
     """Take the weights of another VQ-VAE; return how those were trained."""
     began, info = load_vqvae(path)
     check_emulator(data, path, info)
-    checkpoint.check_architecture(model, info["config"], path)
+    checkpoint.check_architecture(model, dataclasses.asdict(began.config), path)
     model.load_state_dict(began.state_dict())
     if not recipe.decoder_only:  # float16 holds no count above 65,504: sums must fit to it
         codes = model.quantizer
