@@ -2,8 +2,8 @@
 
 Contract: tokens are local, and the same wherever their pixels are the same. The encoder sees 10x10
 pixels a token, mixes channels by 1x1 convolutions and has no normalisation over the image, so a
-token changes only where pixels within 3 px of its 4x4 patch changed. The codebook moves only in `Quantizer.update`, never by a forward.
-Knows nothing of data, games or files.
+token changes only where pixels within 3 px of its 4x4 patch changed. The codebook moves only in
+`Quantizer.update`, never by a forward. Knows nothing of data, games or files.
 """
 
 import dataclasses
