@@ -251,3 +251,16 @@ def test_no_module_reads_a_docstring_that_python_oo_removes():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Name) and node.id == "__doc__"), path
+
+
+def test_no_progress_bar_fills_a_log_file():
+    def is_bar(node) -> bool:
+        return isinstance(node, ast.Name) and node.id == "tqdm"
+
+    bars = 0
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and (is_bar(node.func) or any(map(is_bar, node.args))):
+                bars += 1
+                assert "disable" in {each.arg for each in node.keywords}, (path, node.lineno)
+    assert bars > 10

@@ -102,7 +102,7 @@ def rare_motion_chances(
         differ = np.maximum(here, there) - np.minimum(here, there) > threshold
         return differ.any(-1).reshape(len(part), -1)
 
-    bar = functools.partial(tqdm, parts, leave=False, delay=3)
+    bar = functools.partial(tqdm, parts, leave=False, delay=3, disable=None)
     counts = sum(moving(part).sum(0) for part in bar(desc="motion of each pixel"))
     rarity = (1 / counts.clip(1)).astype(np.float32)
     parted = [(moving(part) * rarity).max(1) for part in bar(desc="motion of each frame")]
