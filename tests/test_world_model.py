@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WORLD_MODEL
+from v2.models.patch_hash import hash_patches
 from v2.models.patch_memory import PatchMemory
 from v2.models.patch_table import LEVELS, PatchTable
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
@@ -93,6 +94,15 @@ def test_a_key_is_of_its_patch_wherever_that_is_and_of_nothing_beyond_it():
         other[0, frame, row, column] = (other[0, frame, row, column] + 1) % 32
         assert (_keys(other)[5, 4] != keys[5, 4]).tolist() == [c == "x" for c in changes]
     assert (_keys(history, action=1)[5, 4] != keys[5, 4]).tolist() == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_no_two_places_of_a_patch_count_alike(radius):
+    width = 2 * radius + 1
+    frames = torch.eye(width * width, dtype=torch.long)  # one token in each place, none elsewhere
+    middle = width * width // 2
+    numbers = hash_patches(frames, radius, outside=32, grid=(width, width))[:, middle]
+    assert len(numbers.unique()) == len(frames)
 
 
 def test_keys_of_motion_leave_out_what_stands_but_for_the_cell_itself():

@@ -10,8 +10,12 @@ from torch.nn import functional as F
 
 PRIME = 2**31 - 1
 LARGEST_RADIUS = 3  # cells
-# Below 2^27: a sum of seven products with numbers below `PRIME` fits int64.
-FACTORS = np.random.default_rng(0).integers(2**20, 2**27, 2 * LARGEST_RADIUS + 1).tolist()
+# Below 2^27: a sum of seven products with numbers below `PRIME` fits int64. All differ, so that
+# no two places of a patch count alike.
+ROW_FACTORS, COLUMN_FACTORS, JOIN_FACTORS = (
+    np.random.default_rng(seed).integers(2**20, 2**27, 2 * LARGEST_RADIUS + 1).tolist()
+    for seed in range(3)
+)
 
 
 def hash_patches(tokens: torch.Tensor, radius: int, outside: int, grid) -> torch.Tensor:
@@ -20,12 +24,16 @@ def hash_patches(tokens: torch.Tensor, radius: int, outside: int, grid) -> torch
     Args:
         outside: stands for the tokens outside of the frame.
     """
-    (height, width), factors = grid, FACTORS[: 2 * radius + 1]
+    (height, width), span = grid, range(2 * radius + 1)
     padded = F.pad(tokens.unflatten(1, grid), (radius,) * 4, value=outside) + 1
-    row = sum(f * padded[:, :, j : j + width] for j, f in enumerate(factors)) % PRIME
-    return (sum(f * row[:, i : i + height] for i, f in enumerate(factors)) % PRIME).flatten(1)
+    rows = sum(COLUMN_FACTORS[j] * padded[:, :, j : j + width] for j in span) % PRIME
+    return (sum(ROW_FACTORS[i] * rows[:, i : i + height] for i in span) % PRIME).flatten(1)
 
 
-def joined(key: torch.Tensor, other: torch.Tensor | int, factor: int = FACTORS[0]) -> torch.Tensor:
-    """Return the number of a key and another, in this order, below `PRIME`."""
-    return (key * factor + other) % PRIME
+def joined(key: torch.Tensor, other: torch.Tensor | int, which: int = 0) -> torch.Tensor:
+    """Return the number of a key and another, in this order, below `PRIME`.
+
+    Args:
+        which: of several numbers, for keys that must not share all of them.
+    """
+    return (key * JOIN_FACTORS[which] + other) % PRIME

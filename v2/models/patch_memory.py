@@ -10,20 +10,20 @@ import torch
 from torch import nn
 
 from v2.models.cells import at_cells
-from v2.models.patch_hash import FACTORS, hash_patches, joined
+from v2.models.patch_hash import hash_patches, joined
 
-PAIR_FACTORS = FACTORS[:2]  # two rows of a pair: two keys seldom share both
+ROWS_OF_PAIR = 2  # two keys seldom share both
 
 
 class PatchMemory(nn.Module):
-    """Two tables: of 2^bits patches, and of twice as many rows for each factor of a pair."""
+    """Two tables: of 2^bits patches, and of twice as many rows for each row of a pair."""
 
     def __init__(self, bits: int, width: int, dim: int, history: int, num_codes: int, grid):
         super().__init__()
         self.num_codes, self.grid = num_codes, grid
         self.patches = nn.Embedding(1 << bits, width)
-        self.pairs = nn.Embedding(len(PAIR_FACTORS) << bits + 1, width)
-        self.to_dim = nn.Linear((history + len(PAIR_FACTORS)) * width, dim, bias=False)
+        self.pairs = nn.Embedding(ROWS_OF_PAIR << bits + 1, width)
+        self.to_dim = nn.Linear((history + ROWS_OF_PAIR) * width, dim, bias=False)
         for table in (self.patches, self.pairs):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.normal_(self.to_dim.weight, std=0.15)  # large: rows that are seldom seen soon count
@@ -36,9 +36,9 @@ class PatchMemory(nn.Module):
         """
         small = hash_patches(history.flatten(0, 1), 1, self.num_codes, self.grid).view_as(history)
         before = hash_patches(history[:, -2], 2, self.num_codes, self.grid)
-        pairs = torch.stack([joined(before, small[:, -1], factor) for factor in PAIR_FACTORS], 2)
-        num_rows = self.pairs.num_embeddings // len(PAIR_FACTORS)
-        pairs = pairs % num_rows + torch.arange(len(PAIR_FACTORS), device=pairs.device) * num_rows
+        pairs = torch.stack([joined(before, small[:, -1], i) for i in range(ROWS_OF_PAIR)], 2)
+        num_rows = self.pairs.num_embeddings // ROWS_OF_PAIR
+        pairs = pairs % num_rows + torch.arange(ROWS_OF_PAIR, device=pairs.device) * num_rows
         patches = small.transpose(1, 2) % self.patches.num_embeddings
         found = [
             table(at_cells(keys, cells)).flatten(2)

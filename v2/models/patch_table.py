@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from v2.models.cells import at_cells
-from v2.models.patch_hash import FACTORS, PRIME, hash_patches, joined
+from v2.models.patch_hash import PRIME, hash_patches, joined
 
 NUM_SURE = 8  # how sure an entry is, from 1; 0: there is none
 SLOTS = 8  # entries of a bucket
@@ -90,12 +90,11 @@ class PatchTable(nn.Module):
 
     def keys(self, history: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return each level's key of each cell, int64 (B, N, levels) below `PRIME`."""
-        _, second, third = FACTORS[:3]
         last, stood = history[:, -1], history[:, -1] == history[:, -2]
         hashed: dict[tuple, torch.Tensor] = {}
         keys: list[torch.Tensor] = []
         for level in LEVELS:
-            key = (last if level.has_moved_only else action.unsqueeze(1)) * third
+            key = last if level.has_moved_only else action.unsqueeze(1)
             for back, radius in enumerate(level.radii):
                 patch = back, radius, level.has_moved_only
                 if patch not in hashed:
@@ -104,7 +103,7 @@ class PatchTable(nn.Module):
                         frame = torch.where(stood, self.num_codes + 1, frame)
                     hashed[patch] = hash_patches(frame, radius, self.num_codes, self.grid)
                 key = joined(key, hashed[patch])
-            keys.append(joined(key, len(keys), second))
+            keys.append(joined(key, len(keys)))
         return torch.stack(torch.broadcast_tensors(*keys), 2)
 
     def is_near_motion(self, history: torch.Tensor) -> torch.Tensor:
