@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 PRIME = 2**31 - 1
 LARGEST_RADIUS = 3  # cells
-# Below 2^27: a sum of seven products with numbers below `PRIME` fits int64. All differ, so that
-# no two places of a patch count alike.
+# Below 2^27: a sum of seven products with numbers below `PRIME` fits int64. Rows and columns have
+# their own, so that no two places of a patch count alike.
 ROW_FACTORS, COLUMN_FACTORS, JOIN_FACTORS = (
     np.random.default_rng(seed).integers(2**20, 2**27, 2 * LARGEST_RADIUS + 1).tolist()
     for seed in range(3)

@@ -16,7 +16,7 @@ ROWS_OF_PAIR = 2  # two keys seldom share both
 
 
 class PatchMemory(nn.Module):
-    """Two tables: of 2^bits patches, and of twice as many rows for each row of a pair."""
+    """Two tables: of 2^bits patches, and of twice as many for each of a pair's rows."""
 
     def __init__(self, bits: int, width: int, dim: int, history: int, num_codes: int, grid):
         super().__init__()

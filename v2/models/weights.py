@@ -28,7 +28,7 @@ KINDS: dict[str, tuple[type[torch.nn.Module], type]] = {
 # What the config of a world model does not say where it is older than active cells.
 FIRST_EDITION = {"num_cells": 0, "change_weight": 30.0, "false_change_scale": 8.0,
                  "max_missing": 0.5}  # fmt: skip
-POSITIONED = {"encoder_position": True}  # the same of a VQ-VAE's: older than its field
+POSITIONED = {"encoder_position": True}  # the same of a VQ-VAE that is older than this field
 RETIRED = {"stem_radius": 0}  # fields that some configs have, and the one value that still loads
 
 
