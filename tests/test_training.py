@@ -26,7 +26,13 @@ from v2.dream import DreamEngine
 from v2.eval import validate
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.models.weights import build_model, load_vqvae, load_world_model, tokenizer_sha256
+from v2.models.weights import (
+    build_model,
+    load_vqvae,
+    load_world_model,
+    tokenizer_sha256,
+    told,
+)
 from v2.runtime import checkpoint
 from v2.runtime.device import has_fast_bfloat16
 from v2.runtime.files import file_sha256
@@ -258,6 +264,9 @@ def test_a_tokenizer_older_than_its_field_knows_where_tokens_are_and_is_not_gone
     assert torch.equal(rebuilt.encode(pixels), model.encode(pixels))
     with pytest.raises(ValueError, match="encoder_position True, now False"):
         train_vqvae(tmp_path, data_path, "--set", f"init_from={tmp_path / 'vqvae.pt'}")
+    today = VQVAE(VQVAEConfig(**SMALL_VQVAE))
+    with pytest.raises(ValueError, match="encoder_position True, now False"):  # as with --resume
+        checkpoint.restore(today, told(state), tmp_path)
 
 
 def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(

@@ -38,13 +38,18 @@ def build_model(state: dict, path: Path) -> torch.nn.Module:
     Raises:
         ValueError: a config or weights that do not fit, with the path.
     """
+    return rebuilt(told(state), path, *KINDS[state["kind"]])
+
+
+def told(state: dict) -> dict:
+    """Return a loaded checkpoint whose config says what it left unsaid when it was saved."""
     config = state["config"]
     if state["kind"] == "vqvae" and isinstance(config, dict):
         state = state | {"config": POSITIONED | config}
     if state["kind"] == "world_model" and isinstance(config, dict):
         config = {k: v for k, v in config.items() if (k, v) not in RETIRED.items()}
         state = state | {"config": config if "num_cells" in config else FIRST_EDITION | config}
-    return rebuilt(state, path, *KINDS[state["kind"]])
+    return state
 
 
 def load_vqvae(path: Path) -> tuple[VQVAE, dict]:

@@ -39,7 +39,7 @@ from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
 from v2.eval.pictures import save_grid
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
-from v2.models.weights import load_vqvae
+from v2.models.weights import load_vqvae, told
 from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
 from v2.runtime.device import autocast, laid_out, moved, tune_cpu
@@ -277,7 +277,7 @@ class Trainer:
         checkpoint.check_resumable(state, run.path / "last.pt", "data_sha256", "warmup")
         if state["data_sha256"] != data_sha256(self.data.meta):
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
-        checkpoint.restore(self.model, state, run.path)
+        checkpoint.restore(self.model, told(state), run.path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema = resumed_ema(state["ema"], self.model, bool(self.recipe.ema))
         self.step, self.best, self.warmup = state["step"], state["best"], state["warmup"]

@@ -39,7 +39,7 @@ from v2.decoding import known_age
 from v2.eval.validate import Evaluation
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import VQVAE
-from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256, told
 from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
 from v2.runtime.device import compiled, tune_cpu
@@ -343,7 +343,7 @@ class Trainer:
             raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
         if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # not in older ones
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
-        checkpoint.restore(self.model, state, run.path)
+        checkpoint.restore(self.model, told(state), run.path)
         self.warm_from = state.get("warm_from", 0)
         if state["optimizer"]:
             self.optimizer.load_state_dict(state["optimizer"])
