@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_WORLD_MODEL
+from v2.decoding import predict_next
 from v2.models.patch_hash import hash_patches
 from v2.models.patch_memory import PatchMemory
 from v2.models.patch_table import LEVELS, PatchTable
@@ -249,6 +250,16 @@ def test_revealed_tokens_enter_at_their_layer_and_cost_only_what_follows():
         free, told = model.finish(trunk), model.finish(trunk, None, revealed)
     assert calls == [0, 1, 1]
     assert not torch.allclose(told.logits[0, 200:], free.logits[0, 200:], atol=1e-3)
+
+
+def test_a_shallow_start_runs_no_layer_more_for_what_is_revealed_later():
+    model, calls = _model(reveal_layer=2, layers=3), []
+    for number, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4).long()
+    with torch.no_grad():
+        predict_next(model, history, actions, num_decided=1, num_layers=1)
+    assert calls == [0]
 
 
 @pytest.mark.parametrize("change, text", [

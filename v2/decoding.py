@@ -84,7 +84,7 @@ def predict_next(
         prediction = model(history, actions, cells, revealed, age, num_layers, recalls)
         chosen = choose_tokens(prediction.logits, sampling, generator)
     else:
-        trunk = model.trunk(history, actions, cells, age, recalls)
+        trunk = model.trunk(history, actions, cells, age, recalls, num_layers)
         prediction = model.finish(trunk, cells, revealed, num_layers)
         logits, chosen = prediction.logits, choose_tokens(prediction.logits, sampling, generator)
         known = torch.full_like(last, num_codes) if revealed is None else revealed

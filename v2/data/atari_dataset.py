@@ -362,7 +362,7 @@ def window_starts(
     Args:
         rows: only windows that start at these rows (whole episodes, as `rows_of_split` gives).
     Raises:
-        ValueError: every episode is shorter than `length`.
+        ValueError: each episode of these rows is shorter than `length`.
     """
     candidates = np.arange(len(episode_ids)) if rows is None else rows
     last = candidates + length - 1
@@ -370,5 +370,7 @@ def window_starts(
     candidates, last = candidates[inside], last[inside]
     starts = candidates[episode_ids[candidates] == episode_ids[last]]
     if len(starts) == 0:
-        raise ValueError(f"every episode is shorter than the {length} frames of a window")
+        raise ValueError(
+            f"each episode that windows come from is shorter than the {length} frames of one"
+        )
     return starts

@@ -184,10 +184,12 @@ class TemporalWorldModel(nn.Module):
             num_layers: run the first ones only; 0: all.
             recalls: whether a sample reads the table of patches, bool (B,); None: all do.
         """
-        trunk = self.trunk(history, actions, cells, age, recalls)
+        trunk = self.trunk(history, actions, cells, age, recalls, num_layers)
         return self.finish(trunk, cells, revealed, num_layers)
 
-    def trunk(self, history, actions, cells=None, age=None, recalls=None) -> Trunk:
+    def trunk(
+        self, history, actions, cells=None, age=None, recalls=None, num_layers: int = 0
+    ) -> Trunk:
         """Compute the layers before revealed tokens enter; see `forward`."""
         B, T, N = history.shape
         action = actions[:, -1]
@@ -216,22 +218,23 @@ class TemporalWorldModel(nn.Module):
             past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
             x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
         trunk = Trunk(x, at_cells(history[:, -1], cells), recalled, action, rows)
-        if self.config.reveal_layer == 0:
-            return trunk
-        return self._run(trunk, self.blocks[: self.config.reveal_layer])
+        return self._run(trunk, self.blocks[: self._reveal_layer(num_layers)])
 
     def finish(self, trunk: Trunk, cells=None, revealed=None, num_layers: int = 0) -> Prediction:
         """Compute the other layers and the outputs; see `forward`."""
         if revealed is not None:
             trunk = trunk._replace(x=trunk.x + self.given(at_cells(revealed, cells)))
         last_layer = num_layers or len(self.blocks)
-        x = self._run(trunk, self.blocks[self.config.reveal_layer : last_layer]).x
+        x = self._run(trunk, self.blocks[self._reveal_layer(num_layers) : last_layer]).x
         x = F.layer_norm(x, x.shape[-1:])
         logits = self.to_logits(x) + self.copy_table(trunk.last)
         if trunk.recalled is not None:
             logits = logits + self.recalled_table(trunk.recalled)
         loss, gain, end = self.to_outcome(x).float().logsumexp(1).unbind(1)  # at some cell
         return Prediction(logits.float(), torch.stack([loss, torch.zeros_like(gain), gain], 1), end)
+
+    def _reveal_layer(self, num_layers: int) -> int:
+        return min(self.config.reveal_layer, num_layers or len(self.blocks))
 
     def _run(self, trunk: Trunk, blocks) -> Trunk:
         x = trunk.x
