@@ -1,6 +1,7 @@
 """Any Gymnasium environment with discrete actions is collected, learnt, played and evaluated."""
 
 import json
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -8,15 +9,25 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from tests.conftest import train_vqvae, train_world_model
+from tests.fake_engine import FakeEngine
 from v2 import doctor, play_atari_hires
 from v2.data import collect_atari, games, resolution
-from v2.data.atari_dataset import load_game_data
+from v2.data.atari_dataset import GameData, load_game_data, split_of_game
+from v2.data.collector import join_segments, record
 from v2.data.emulator import emulator_config, make_atari_env
 from v2.data.environments import read_env_args
 from v2.data.frames import downsample_screen, fit_screen
 from v2.data.games import EmulatorConfig, emulator_dict, game_directory, game_id
+from v2.data.policies import policy_mix
 from v2.eval import gold_eval
+from v2.eval.replays import recorded_branches
+from v2.play.controllers import Controllers
+from v2.play.game import PlayGame, PlaySettings
+from v2.play.keys import ActionMap
+from v2.play.session import PlaySession
 from v2.runtime import checkpoint
+
+LUCK = np.random.default_rng(0)  # which no seed decides
 
 
 class Box(gymnasium.Env):
@@ -25,20 +36,23 @@ class Box(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
     observation_space = gymnasium.spaces.Box(0, 300, (2,), np.float64)
 
-    def __init__(self, render_mode=None, size=40, is_discrete=True):
+    def __init__(self, render_mode=None, size=40, is_discrete=True, num_actions=4,
+                 has_start=False, is_seeded=True):  # fmt: skip
         self.render_mode, self.size = render_mode, size
-        self.action_space = gymnasium.spaces.Discrete(4, start=1)
+        self.has_start, self.is_seeded = has_start, is_seeded
+        self.action_space = gymnasium.spaces.Discrete(num_actions, start=1)
         if not is_discrete:
             self.action_space = gymnasium.spaces.Box(0, 1, (1,))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.place = self.np_random.integers(0, (160, 260)).astype(float)
+        luck = self.np_random if self.is_seeded else LUCK
+        self.place = np.zeros(2) if self.has_start else luck.integers(0, (160, 260)).astype(float)
         return self.place.copy(), {}
 
     def step(self, action):
         y, x = ((0, 0), (0, 10), (-10, 0), (10, 0))[action - 1]
-        drift = self.np_random.integers(2)  # luck within a game
+        drift = 0 if self.has_start else self.np_random.integers(2)  # luck within a game
         self.place = np.clip(self.place + (y, x + drift), 0, (160, 260))
         return self.place.copy(), float(x > 0), False, False, {}
 
@@ -66,6 +80,7 @@ def box(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name, folder", [
     ("CartPole-v1", "CartPole-v1"), ("MinAtar/Breakout-v1", "MinAtar_Breakout-v1"),
     ("package:Own-v0", "package_Own-v0"), ("../../x-v0", ".._.._x-v0"),
+    ("Blackjack-v1", "Blackjack-v1"),  # Atari's has no such version
 ])  # fmt: skip
 def test_an_id_of_gymnasium_is_a_game_with_a_folder_of_its_own(name, folder):
     assert game_id(name) == name and game_directory(name).name == folder
@@ -102,6 +117,8 @@ def test_an_environment_says_its_speed_its_actions_and_its_package():
     (["--env", "NoSuchThing-v0"], "cannot make NoSuchThing-v0"),
     (["--env", NAME, "--env-arg", "is_discrete=False"], "discrete ones alone.*continuous=False"),
     (["--env", NAME, "--env-arg", "nothing=1"], "nothing"),
+    (["--env", NAME, "--env-arg", "num_actions=257"], "has 257 actions: at most 256 are known"),
+    (["--env", "FrozenLake-v1", "--env-arg", "map_name=5x5"], "cannot make FrozenLake-v1.*5x5"),
     (["--env", NAME, "--env-arg", "1"], "NAME=VALUE, got 1"),
     (["--env", NAME, "--actions", "UP,DOWN"], "4 actions and UP,DOWN names 2"),
     (["--env", NAME, "--sticky", "0.25"], "repeats no action by chance"),
@@ -199,6 +216,36 @@ def test_games_begin_apart_and_are_collected_the_same_again(tmp_path):
     starts = first.frames[np.flatnonzero(np.diff(first.episode_ids, prepend=-1))]
     assert len({frame.tobytes() for frame in starts}) == len(starts) > 3
     assert first.truncated.any() and "ale_py" not in first.meta
+
+
+def test_what_does_not_repeat_itself_goes_on_in_a_new_game():
+    env = make_atari_env(config=emulator_config(NAME, env_args='{"is_seeded": false}'))
+    session = PlaySession(env, FakeEngine())
+    controllers = Controllers(NAME, ActionMap(env.action_meanings), "human", 0)
+    game = PlayGame(session, controllers, PlaySettings(15, Path("clips"), 1))
+    for command in ("rewind", "branches"):
+        session.step(1)
+        session.step(2)
+        game.command(command)
+        while job := game.urgent_job():
+            job[0](*job[1:])
+            game.job_done(0.0, 0.1)
+        assert "does not repeat itself from its seed: a new game" in session.moment.notice
+        assert np.array_equal(session.moment.real_frame, session.moment.dream_frame)  # in step
+        assert game.branches is None
+    segments = list(record(env.config, policy_mix("random", NAME), 120, 0, workers=1))
+    arrays, episodes = join_segments(segments, 0)
+    meta = {"emulator": emulator_dict(env.config), "episodes": episodes}
+    assert recorded_branches(GameData(**arrays, meta=meta), 4) is None
+
+
+def test_a_game_without_luck_leaves_out_what_the_other_split_has():
+    emulator = emulator_config(NAME, env_args='{"has_start": true, "max_episode_steps": 20}')
+    segments = list(record(emulator, policy_mix("held", NAME), 6000, 0, workers=1))
+    splits: dict[bytes, set] = {}
+    for segment in segments:
+        splits.setdefault(segment.content, set()).add(split_of_game(segment.seed))
+    assert len(splits) < len(segments) and all(len(found) == 1 for found in splits.values())
 
 
 @pytest.mark.slow

@@ -107,6 +107,8 @@ def test_an_action_that_is_off_by_one_is_named_and_shifted_back(tmp_path, capsys
     assert "as they are they explain" in capsys.readouterr().out
     imported(save_arrays(tmp_path / "b.npz", late), tmp_path / "late.npz")
     assert "give --shift 1" in capsys.readouterr().out
+    imported(tmp_path / "b.npz", tmp_path / "wrong.npz", "--shift", "-1")
+    assert "shifted by +2" in (said := capsys.readouterr().out) and "give --shift 1" in said
     mended = imported(tmp_path / "b.npz", tmp_path / "mended.npz", "--shift", "1")
     np.testing.assert_array_equal(mended.frames, right.frames)
     np.testing.assert_array_equal(mended.actions, right.actions)
@@ -197,6 +199,19 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
         case "no column":
             table.write_text("key\n" + "\n".join(lines[1:]))
             return [str(source), *out], "no column named action"
+        case "empty line":
+            table.write_text("\n".join([*lines[:20], "", *lines[20:-1]]))
+            return [str(source), *out], "game01.csv: line 21 has no action"
+        case "neither true nor false":
+            rows = [f"{line},{'perhaps' if k == 30 else 0.0}" for k, line in enumerate(lines[1:])]
+            table.write_text("\n".join(["action,terminated", *rows]))
+            return [str(source), *out], "line 32: terminated must be true or false, got perhaps"
+        case "two orders":
+            for number, names in enumerate((["UP", "DOWN"], ["DOWN", "UP"])):
+                place = source / f"game0{number}.json"
+                place.with_suffix(".csv").unlink()
+                place.write_text(json.dumps({"actions": [0, 1] * 30, "action_meanings": names}))
+            return [str(source), *out], "number all of them alike"
         case "unknown action":
             table.write_text("\n".join([*lines[:-1], "JUMP"]))
             return [str(source), "--actions", NAMES, *out], "action 'JUMP' is none of NOOP"
@@ -256,7 +271,8 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
     ["short table", "no table", "no column", "unknown action", "clip of play", "damaged video",
      "no video", "no source", "floats", "no rate", "lengths", "action range", "objects",
      "too short", "there already", "two rates", "ids of two axes", "rewards of two axes",
-     "reward that is no number", "huge cell"],
+     "reward that is no number", "huge cell", "empty line", "neither true nor false",
+     "two orders"],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(filmed, tmp_path, what, ends):
     flags, reason = refused(filmed, tmp_path, what)

@@ -149,6 +149,16 @@ def test_a_recording_made_by_hand_after_a_stop_is_kept(tmp_path, monkeypatch):
         data.unlink()
 
 
+def test_a_recording_made_by_hand_after_a_kill_is_kept(tmp_path):
+    (tmp_path / "collecting.tmp").touch()  # as a killed pipeline leaves it
+    flags = ["--game", "breakout", "--frames", "60", "--workers", "1", "--out", str(tmp_path)]
+    assert collect_atari.main(flags) == 0
+    (data,) = tmp_path.glob("*")  # the mark is gone
+    before = data.read_bytes()
+    Pipeline(tmp_path, "breakout", "default").collect(tmp_path, 100)
+    assert data.read_bytes() == before
+
+
 @pytest.fixture
 def stages(game_data, vqvae, world_model, monkeypatch):
     """Scripts that parse their flags and write what they should; the calls of each are noted."""
@@ -206,7 +216,7 @@ def test_every_stage_knows_the_flags_that_a_preset_gives(preset, stages, tmp_pat
 def test_the_long_preset_records_more_games_for_the_world_model_alone(
     stages, game_data, tmp_path, monkeypatch
 ):
-    game_data.meta = game_data.meta | {"policy": "mix"}
+    game_data.meta = game_data.meta | {"policy": "mix", "seed": 0}
     small = dataclasses.replace(pipeline.PRESETS["long"], more_frames=602)
     monkeypatch.setitem(pipeline.PRESETS, "long", small)
     assert pipeline.main(["--preset", "long", "--out", str(tmp_path)]) == 0
@@ -214,6 +224,17 @@ def test_the_long_preset_records_more_games_for_the_world_model_alone(
     assert (first.out, more.out) == (tmp_path, tmp_path / "more") and first.seed != more.seed
     assert vqvae.data == [tmp_path / "atari_game_data.npz"]
     assert tokens.data == model.data == [*vqvae.data, tmp_path / "more" / "atari_game_data.npz"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"policy": "human"}, {"frameskip": 2}])
+def test_the_long_preset_adds_no_games_to_a_recording_of_another_kind(
+    stages, game_data, tmp_path, change, capsys
+):
+    game_data.meta |= {"policy": "mix", "seed": 0} | change
+    game_data.meta["emulator"] |= change if "frameskip" in change else {}
+    assert pipeline.main(["--preset", "long", "--out", str(tmp_path)]) == 0
+    assert [script for script, _ in stages].count(pipeline.COLLECT) == 1
+    assert "no other games are added to it" in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_is_named_is_taken_and_an_unknown_one_refused_at_once(stages, tmp_path):

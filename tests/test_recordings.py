@@ -132,8 +132,10 @@ def test_recordings_that_cannot_be_joined_are_refused(game_data, vqvae, tmp_path
     _refused([first, first.parent], vqvae, "own.npz is named twice")
     game_data.meta["emulator"]["frameskip"] = 3
     second = _saved(tmp_path / "b" / "own.npz", game_data)
-    with pytest.raises(ValueError, match=f"{second} and {first} differ in 'emulator'"):
+    with pytest.raises(ValueError, match=f"{second} and {first} differ in frameskip 3, not 4"):
         list_episodes([first, second])
+    game_data.meta["emulator"] |= {"frameskip": 4, "package": "another version"}
+    assert len(list_episodes([first, _saved(tmp_path / "c" / "own.npz", game_data)]).paths) == 2
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError, match=f"no recording in {empty}: run .*collect_atari"):

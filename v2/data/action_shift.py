@@ -30,16 +30,19 @@ class ShiftCheck:
         is_clear = sum(part[found] > part[0] for part in self.parts) >= NUM_PARTS - 1
         return found if is_clear and self.explained[found] >= MIN_EXPLAINED else 0
 
-    def __str__(self) -> str:
+    def told(self, shift: int = 0, every: int = 1) -> str:
+        """Say it to the person who imports; `shift` and `every` are the flags that were given."""
         now, best = self.explained[0], self.best
         if max(self.explained.values()) < MIN_EXPLAINED:
             return "actions: they explain nothing of the motion, whatever their shift"
-        if best:
-            return (
-                f"actions: shifted by {best:+d} they explain {self.explained[best]:.0%} of the "
-                f"motion, as they are {now:.0%}: if they are off by that, give --shift {best}"
-            )
-        return f"actions: as they are they explain {now:.0%} of the motion; no shift is better"
+        if not best:
+            return f"actions: as they are they explain {now:.0%} of the motion; no shift is better"
+        rows = shift + best * every  # of the source
+        advice = f"give --shift {rows}" if rows in SHIFTS else f"move them by {rows} rows"
+        return (
+            f"actions: shifted by {best:+d} they explain {self.explained[best]:.0%} of the "
+            f"motion, as they are {now:.0%}: if they are off by that, {advice}"
+        )
 
 
 def check_shift(frames: np.ndarray, actions: np.ndarray, episode_ids: np.ndarray) -> ShiftCheck:

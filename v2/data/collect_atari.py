@@ -30,7 +30,13 @@ from v2.data.environments import ALE_ORDER, read_env_args
 from v2.data.flicker import measure_flicker
 from v2.data.games import FITS, EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, PolicyConfig, policy_mix
-from v2.data.recordings import DATA_NAME, recorded_files, say_all_are_there, shard_path
+from v2.data.recordings import (
+    DATA_NAME,
+    UNFINISHED,
+    recorded_files,
+    say_all_are_there,
+    shard_path,
+)
 from v2.data.resolution import measure_small_things
 from v2.runtime.commands import command
 from v2.runtime.files import check_writable
@@ -119,6 +125,8 @@ def _collect(args, emulator: EmulatorConfig, mix: list[PolicyConfig], directory:
     if old and stop:
         print(f"stopped: {old[0]} is what it was")
         return stop.exit_code
+    if not stop:
+        (directory / UNFINISHED).unlink(missing_ok=True)
     seconds = time.perf_counter() - began
     print(f"{num_frames} frames of {len(scores)} episodes (mean score {np.mean(scores):.1f}) in "
           f"{seconds:.0f} s, {num_frames / seconds:.0f} frames a second: {directory}")  # fmt: skip

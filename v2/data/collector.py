@@ -6,6 +6,7 @@ of its own, from which its policy draws; no game stands twice. Knows nothing of 
 
 import atexit
 import functools
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -20,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from v2.data.atari_dataset import split_of_game
 from v2.data.emulator import AtariFrameEnv, make_atari_env
 from v2.data.games import EmulatorConfig
 from v2.data.policies import PolicyConfig, make_policy
+from v2.data.validation import MIN_EQUAL_FRAMES
 from v2.runtime.cli import SIGNALS
 
 SEEDS_PER_RUN, SEEDS_PER_POLICY = 10_000_000, 1_000_000
@@ -31,6 +34,7 @@ GAMES_PER_POLICY = 6  # at least so many games share a policy's frames, so that 
 SECONDS_BETWEEN_LOOKS = 1.0  # at whether the workers live, while one waits for them
 SNAPSHOT_STEPS, MAX_SNAPSHOTS = 8, 64
 MAX_BACK = 6  # snapshots: rewinding goes back up to 48 steps, 3.2 seconds; further after vain ones
+MAX_VAIN_GAMES = 100
 STUCK_STEPS = 300  # without a reward; then a life is spent, for another ball
 
 
@@ -77,8 +81,8 @@ class Segment:
 
     @property
     def content(self) -> bytes:
-        """What tells finished episodes apart."""
-        return self.ram.tobytes() + self.actions.tobytes()
+        """What tells finished episodes apart: a hash of their states and actions."""
+        return hashlib.sha256(self.ram.tobytes() + self.actions.tobytes()).digest()
 
     def cut(self, num_frames: int) -> "Segment":
         """Keep the first frames."""
@@ -101,11 +105,15 @@ def record(
 
     Args:
         first_seed: game seeds are first_seed + 1,000,000 * policy + game.
+
+    An episode that equals one of the other split is left out, as training refuses both. A policy
+    whose games are such alone, in a game without luck, gets less than its share.
     """
     shares = np.cumsum([0.0] + [config.share for config in mix])
     quotas = np.diff(np.rint(shares * num_frames).astype(int))
+    first: dict[bytes, str] = {}
     streams = [
-        _Stream(emulator, config, int(quota), first_seed + SEEDS_PER_POLICY * index)
+        _Stream(emulator, config, int(quota), first_seed + SEEDS_PER_POLICY * index, first)
         for index, (config, quota) in enumerate(zip(mix, quotas, strict=True))
     ]
     with _pool(workers) as pool:
@@ -118,14 +126,18 @@ def record(
 class _Stream:
     """The games of one policy, in order; submitted ahead, cut at the policy's share."""
 
-    def __init__(self, emulator: EmulatorConfig, config: PolicyConfig, quota: int, seed: int):
+    def __init__(self, emulator: EmulatorConfig, config: PolicyConfig, quota: int, seed: int,
+                 first: dict[bytes, str]):  # fmt: skip
         self.emulator, self.config, self.quota, self.next_seed = emulator, config, quota, seed
+        self.first = first  # see `is_in_other_split`
+        self.num_vain = 0  # games in a row of which nothing is new
         self.max_steps = int(np.clip(quota // GAMES_PER_POLICY, MIN_GAME_STEPS, MAX_GAME_STEPS))
         self.pending: deque = deque()
         self.num_games = self.num_frames = 0
 
     def is_wanting(self) -> bool:
-        return self.quota - self.num_frames > 1  # one frame is no episode
+        is_short = self.quota - self.num_frames > 1  # one frame is no episode
+        return is_short and self.num_vain < MAX_VAIN_GAMES
 
     def is_covered(self) -> bool:
         """Guess whether the games on their way are enough."""
@@ -141,11 +153,23 @@ class _Stream:
     def take(self) -> Iterator[Segment]:
         """Wait for the next game and yield what of it is wanted."""
         self.num_games += 1
+        self.num_vain += 1
         for segment in self.pending.popleft()():
             segment = segment.cut(self.quota - self.num_frames)
-            if len(segment) > 1:
+            if len(segment) > 1 and not is_in_other_split(segment, self.first):
+                self.num_vain = 0
                 self.num_frames += len(segment)
                 yield segment
+
+
+def is_in_other_split(segment: Segment, first: dict[bytes, str]) -> bool:
+    """Tell whether an episode equals one of the other split (`v2.data.validation.check_splits`).
+
+    Args:
+        first: content -> the split in which it stood first; added to.
+    """
+    split = split_of_game(segment.seed)
+    return len(segment) >= MIN_EQUAL_FRAMES and first.setdefault(segment.content, split) != split
 
 
 def _submit(streams: list[_Stream], pool, workers: int) -> None:

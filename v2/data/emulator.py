@@ -7,6 +7,7 @@ policies or models.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ class AtariFrameEnv(gymnasium.Env):
         self.render_mode = env.render_mode
         self.metadata = {"render_modes": RENDER_MODES, "render_fps": config.steps_per_second}
         self.spec = gymnasium.envs.registration.EnvSpec(
-            f"{config.game}-frames-v0", "v2.data.emulator:make_atari_env",
+            re.sub(r"[^\w-]", "_", f"{config.game}-frames-v0"), "v2.data.emulator:make_atari_env",
             disable_env_checker=True, kwargs={"config": config},
         )  # fmt: skip
 

@@ -14,6 +14,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from v2.data.games import MAX_ACTIONS
+
 NUM_RAM_BYTES, DIGEST_BYTES = 128, 16
 USUAL_FPS = 30.0  # of an environment that does not say
 ALE_ORDER = (
@@ -28,6 +30,10 @@ NAMES = {  # of actions, as the keys that they feel like
     "Taxi": "DOWN,UP,RIGHT,LEFT,FIRE,DOWNFIRE", "Blackjack": "NOOP,FIRE",
 }  # fmt: skip
 MINATAR = {"n": "NOOP", "l": "LEFT", "u": "UP", "r": "RIGHT", "d": "DOWN", "f": "FIRE"}
+
+
+class NoWayBackError(ValueError):
+    """The same seed and actions do not lead to the same state again."""
 
 
 class Screens(gymnasium.Env):
@@ -50,6 +56,8 @@ class Screens(gymnasium.Env):
                 f"{_id(env)} has the actions {space}, and a dream knows discrete ones alone: an "
                 "argument may choose them, such as --env-arg continuous=False"
             )
+        if space.n > MAX_ACTIONS:
+            raise ValueError(f"{_id(env)} has {space.n} actions: at most {MAX_ACTIONS} are known")
         self.first_action = int(space.start)
         self.action_space = gymnasium.spaces.Discrete(int(space.n))
         names = names or known_names(env) or usual_names(env)
@@ -118,7 +126,7 @@ class Screens(gymnasium.Env):
         """Go back, or on, to a state of `clone_state`.
 
         Raises:
-            ValueError: the same seed and actions do not lead there again.
+            NoWayBackError: the same seed and actions do not lead there again.
         """
         seed, actions, digest = state
         if seed != self.seed or actions[: len(self.actions)] != self.actions:
@@ -126,7 +134,7 @@ class Screens(gymnasium.Env):
         for action in actions[len(self.actions) :]:
             self._take(action)
         if self.digest != digest:
-            raise ValueError(f"{_id(self.env)} does not repeat itself from its seed: no way back")
+            raise NoWayBackError(f"{_id(self.env)} does not repeat itself from its seed")
 
 
 def make_environment(name: str, env_args: str) -> gymnasium.Env:
@@ -142,8 +150,8 @@ def make_environment(name: str, env_args: str) -> gymnasium.Env:
             name, render_mode="rgb_array", disable_env_checker=True,
             **json.loads(env_args or "{}"),
         )  # fmt: skip
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # whatever an environment of others raises
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"gymnasium cannot make {name} with {env_args or 'no argument'}: {text}"
                          ) from error  # fmt: skip
 

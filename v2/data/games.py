@@ -37,6 +37,7 @@ ATARI_GAMES = """
 """.split()  # every ALE game, by the name of its ROM
 OWN = "own-"  # begins the name of a game that was only recorded
 OF_ATARI = ("game", "frameskip", "repeat_action_probability", "full_action_space", "max_pool")
+MAX_ACTIONS = 256  # of a game: they are stored as uint8
 ENVIRONMENT = re.compile(r"(?!ALE/).*(:|/|-v\d+$)")  # what an id of Gymnasium looks like
 FITS = ("pad", "crop", "stretch")
 
@@ -134,6 +135,8 @@ def game_id(name: str) -> str:
     if str(name).startswith(OWN):
         if not re.fullmatch(OWN + "[a-z0-9_-]{1,60}", name):
             raise ValueError(f"a recorded game is named {OWN}[a-z0-9_-], got {name!r}")
+        return name
+    if re.search(r"-v(?![045]$)\d+$", name) and ENVIRONMENT.match(name):  # no version of ALE's
         return name
     short = re.sub(r"-v\d+$", "", str(name).removeprefix("ALE/"))
     letters, known = re.sub(r"[\W_]", "", short).lower(), ATARI_GAMES

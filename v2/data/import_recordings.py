@@ -27,7 +27,7 @@ from v2.data.contact_sheet import save_contact_sheet
 from v2.data.games import FITS, OWN, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
-from v2.data.recordings import DATA_NAME, default_data, recorded_files
+from v2.data.recordings import DATA_NAME, UNFINISHED, default_data, recorded_files
 from v2.data.sources import Source, dataset_source, is_dataset, npz_source
 from v2.data.video_recordings import video_source
 from v2.runtime.commands import command
@@ -86,6 +86,7 @@ def main(argv=None) -> int:
         return stop.exit_code
     check_training_games(out, data.meta["episodes"])
     save_game_data(out, data)
+    out.with_name(UNFINISHED).unlink(missing_ok=True)
     sheet = out.with_suffix(".png")
     sheet = sheet if args.overwrite else free_path(sheet)  # a picture of another is kept
     save_contact_sheet(sheet, data)
@@ -120,7 +121,8 @@ def _report(data: GameData, source: Source, settings: ImportSettings) -> None:
     rate = settings.steps_per_second
     print(f"{len(data)} frames of {len(data.meta['episodes'])} episodes, {rate:g} a second")
     print("taken: " + ", ".join(f"{n} {s:.1%}" for n, s in zip(names, shares, strict=True)))
-    print(check_shift(data.frames, data.actions, data.episode_ids))
+    check = check_shift(data.frames, data.actions, data.episode_ids)
+    print(check.told(settings.shift, settings.every))
     for note in source.notes:
         print(f"note: {note}")
     for name in np.array(names)[shares == 0]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from v2.data.games import game_directory
+from v2.data.games import differing_settings, game_directory
 from v2.data.npz import BadFileError, add_to_meta, read_meta
 from v2.data.validation import check_episodes
 from v2.runtime.commands import command
@@ -22,6 +22,7 @@ META_FIELDS: dict[str, type] = {
 }  # fmt: skip
 DIGITS = 5  # of a shard's number, behind the name of the whole
 NUM_SHARDS = "num_shards"  # in the meta of each shard, once all are there
+UNFINISHED = "collecting.tmp"  # beside what `make train` has begun to record
 OF_TOKENS = "vqvae_sha256"  # in the meta of a file that holds tokens, which is no recording
 OF_GOLD = "gold_sha256"  # in the meta of what is evaluated on, which no folder offers to train on
 
@@ -60,11 +61,14 @@ def list_episodes(data: Data) -> Listing:
         listing.first_ids.extend([first_id] * len(paths))
         listing.episodes.extend(e | {"id": first_id + e["id"]} for e in episodes)
         first = first or metas[0]
-        for key in ("emulator", "action_meanings"):
-            if metas[0][key] != first[key]:
-                raise ValueError(
-                    f"{paths[0]} and {listing.paths[0]} differ in {key!r}: train on them apart"
-                )
+        differing = differing_settings(metas[0]["emulator"], first["emulator"])
+        if metas[0]["action_meanings"] != first["action_meanings"]:
+            differing.append("action_meanings")
+        if differing:
+            raise ValueError(
+                f"{paths[0]} and {listing.paths[0]} differ in {'; '.join(differing)}: train on "
+                "them apart"
+            )
         first_id = max((e["id"] for e in listing.episodes), default=-1) + 1
     return listing
 

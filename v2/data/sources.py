@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from v2.data.atari_dataset import load_game_data
+from v2.data.games import MAX_ACTIONS
 from v2.data.npz import FOREIGN_BYTES, read_meta
 from v2.data.recordings import recorded_files
 from v2.runtime.files import describe_bytes
 
-MAX_ACTIONS = 256
 IDLE = "NOOP"
 
 

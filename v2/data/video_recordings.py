@@ -17,7 +17,7 @@ from v2.data.sources import Recording, Source, numbered
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif")
 SAME_RATE = 0.01  # by which the frame rates of two videos may differ
 PLAYS_OWN = "it is a clip that play saved, a picture of its window: give --save-data's npz"
-TRUE = ("1", "true", "yes")
+TRUE, FALSE = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no")
 
 
 def video_source(path: Path, names: list[str] | None) -> Source:
@@ -41,8 +41,8 @@ def video_source(path: Path, names: list[str] | None) -> Source:
                 f"{video} has {rate:.4g} frames a second and {videos[0]} {usual:.4g}: import "
                 "videos of one frame rate"
             )
-    given = next((t["action_meanings"] for t in tables.values() if t.get("action_meanings")), None)
-    actions, names = numbered({v: t["actions"] for v, t in tables.items()}, names or given)
+    names = names or _common_names(tables)
+    actions, names = numbered({v: t["actions"] for v, t in tables.items()}, names)
     source = Source(iter(()), names, usual)
     source.recordings = (
         Recording(video, _pictures(video, source.notes), actions[video], table["rewards"],
@@ -50,6 +50,19 @@ def video_source(path: Path, names: list[str] | None) -> Source:
         for video, table in tables.items()
     )  # fmt: skip
     return source
+
+
+def _common_names(tables: dict[str, dict]) -> list[str] | None:
+    """Return the actions' names that the tables give, all in one order; None where none does."""
+    given = {video: t["action_meanings"] for video, t in tables.items() if t.get("action_meanings")}
+    first = next(iter(given), "")
+    for video, names in given.items():
+        if names != given[first]:
+            raise ValueError(
+                f"{video} has the actions {','.join(names)} and {first} {','.join(given[first])}: "
+                "number all of them alike"
+            )
+    return given.get(first)
 
 
 def table_of(video: Path) -> Path:
@@ -87,32 +100,37 @@ def read_table(path: Path) -> dict:
 
 
 def _of_csv(path: Path, text: str) -> dict:
-    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     try:
-        lines = list(rows)
+        rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines())]
     except csv.Error as error:
         raise ValueError(f"{path} is no table ({error})") from error
-    columns = {(name or "").strip().lower(): name for name in rows.fieldnames or []}
+    while rows and not any(rows[-1]):
+        rows.pop()
+    header, *lines = rows or [[]]  # an empty line among them is a row without an action
+    columns = {name.lower(): k for k, name in enumerate(header)}
     if "action" not in columns:
         raise ValueError(
-            f"{path} has no column named action: its first line is "
-            f"{','.join(map(str, rows.fieldnames or []))[:60]!r}"
+            f"{path} has no column named action: its first line is {','.join(header)[:60]!r}"
         )
-    table: dict = {"actions": [_cell(line, columns["action"]) for line in lines]}
-    for number, value in enumerate(table["actions"], start=2):
-        if value == "":
+
+    def column(name: str) -> list[str]:
+        k = columns.get(name, len(header))
+        return [line[k] if k < len(line) else "" for line in lines]
+
+    actions, ends = column("action"), [text.lower() for text in column("terminated")]
+    for number, (action, end) in enumerate(zip(actions, ends, strict=True), start=2):
+        if action == "":
             raise ValueError(f"{path}: line {number} has no action")
+        if end not in TRUE + FALSE:
+            raise ValueError(f"{path}: line {number}: terminated must be true or false, got {end}")
+    is_end = [end in TRUE for end in ends]
+    if any(is_end[:-2]):
+        raise ValueError(f"{path}: line {is_end.index(True) + 2} ends the game: cut the video "
+                         "there")  # fmt: skip
+    table: dict = {"actions": [int(text) if text.isdecimal() else text for text in actions]}
     if "reward" in columns:
-        table["rewards"] = [_cell(line, columns["reward"]) or 0 for line in lines]
-    ends = [str(_cell(line, columns.get("terminated"))).lower() in TRUE for line in lines]
-    if any(ends[:-2]):
-        raise ValueError(f"{path}: line {ends.index(True) + 2} ends the game: cut the video there")
-    return table | {"is_terminated": any(ends)}
-
-
-def _cell(line: dict, column: str | None) -> str | int:
-    text = (line.get(column) or "").strip() if column else ""
-    return int(text) if text.isdecimal() else text
+        table["rewards"] = [text or 0 for text in column("reward")]
+    return table | {"is_terminated": any(is_end)}
 
 
 def _of_json(path: Path, text: str) -> dict:

@@ -4,11 +4,14 @@ Contract: a game counts only while it shows, at every state that is branched, th
 recorded; so what is branched is what was recorded. Knows nothing of models.
 """
 
+import contextlib
+
 import numpy as np
 from tqdm import tqdm
 
 from v2.data.atari_dataset import GameData
 from v2.data.emulator import AtariFrameEnv, make_atari_env
+from v2.data.environments import NoWayBackError
 from v2.data.games import EmulatorConfig
 from v2.eval.branches import BRANCH_STEPS, Branches
 from v2.eval.starts import HISTORY
@@ -52,7 +55,8 @@ def recorded_branches(data: GameData, num_states: int) -> Branches | None:
         return None
     for seed, times in tqdm(chosen.items(), unit="game", disable=None, desc="branches"):
         rows = firsts[seed]
-        _add_game(recorder, seed, data.frames[rows], data.actions[rows], times)
+        with contextlib.suppress(NoWayBackError):
+            _add_game(recorder, seed, data.frames[rows], data.actions[rows], times)
     return recorder.branches() if recorder.states else None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from v2.data.environments import NoWayBackError
 from v2.play.branches import Branches
 from v2.play.clip_saver import BackgroundClips
 from v2.play.controllers import Controllers
@@ -127,7 +128,7 @@ class PlayGame(Commanded):
             return job
         if self.branches is not None and not self.branches.is_done:
             self._job = "branches"
-            return (self.branches.advance,)
+            return (self._advance_branches,)
         return None
 
     def step_job(self, inputs: list[str]) -> tuple | None:
@@ -165,6 +166,14 @@ class PlayGame(Commanded):
             self.session.sync("")  # branch from this moment, not from the dream's last
         self.branches_began = time.perf_counter()
         self.branches = None if self.branches else Branches(self.session)
+
+    def _advance_branches(self) -> None:
+        assert self.branches is not None
+        try:
+            self.branches.advance()
+        except NoWayBackError as error:
+            self.branches, self._job = None, "urgent"  # its notice is said
+            self.session.begin_anew(f"{error}: a new game")
 
     def _look(self) -> None:
         """Copy what views show; called while no job runs."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from v2.data.environments import NoWayBackError
 from v2.data.games import RecordedConfig
 from v2.decoding import END_PROB
 from v2.eval.objects import detector
@@ -189,6 +190,13 @@ class PlaySession:
             self.moment = dataclasses.replace(self.moment, **values)
         self.sync(f"game over with {score:.0f} points: a new game" if over else "")
 
+    def begin_anew(self, notice: str) -> Moment:
+        """Begin a new game where the real one cannot be brought back to where it was."""
+        self._snapshots.clear()
+        self._new_game()
+        self.moment = dataclasses.replace(self.moment, notice=notice)
+        return self.moment
+
     def sync(self, notice: str = "synced") -> Moment:
         """Start the dream from the real frames that are remembered, at least the last four."""
         frame = self.engine.reset(np.stack(self.frames), np.array(self.actions))
@@ -259,7 +267,10 @@ class PlaySession:
         num_steps = min(num_steps, len(self._snapshots))
         for _ in range(num_steps):
             snapshot = self._snapshots.pop()
-        self.env.restore_state(snapshot.env_state)
+        try:
+            self.env.restore_state(snapshot.env_state)
+        except NoWayBackError as error:
+            return self.begin_anew(f"{error}: a new game")
         self.engine.restore(snapshot.dream_state, snapshot.dream_rng_state)
         self.dream_tokens, self.ram = snapshot.dream_tokens, snapshot.ram
         self.frames.clear()

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from v2.data.atari_dataset import GOLD_SEED_START, GameData, save_game_data, split_of_game
-from v2.data.collector import Segment, join_segments
+from v2.data.collector import Segment, is_in_other_split, join_segments
 from v2.data.emulator import emulator_version
 from v2.data.games import EmulatorConfig, emulator_dict
-from v2.data.validation import MIN_EQUAL_FRAMES
 
 # Above the seeds of every collect_atari.py --seed, below those of the gold games.
 HUMAN_SEED_START = 990_000_000
@@ -66,7 +65,8 @@ class EpisodeTape:
             how many frames and episodes the file holds, and how many episodes were left out.
         """
         played = [segment.finish() for segment in self._segments if len(segment) > 1]
-        kept = self._segments = _without_twins(played)
+        first: dict[bytes, str] = {}
+        kept = self._segments = [s for s in played if not is_in_other_split(s, first)]
         if not kept:
             return 0, 0, 0
         shares: dict[str, float] = {}
@@ -82,14 +82,3 @@ class EpisodeTape:
         } | ({"ale_py": emulator_version()} if self.config.is_atari else {})  # fmt: skip
         save_game_data(path, GameData(**arrays, meta=meta))
         return len(arrays["frames"]), len(episodes), len(played) - len(kept)
-
-
-def _without_twins(segments: list[Segment]) -> list[Segment]:
-    """Leave out what `v2.data.validation.check_splits` would refuse."""
-    kept: list[Segment] = []
-    splits: dict[bytes, str] = {}  # content -> the split in which it stood first
-    for segment in segments:
-        split = split_of_game(segment.seed)
-        if len(segment) < MIN_EQUAL_FRAMES or splits.setdefault(segment.content, split) == split:
-            kept.append(segment)
-    return kept

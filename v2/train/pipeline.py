@@ -22,12 +22,22 @@ import tempfile
 import time
 from collections.abc import Mapping
 
-from v2.data.games import EmulatorConfig, find_weights, game_directory, game_id, stored_config
+from v2.data.emulator import emulator_config
+from v2.data.games import (
+    EmulatorConfig,
+    differing_settings,
+    emulator_dict,
+    find_weights,
+    game_directory,
+    game_id,
+    stored_config,
+)
 from v2.data.npz import read_meta
 from v2.data.policies import policy_mix
 from v2.data.recordings import (
     DATA_NAME,
     META_FIELDS,
+    UNFINISHED,
     data_paths,
     list_episodes,
     recorded_files,
@@ -123,7 +133,10 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     pipeline.collect(pipeline.directory, args.frames or preset.frames)
     num_frames = check_frames(data, args.frames, args.game)
     recordings = [data]
-    if preset.more_frames and not args.frames and _is_collected(data):
+    is_alike = preset.more_frames and not args.frames and _is_collected(data)
+    if preset.more_frames and not is_alike:
+        print(f"{data} is not what this preset records: no other games are added to it")
+    if is_alike:
         folder = pipeline.directory / "more"
         pipeline.collect(folder, preset.more_frames, "--seed", 1)
         recordings.append(folder / data.name)
@@ -158,9 +171,16 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
 
 
 def _is_collected(data: Path) -> bool:
-    """Tell whether a recording is of `collect_atari.py` as the stages call it."""
+    """Tell whether a recording is what `collect_atari.py` makes as the stages call it."""
     meta = read_meta(data_paths(data)[0], META_FIELDS)
-    return isinstance(stored_config(meta["emulator"]), EmulatorConfig) and meta["policy"] == "mix"
+    config = stored_config(meta["emulator"])
+    if not isinstance(config, EmulatorConfig) or (meta["policy"], meta["seed"]) != ("mix", 0):
+        return False
+    try:
+        usual = emulator_dict(emulator_config(config.game, max_pool=config.max_pool))
+    except ValueError:  # it needs an argument
+        return False
+    return not differing_settings(usual, meta["emulator"])
 
 
 def check_frames(data: Path, asked: int | None, game: str) -> int:
@@ -245,9 +265,10 @@ class Pipeline:
         """Record, or take the recording that is there; one that was stopped is made again.
 
         A mark is there while our own recording is unfinished: empty at first, then, once it was
-        stopped, with the hashes of what it left, so that what is put there later is kept.
+        stopped, with the hashes of what it left, so that what is put there later is kept. Whoever
+        finishes a recording there takes it away.
         """
-        data, mark = folder / f"{DATA_NAME}.npz", folder / "collecting.tmp"
+        data, mark = folder / f"{DATA_NAME}.npz", folder / UNFINISHED
         folder.mkdir(exist_ok=True)
         is_ours = mark.exists() and mark.read_text("utf-8") in ("", _hashes(data))
         if recorded_files(data) and not is_ours:
@@ -260,7 +281,7 @@ class Pipeline:
         except SystemExit:
             write_text(mark, _hashes(data))
             raise
-        mark.unlink()
+        mark.unlink(missing_ok=True)
 
     def train(self, kind: str, wanted: dict[str, str], script: str, *flags) -> Path:
         """Train, or go on with the newest fitting run where that is unfinished, or take it.
