@@ -209,6 +209,17 @@ def test_every_test_that_a_page_names_is_there(page):
         assert f"def {claim}(" in (ROOT / "tests" / file).read_text() or not claim, claim
 
 
+def test_the_map_names_every_module_once():
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    folders = re.split(r"\| `v2/(\w*)/?` \|", text[: text.index("## Tiers")])
+    tables = dict(zip(folders[1::2], folders[2::2], strict=True))
+    for path in (ROOT / "v2").rglob("*.py"):
+        if path.name != "__init__.py":
+            *folder, name = path.relative_to(ROOT / "v2").parts
+            table = tables[folder[0] if folder else ""]
+            assert table.count(f"`{'/'.join([*folder[1:], name])}`") == 1, path
+
+
 OF_OTHERS = {"--nproc_per_node", "--force-reinstall"}  # torchrun's and pip's
 OF_OLD_CARDS = {"--average", "--init-from"}  # in commands that trained older weights
 

@@ -708,6 +708,14 @@ def test_resume_goes_by_the_epochs_that_are_given_instead_of_steps(world_run):
     assert read_config(world_run)["recipe"]["steps"] == 0
 
 
+def test_resume_to_fewer_steps_than_were_done_is_refused(world_run, ends):
+    step = checkpoint.load_last(world_run, "world_model")["step"]
+    before = content_of(world_run)
+    text = f"is at step {step} and would end at {step - 1}: ask for more steps"
+    ends(train_wm_hires.main, ["--resume", world_run, "--set", f"steps={step - 1}"], 2, text)
+    assert content_of(world_run) == before
+
+
 def test_resume_undoes_compile_and_refuses_what_is_decided_at_the_start(
     world_run, vqvae_run, ends
 ):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import os
 import signal
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import SMALL_WORLD_MODEL, wm_flags
 from v2.models.temporal_world_model import WorldModelConfig
+from v2.models.weights import load_vqvae, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import CARRIED, all_runs
 from v2.train import carry, pipeline, train_wm_hires
@@ -56,9 +58,11 @@ def test_a_carried_run_goes_on_elsewhere_where_its_loss_was(
     ends(carry.main, ["--out", stopped / "runs"], 2, "no unfinished world-model run in")
     ends(carry.main, ["--run", vqvae_run], 2, "is no unfinished run of a world model")
     assert carry.main(["--out", str(stopped)]) == 0
-    assert "make train GAME=breakout PRESET=long" in capsys.readouterr().out
     (run,) = all_runs(stopped)
     (carried,) = (stopped / CARRIED).iterdir()
+    next_command = f"make train GAME=breakout PRESET=long VQVAE={carried / 'vqvae.pt'}"
+    assert next_command in capsys.readouterr().out
+    assert checkpoint.load_checkpoint(carried / "last.pt", "world_model")["best"] == -math.inf
     sizes = [sum(f.stat().st_size for f in folder.glob("last.pt")) for folder in (run, carried)]
     assert sizes[1] < sizes[0] / 5  # of weights, averages and two moments in float32, half of one
     assert carry.main(["--out", str(stopped)]) == 0  # once a sitting: the old one is replaced
@@ -68,7 +72,9 @@ def test_a_carried_run_goes_on_elsewhere_where_its_loss_was(
     made = pipeline.Pipeline(elsewhere, "breakout", "long")
     made._bring_carried()
     (new,) = all_runs(elsewhere)
-    assert made._newest_run("world_model", {}) == new and new.name == run.name
+    named, _ = load_vqvae(elsewhere / CARRIED / run.name / "vqvae.pt")  # as the command says
+    wanted = {"vqvae_sha256": tokenizer_sha256(named)}
+    assert made._newest_run("world_model", wanted) == new and new.name == run.name
     flags = ["--resume", str(new), "--data", str(data_path), "--tokens", str(tokens_path)]
     assert train_wm_hires.main(flags) == 0
     assert "warming up again" in capsys.readouterr().out

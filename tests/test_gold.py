@@ -29,6 +29,7 @@ from v2.models.vqvae_hires import VQVAE, VQVAEConfig
 from v2.models.weights import tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.files import file_sha256
+from v2.train.recipe import WorldModelRecipe, with_settings
 
 
 @pytest.fixture(scope="module", params=GOLD_GAMES)
@@ -343,6 +344,19 @@ def test_the_card_says_which_flags_a_run_could_not_have():
     lines = model_card.training_lines({"train_vqvae_hires": runs})
     assert "Trained for 9 steps, before there was --ema, --rare-motion:" in lines
     assert "Trained for 5 steps:" in lines and "did not exist then" in lines[0]
+
+
+def test_the_card_repeats_a_run_that_began_with_anothers_weights_and_without_an_age():
+    first, last = WorldModelRecipe(), WorldModelRecipe(has_age=False, init_from="/old/best.pt")
+    runs = [{"recipe": dataclasses.asdict(recipe), "step": 9} for recipe in (first, last)]
+    lines = model_card.training_lines(
+        {"train_wm_hires": suite.training_runs(runs[1] | {"earlier": runs[:1]})}
+    )
+    commands = [line.strip() for line in lines if line.startswith("    python")]
+    for command, recipe in zip(commands, (first, last), strict=True):
+        settings = shlex.split(command)[3:]
+        again = with_settings(WorldModelRecipe(has_age=True), settings)
+        assert again == dataclasses.replace(recipe, init_from="ABOVE" if recipe is last else "")
 
 
 def _evaluated_untrained(tmp_path, capsys, game, num_actions, *played, flags=()):

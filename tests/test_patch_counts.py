@@ -54,6 +54,18 @@ def test_counted_games_say_how_a_ball_of_other_games_goes_on():
     assert (torch.from_numpy(data.tokens[rows]).long() == truth).all(1).float().mean() == 0
 
 
+def test_the_episodes_of_a_game_are_all_counted_or_none():
+    data = _balls_in_a_box()
+    for episode in data.meta["episodes"]:  # three in a row are one game, as after rewinds
+        episode["seed"] = 10 * (episode["id"] // 3)
+    counted = counted_rows(data, 0.5)
+    games, rest = (
+        {10 * (k // 3) for k in data.episode_ids[rows].tolist()}
+        for rows in (counted, np.setdiff1d(data.rows_of("train"), counted))
+    )
+    assert games and rest and not games & rest
+
+
 def test_equal_games_give_equal_tables_and_full_buckets_keep_what_gains_most():
     data = _balls_in_a_box(8)
     rows = counted_rows(data, 0.9)

@@ -19,9 +19,17 @@ from v2.data.atari_dataset import (
 )
 from v2.data.recordings import list_episodes, say_all_are_there, shard_path
 from v2.data.start_scene import cut_start
-from v2.data.tokens import TOKENS_NAME, recording_sha256, tokenize, tokens_path
+from v2.data.tokens import (
+    TOKENS_NAME,
+    recording_sha256,
+    recordings_sha256,
+    tokenize,
+    tokens_path,
+)
 from v2.eval.gold import load_recorded
 from v2.play.episodes import EpisodeFile
+from v2.runtime import checkpoint
+from v2.runtime.run_dir import all_runs
 from v2.train import train_vqvae_hires, train_wm_hires
 
 SYNTHETIC_SHA256 = "968c2046baa14e64119f139517c58f46dd234c54280dd98b710de62dfefee086"
@@ -205,9 +213,22 @@ def test_one_own_game_is_trained_on_and_evaluated_where_it_was_held_out(
     assert out.count("the last tenth of 334 frames is") == 2 and f"VQ-VAE: {run}" in out
     assert tokens_path(first, tmp_path / "home") == tmp_path / "home" / "mine_tokens.npz"
     assert (tmp_path / "home" / "mine_tokens.npz").exists()
-    chosen = load_recorded(first, "breakout", 2, 10, "any", [recording_sha256(first)])
+    chosen = load_recorded(first, "breakout", 2, 10, "any", [(recording_sha256(first),)])
     assert len(chosen.data) == 33 and "what is held out" in chosen.source
     assert len(load_recorded(first, "breakout", 2, 10, "any").data) == 334
+    (trained,) = (r for r in all_runs(tmp_path / "home") if r != run)
+    (said,) = checkpoint.lineage(checkpoint.load_last(trained, "world_model"))
+    assert said["recordings_sha256"] == [recording_sha256(first)] == [said["data_sha256"]]
+
+
+def test_a_part_of_what_was_learnt_from_is_not_evaluated_alone(game_data, tmp_path):
+    games = [_part(_one_game(game_data, (300, 300)), k, k + 1) for k in range(2)]
+    both = [_saved(tmp_path / f"{k}.npz", _renumbered(game)) for k, game in enumerate(games)]
+    learnt = [(recording_sha256(both), *recordings_sha256(both))]
+    for part in (both[0], both[::-1]):
+        with pytest.raises(ValueError, match="give all of its recordings to --data"):
+            load_recorded(part, "breakout", 2, 10, "any", learnt)
+    assert "held out" in load_recorded(both, "breakout", 2, 10, "any", learnt).source
 
 
 def test_two_sessions_are_trained_on_together_and_resumed(

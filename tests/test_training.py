@@ -43,6 +43,7 @@ from v2.train.optim import GradientGuard, Optimizers
 from v2.train.recipe import VQVAERecipe, WorldModelRecipe
 from v2.train.sampling import Rows, read_windows, step_rng
 from v2.train.vqvae_loss import ReconstructionLoss
+from v2.train.wm_loss import WorldModelLoss
 
 UNRAISABLE = "error::pytest.PytestUnraisableExceptionWarning"
 NO_OPEN_FILES = pytest.mark.filterwarnings("error::ResourceWarning", UNRAISABLE)
@@ -300,6 +301,24 @@ def test_later_layers_learn_only_once_they_join(vqvae_run, tokens_path, data_pat
         state = checkpoint.load_checkpoint(run / "last.pt", "world_model")
         weights = [state["model"][f"blocks.{layer}.contract.weight"] for layer in (0, 1)]
         assert [bool(w.any()) for w in weights] == [True, is_learning]
+
+
+def test_layers_that_joined_stay_and_weights_that_are_taken_have_all_of_theirs(
+    vqvae_run, tokens_path, data_path, tmp_path, monkeypatch
+):
+    late = ["first_layers=1", "first_layers_share=0.5"]
+    run = train_world_model(tmp_path / "a", data_path, vqvae_run, "--set", "steps=2", *late)
+    calls, loss = [], WorldModelLoss.__call__
+
+    def noting(self, *args):
+        calls.append(args[-1])
+        return loss(self, *args)
+
+    monkeypatch.setattr(WorldModelLoss, "__call__", noting)
+    assert train_wm_hires.main(["--resume", str(run), "--set", "steps=6"]) == 0
+    begun = ["--set", "steps=2", f"init_from={run}", *late]
+    train_world_model(tmp_path / "b", data_path, vqvae_run, *begun)
+    assert calls == [0] * 4 + [0] * 2  # all
 
 
 def test_the_recipe_decides_the_model_and_its_table_of_far_changes_is_saved(

@@ -9,7 +9,7 @@ from v2.dream import DreamEngine
 from v2.eval import bounces
 from v2.eval.gold import EvaluationSet
 from v2.eval.objects import detector
-from v2.eval.starts import HISTORY, cut_clips
+from v2.eval.starts import HISTORY, cut_clips, stratified_starts
 from v2.eval.turns import MORE_FLIGHT, turn_scores, turn_starts
 
 
@@ -70,6 +70,16 @@ def test_a_perfect_model_is_exact_everywhere_and_a_copy_nowhere_in_flight(game, 
     assert any(name.startswith("turns/exact flight, speed") for name in perfect)
 
 
+def test_a_copy_of_the_last_frame_is_the_baseline_that_it_scores(game, clips):
+    engine = canaries.CopyLast(game[1], canaries.PatchTokenizer())
+    engine.grid = (21, 16)
+    rows = {name: row for name, row in turn_scores(engine, clips).items()
+            if row.baselines.keys() == {"copy_last"}}  # fmt: skip
+    assert "turns/no_ball serve" in rows
+    for name, row in rows.items():
+        assert row.value == row.baselines["copy_last"].value, name
+
+
 def test_an_erased_ball_is_told_as_no_ball_and_a_late_one_as_wrong(game, clips):
     erased = _scores(canaries.BallErased, game, clips)
     assert erased["turns/no_ball flight, open field"] > 0.8
@@ -104,6 +114,12 @@ def test_rare_speeds_and_places_are_filled_up_and_leave_the_row_of_flight_alone(
     parts = {name for name in every if name.startswith("turns/exact flight, ")}
     assert parts and all(few[name] >= min(40, every[name]) for name in parts)
     assert any(few[name] == 40 < every[name] for name in parts)
+
+
+def test_a_recording_of_twenty_frames_has_starts():
+    data, _ = canaries.record_with_states(seed=3, num_steps=19)
+    starts, _ = stratified_starts(data, 4, 5, np.random.default_rng(0))
+    assert len(data) == 20 and len(starts) and starts.max() < 15
 
 
 def test_pong_has_kinds_of_its_own():

@@ -60,6 +60,26 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
     assert torch.allclose(total, expected, atol=1e-6)
 
 
+def test_what_is_revealed_is_neither_fed_back_nor_counted_as_right(world_model, monkeypatch):
+    windows, read = _windows(steps=3), []
+    predict = decoding.predict_next
+
+    def note(model, history, actions, *args, **options):
+        read.append((history, options["revealed"]))
+        return predict(model, history, actions, *args, **options)
+
+    monkeypatch.setattr(wm_loss, "predict_next", note)
+    draws = torch.zeros(2, 3, NUM_LOSS_DRAWS + 336)
+    draws[..., 1] = 1.0  # all tokens are revealed in all samples ...
+    draws[..., NUM_LOSS_DRAWS] = 1.0  # ... but the first
+    loss, never = _loss(WorldModelRecipe(max_wrong=336)), torch.zeros(2, 3, dtype=torch.bool)
+    _, metrics = loss(world_model, windows, never, draws)
+    assert [revealed is None for _, revealed in read] == [True, True, False]
+    own = read[2][0][:, -2:]
+    assert not torch.equal(own, windows.tokens[:, 4:6])
+    assert metrics["accuracy"] in (0.0, 0.5, 1.0)  # of the one token that was hidden
+
+
 @pytest.mark.parametrize("changes", [{}, {"num_cells": 96, "has_age": True, "num_decided": 2}])
 def test_a_rollout_without_teacher_equals_the_dream(changes, vqvae, monkeypatch):
     world_model = _model(**changes)
@@ -233,7 +253,7 @@ def test_a_share_of_the_predictions_is_learnt_without_the_table(monkeypatch):
     recipe = WorldModelRecipe(table_dropout=0.25, revealed_share=0.0)
     trunk = TemporalWorldModel.trunk
     monkeypatch.setattr(TemporalWorldModel, "trunk",
-                        lambda *args: seen.append(args[-1].tolist()) or trunk(*args))  # fmt: skip
+                        lambda *args: seen.append(args[-2].tolist()) or trunk(*args))  # fmt: skip
     draws = torch.ones(2, 3, NUM_LOSS_DRAWS + 336)
     draws[0, 1, 2], draws[1, :, 2] = 0.2, 0.3
     _loss(recipe)(model, _windows(steps=3), torch.zeros(2, 3, dtype=torch.bool), draws)

@@ -29,9 +29,10 @@ from v2.runtime.files import check_writable
 
 OLDEST_PYTHON = (3, 10)
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pygame", "tqdm", "filelock", "pillow",
-            "av", "onnx", "onnxscript", "onnxruntime")  # fmt: skip
+            "av", "onnx", "onnxscript", "onnxruntime", "matplotlib")  # fmt: skip
 USERS = {"pygame": "play", "av": "play --record", "pillow": "training, recording",
-         "onnxruntime": "play", "onnx": "play", "onnxscript": "play"}  # fmt: skip
+         "onnxruntime": "play", "onnx": "play", "onnxscript": "play",
+         "matplotlib": "results page, agents' curves"}  # fmt: skip
 INSTALL, RESTORE = "python -m pip install -r requirements.txt", "git checkout -- checkpoints/v2"
 if IS_INSTALLED:
     INSTALL = RESTORE = "install this package again, as the first time"

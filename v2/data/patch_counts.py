@@ -35,12 +35,18 @@ class Exceptions(NamedTuple):
 
 
 def counted_rows(tokens: TokenData, share: float) -> np.ndarray:
-    """Return the rows of those training games that are counted; no window comes from them."""
+    """Return the rows of those training games that are counted; no window comes from them.
+
+    A game is all episodes of a seed: after a rewind one repeats what the one before has shown.
+    """
     rows = tokens.rows_of("train")
-    games = np.unique(tokens.episode_ids[rows])
+    seeds = {episode["id"]: episode["seed"] for episode in tokens.meta["episodes"]}
+    ids, inverse = np.unique(tokens.episode_ids[rows], return_inverse=True)
+    of_episode = np.array([seeds[k] for k in ids.tolist()])
+    games = np.unique(of_episode)
     order = np.arange(len(games))
     is_counted = np.floor((order + 1) * share) > np.floor(order * share)
-    return rows[np.isin(tokens.episode_ids[rows], games[is_counted])]
+    return rows[np.isin(of_episode, games[is_counted])[inverse]]
 
 
 @torch.inference_mode()

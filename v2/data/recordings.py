@@ -97,7 +97,12 @@ def default_data(game: str, home: Path | None) -> Path:
 
 def first_name(data: Data) -> Path:
     """Return the first recording, shards by the name without their number."""
-    return next(name for given in _listed(data) for name in _in_folder(given))
+    return recording_names(data)[0]
+
+
+def recording_names(data: Data) -> list[Path]:
+    """Return each recording by a name of its own, shards by the name without their number."""
+    return [name for given in _listed(data) for name in _in_folder(given)]
 
 
 def shown(data: Data) -> str:
@@ -111,8 +116,7 @@ def _listed(data: Data) -> list[Path]:
 
 def _recordings(data: Data) -> list[list[Path]]:
     """Return the files of each recording."""
-    names = [name for given in _listed(data) for name in _in_folder(given)]
-    found = [_files_of(name) for name in names]
+    found = [_files_of(name) for name in recording_names(data)]
     seen: set[Path] = set()
     for path in (path for paths in found for path in paths):
         if path.resolve() in seen:

@@ -35,6 +35,7 @@ from v2.data.recordings import (
     data_paths,
     first_name,
     list_episodes,
+    recording_names,
 )
 from v2.data.validation import array_sha256, check_hashes, check_splits, check_steps
 from v2.models.vqvae_hires import MARGIN, VQVAE, WINDOW
@@ -202,6 +203,11 @@ def encode_frames(vqvae: VQVAE, frames: np.ndarray, device: torch.device) -> np.
     times = torch.arange(T, device=device)[:, None, None] * is_changed
     newest = times.cummax(0).values  # when each token was last computed
     return tokens.gather(0, newest).flatten(1).cpu().numpy()
+
+
+def recordings_sha256(data: Data) -> list[str]:
+    """Hash each recording by itself."""
+    return [recording_sha256(name) for name in recording_names(data)]
 
 
 def recording_sha256(data: Data) -> str:

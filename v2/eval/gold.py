@@ -5,7 +5,7 @@ name the same data. It holds no pixels (v2/eval/gold_replay.py) and is made by
 `v2/eval/build_gold.py`. Knows nothing of models.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from v2.data.atari_dataset import (
 )
 from v2.data.games import game_directory
 from v2.data.recordings import Data, shown
+from v2.data.tokens import recordings_sha256
 from v2.eval.branches import Branches
 from v2.eval.gold_replay import load_games, read_games
 from v2.eval.replays import recorded_branches
@@ -100,7 +101,7 @@ def _check_split(path: Path, meta: dict) -> None:
 
 def load_recorded(
     path: Data, game: str, num_rollouts: int, rollout_steps: int, which: str = "strata",
-    learnt: Collection[str] = (), long_rollouts: int = 0, long_steps: int = 0,
+    learnt: Collection[Sequence[str]] = (), long_rollouts: int = 0, long_steps: int = 0,
     num_branched: int = 0,
 ) -> EvaluationSet:  # fmt: skip
     """Take what recordings hold out, or all of them where they hold nothing out.
@@ -110,7 +111,8 @@ def load_recorded(
     Args:
         num_branched: states to branch, where the emulator plays the recording again; 0: none.
         which: `strata`: as many rollouts begin before each kind of bounce; `any`: at any moment.
-        learnt: hashes of what the model was trained on; of that only what was held out is taken.
+        learnt: what the models were trained on, run by run: the hash of all, then of each
+            recording; of that only what was held out is taken.
     Raises:
         ValueError: a recording is of another game, or too short.
     """
@@ -118,10 +120,16 @@ def load_recorded(
     if data.meta["game"] != game:
         raise ValueError(f"{name} holds {data.meta['game']}, not {game}: give --game or other data")
     digest = data_sha256(data.meta)
-    if digest in learnt:
-        hold_out_end(data)
+    for whole, *parts in learnt:
+        if whole == digest:
+            hold_out_end(data)
+        elif not _has_held_out(data) and set(parts) & set(recordings_sha256(path)):
+            raise ValueError(
+                f"{name} is not all of what the weights learnt from: give all of its recordings to "
+                "--data, in that order"
+            )
     rows, split = np.arange(len(data)), "all games"
-    if any(split_of(episode) == "val" for episode in data.meta["episodes"]):
+    if _has_held_out(data):
         rows, split = data.rows_of("val"), "what is held out"
     arrays = {name: array[rows] for name, array in data.arrays().items()}
     data = GameData(**with_ram(arrays), meta=data.meta)
@@ -141,6 +149,10 @@ def load_recorded(
         data, starts, strata, long_starts, long_strata, branches, False, digest, source,
         rollout_steps,
     )  # fmt: skip
+
+
+def _has_held_out(data: GameData) -> bool:
+    return any(split_of(episode) == "val" for episode in data.meta["episodes"])
 
 
 def _fitting_steps(data: GameData, most: int) -> int:

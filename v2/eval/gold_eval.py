@@ -92,7 +92,8 @@ def main(argv=None) -> int:
     tune_cpu()
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)
-    learnt = {str(run.get("data_sha256")) for run in checkpoint.lineage(engine.info)}
+    runs = [*checkpoint.lineage(engine.info), *checkpoint.lineage(engine.info["vqvae"])]
+    learnt = [(run.get("data_sha256"), *run.get("recordings_sha256", ())) for run in runs]
     chosen = choose_set(game, tier, args.data, args.starts, args.rollouts, learnt)
     check_fits(engine, chosen.data)
     print(f"evaluating {engine.source} on {engine.device}, {chosen.source}")

@@ -43,11 +43,13 @@ def training_lines(training: dict[str, list[dict]]) -> list[str]:
     lines = [
         "The commands of each training, with the flags that it had at its end; a flag that a run "
         "does not list was off or did not exist then: the package's commit of that time makes it "
-        "again.", "",
+        "again. ABOVE is the run above.", "",
     ]  # fmt: skip
     for script, runs in training.items():
         for k, run in enumerate(runs):
-            flags, start = _flags(run), " --init-from the run above" if k else ""
+            flags, start = _flags(run), ""
+            if k:
+                start = " init_from=ABOVE" if run.get("is_recipe") else " --init-from ABOVE"
             time = f", {run['minutes']:.0f} minutes" if run["minutes"] else ""
             planned = run["flags"].get("steps") or 0
             stopped = f" of {planned} (stopped there)" if planned > (run["steps"] or 0) else ""

@@ -169,7 +169,7 @@ def _candidates(data: GameData, horizon: int) -> dict[str, np.ndarray]:
         found[stratum] = rows[ready & soon & is_next]
     is_calm = _count(disturbed, first + 1, rows + FLIGHT_STEPS - 1) == 0
     found[rules.STRATA[0]] = rows[keeps_ball & flies & is_calm]
-    early, late = LOSS_STEPS
+    early, late = (min(steps, horizon) for steps in LOSS_STEPS)
     found[rules.STRATA[-1]] = rows[
         flies & (lost[rows + early] == lost[first]) & (lost[rows + late] > lost[first])
     ]

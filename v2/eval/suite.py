@@ -6,7 +6,7 @@ compared only if evaluator, data and `Tier` agree. Knows nothing of flags or out
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ from v2.eval.turns import turn_scores, turn_starts
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import OF_A_MACHINE
 
-VERSION = 12  # raise it when a number may change
+VERSION = 13  # raise it when a number may change
 TARGET_MINUTES = 30
 NUM_KINDS = 8  # of turns, at most; more windows of flight count as one
 REAL_FRAME_EVERY = 20  # of all games: dreams are measured against these
@@ -72,14 +72,14 @@ TIERS = {
 
 def choose_set(
     game: str, tier: Tier, data: Data | None, which: str = "strata", asked: int | None = None,
-    learnt: Collection[str] = (),
+    learnt: Collection[Sequence[str]] = (),
 ) -> EvaluationSet:  # fmt: skip
     """Return the gold set of a game, or what there is to evaluate on in a recording.
 
     Args:
         which: where rollouts on `data` begin, `strata` or `any` (v2.eval.gold.load_recorded).
         asked: rollouts that were asked for by number; a tier takes what the gold set has.
-        learnt: hashes of what the model was trained on.
+        learnt: what the models were trained on, as `load_recorded` takes it.
     Raises:
         FileNotFoundError, ValueError: no gold set, data that do not fit, or too few rollouts.
     """
@@ -217,7 +217,8 @@ def training_runs(info: dict) -> list[dict]:
         args = run.get("recipe") or run.get("train_args", {})
         flags = {
             name: value for name, value in args.items()
-            if name not in OF_A_MACHINE and value is not None and value is not False and value != ""
+            if name not in OF_A_MACHINE and name != "init_from"
+            and (value is not False or "recipe" in run) and value not in (None, "")
         }  # fmt: skip
         later |= args.keys() - set(OF_A_MACHINE)
         runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags,
@@ -234,7 +235,7 @@ def _announce(engine, clips: Clips, num_steps: int) -> None:
     engine.reset(clips.history[batch], clips.past_actions[batch])
     engine.step(clips.actions_to(1)[batch].astype(np.int64))
     began = time.perf_counter()
-    engine.step(clips.actions_to(2)[batch].astype(np.int64))
+    engine.step(clips.actions_to(min(2, clips.horizon))[batch].astype(np.int64))
     rate = BATCH / (time.perf_counter() - began)
     minutes = num_steps / rate / 60
     print(f"{num_steps} steps at {rate:.1f} a second: about {minutes:.1f} minutes")

@@ -10,7 +10,7 @@ import numpy as np
 
 from v2.data.atari_dataset import window_starts
 from v2.eval.engine import Engine, Progress, Scores, chunks, encode, flat
-from v2.eval.intervals import Metric, mean_metric
+from v2.eval.intervals import mean_metric
 from v2.eval.objects import detector
 from v2.eval.objects.base import MAX_JITTER, NATIVE_PIXELS, Objects
 from v2.eval.starts import HISTORY, Clips
@@ -124,7 +124,8 @@ def turn_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Scor
             row.baselines["constant_velocity"] = mean_metric(is_guessed[has_ball], episodes)
             scores[f"turns/within_1px {name}"] = row
             lost = mean_metric(seen.num_balls[has_ball] == 0, episodes)
-            lost.baselines["copy_last"] = Metric(0.0)
+            is_hidden = detector.read_frames(game, clips.frames_at(0)[has_ball]).num_balls == 0
+            lost.baselines["copy_last"] = mean_metric(is_hidden, episodes)
             scores[f"turns/no_ball {name}"] = lost
     return scores
 

@@ -80,6 +80,7 @@ def sizes(num_windows: int) -> tuple[int, int]:
 def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata) -> Clips:
     """Cut windows of four frames and the steps after them that begin at some rows."""
     rows = firsts[:, None] + np.arange(HISTORY + steps)  # (B, 4 + H)
+    seeds = {episode["id"]: episode["seed"] for episode in tokens.meta["episodes"]}
     return Clips(
         game=tokens.emulator.game,
         frames=_read("frames", data, rows),
@@ -87,7 +88,7 @@ def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata
         rewards=tokens.rewards[rows[:, :-1]],
         terminated=tokens.terminated[rows[:, :-1]],
         ram=_read("ram", data, rows),
-        episodes=tokens.episode_ids[rows[:, 0]],
+        episodes=np.array([seeds[k] for k in tokens.episode_ids[rows[:, 0]].tolist()]),
         strata=np.array(strata),
     )
 

@@ -24,6 +24,7 @@ from v2.runtime.files import disk_explained, sweep_temporaries, sync_directory, 
 from v2.runtime.lock import Lock
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S%z"
+VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 CARRIED = "carried"  # folder of unfinished runs made small, beside runs/
 SHIPPED = {"vqvae": "atari_vqvae_hires.pt", "world_model": "atari_world_model_hires.pt"}
 START_NAME = "start.npz"  # beside shared weights: recorded frames that a dream can start from
@@ -227,7 +228,7 @@ def _runs_in(home: Path) -> str:
 
 def vqvae_beside(world_model: Path) -> Path:
     """Return the VQ-VAE that lies beside a world model, in its run or among shipped weights."""
-    of_run = world_model.with_name("vqvae.pt")
+    of_run = world_model.with_name(VQVAE_NAME)
     return of_run if of_run.exists() else world_model.with_name(SHIPPED["vqvae"])
 
 

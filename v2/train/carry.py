@@ -18,6 +18,7 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import math
 import shutil
 import tempfile
 
@@ -25,7 +26,16 @@ from v2.data.games import game_directory, shipped_directory
 from v2.models.weights import build_model, load_vqvae
 from v2.runtime import checkpoint
 from v2.runtime.files import check_writable
-from v2.runtime.run_dir import CARRIED, SHIPPED, all_runs, find_run, is_finished, read_config
+from v2.runtime.run_dir import (
+    CARRIED,
+    SHIPPED,
+    VQVAE_NAME,
+    all_runs,
+    find_run,
+    is_finished,
+    read_config,
+    shown_path,
+)
 from v2.train.recipe import WORLD_MODEL_PRESETS
 
 
@@ -60,7 +70,9 @@ def main(argv=None) -> int:
         made.rename(target)
     size = sum(file.stat().st_size for file in target.iterdir())
     print(f"{target}: {size / 1e6:.1f} MB")
-    print(f"next, on the other machine: make train GAME={args.game} PRESET={presets[0]}")
+    vqvae = shown_path(target / VQVAE_NAME) if (target / VQVAE_NAME).exists() else "shipped"
+    print(f"next, on the other machine: make train GAME={args.game} PRESET={presets[0]} "
+          f"VQVAE={vqvae}")  # fmt: skip
     return 0
 
 
@@ -77,12 +89,12 @@ def _write(run: Path, folder: Path, game: str) -> None:
     model = build_model(dict(state), run / "last.pt").to(checkpoint.SHIPPED_DTYPE)
     checkpoint.check_finite(model.state_dict(), run)
     kept = {k: v for k, v in state.items() if k not in ("format", "kind", "config", "model")}
-    kept |= {"ema": None, "optimizer": {}}
+    kept |= {"ema": None, "optimizer": {}, "best": -math.inf}  # as best.pt stays behind
     checkpoint.save_checkpoint(folder / "last.pt", "world_model", model, **kept)
     for name in ("config.json", "metrics.jsonl"):
         shutil.copyfile(run / name, folder / name)
-    if not _is_shipped(run / "vqvae.pt", game):
-        shutil.copyfile(run / "vqvae.pt", folder / "vqvae.pt")
+    if not _is_shipped(run / VQVAE_NAME, game):
+        shutil.copyfile(run / VQVAE_NAME, folder / VQVAE_NAME)
 
 
 def _is_shipped(vqvae: Path, game: str) -> bool:

@@ -45,6 +45,11 @@ def run_trainer(trainer, run: RunDir | None) -> int:
         workers.wait()
         if args.resume:
             trainer.load(run)
+            if trainer.num_steps < trainer.step:
+                raise ValueError(
+                    f"{args.resume} is at step {trainer.step} and would end at "
+                    f"{trainer.num_steps}: ask for more steps"
+                )
             if own:
                 own.forget_after(trainer.step)
                 print(f"resumed {own.path} at step {trainer.step}")

@@ -54,7 +54,14 @@ from v2.runtime.commands import command
 from v2.runtime.device import choose_device
 from v2.runtime.files import check_writable, file_sha256, write_text
 from v2.runtime.lock import Lock
-from v2.runtime.run_dir import CARRIED, all_runs, is_finished, read_config, read_status
+from v2.runtime.run_dir import (
+    CARRIED,
+    VQVAE_NAME,
+    all_runs,
+    is_finished,
+    read_config,
+    read_status,
+)
 from v2.train.recipe import (
     VQVAE_PRESETS,
     WORLD_MODEL_PRESETS,
@@ -309,9 +316,9 @@ class Pipeline:
                 continue
             with tempfile.TemporaryDirectory(dir=self.directory) as folder:
                 copy = Path(shutil.copytree(carried.parent, Path(folder) / run.name))
-                if not (copy / "vqvae.pt").exists():
+                if not (copy / VQVAE_NAME).exists():
                     shipped = find_weights("shipped", "vqvae", self.game)
-                    shutil.copyfile(shipped, copy / "vqvae.pt")
+                    shutil.copyfile(shipped, copy / VQVAE_NAME)
                 run.parent.mkdir(exist_ok=True)
                 copy.rename(run)
             print(f"brought from {carried.parent}: {run}")

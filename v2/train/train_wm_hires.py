@@ -30,6 +30,7 @@ from v2.data.tokens import (
     TokenData,
     check_target,
     load_tokens,
+    recordings_sha256,
     staleness,
     tokenize,
     tokens_path,
@@ -44,7 +45,7 @@ from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
 from v2.runtime.device import compiled, tune_cpu
 from v2.runtime.files import check_output, check_writable
-from v2.runtime.run_dir import RunDir, is_of_smoke
+from v2.runtime.run_dir import VQVAE_NAME, RunDir, is_of_smoke
 from v2.train.distributed import Workers, join
 from v2.train.flags import Parsed, parse, plain_args, training_parser
 from v2.train.history_noise import NUM_DRAWS, add_noise
@@ -69,7 +70,6 @@ from v2.train.sampling import (
 from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
-VQVAE_NAME = "vqvae.pt"  # the copy that a world-model run keeps beside its weights
 REWARM_STEPS = 300  # of a run that goes on without the optimizer's state
 
 
@@ -199,7 +199,8 @@ class Trainer:
         self.model, self.tokens, self.device = model, tokens, device
         self.workers, recipe = workers, self.recipe
         self.forward = compiled(model) if recipe.compile else model
-        self.checked: set[int] = set()  # sizes of batches, see `_check_compiled`
+        self.checked: set[tuple] = set()  # kinds of batches, see `_check_compiled`
+        self.has_all_layers = False  # those that join late have joined
         self.step, self.best = 0, -float("inf")
         self.warm_from = 0  # step at which it went on without the optimizer's state
         self.minutes_before, self.began = 0.0, time.monotonic()
@@ -213,6 +214,7 @@ class Trainer:
         self.vqvae_sha256 = tokenizer_sha256(vqvae)
         self.tokens_sha256 = array_sha256(tokens.tokens)
         self.data_sha256 = tokens.meta["data_sha256"]
+        self.recordings_sha256 = recordings_sha256(data)
         self.train_rows = tokens.rows_of("train")
         self.ages = token_ages(tokens.tokens, tokens.episode_ids) if recipe.has_age else None
         if workers.is_writer:
@@ -254,10 +256,11 @@ class Trainer:
         is_forced = torch.from_numpy(forced)
         num_draws = NUM_LOSS_DRAWS + self.model.config.num_positions
         batch = windows, is_forced, self._drawn(rng, count, steps, num_draws)
-        if self.forward is not self.model:
-            self._check_compiled(*batch)
         num_cells = recipe.cells_at(self.step, self.num_steps, self.model.config.num_cells)
-        num_layers = recipe.layers_at(self.step, self.num_steps)
+        num_layers = 0 if self.has_all_layers else recipe.layers_at(self.step, self.num_steps)
+        self.has_all_layers = not num_layers
+        if self.forward is not self.model:
+            self._check_compiled(*batch, num_cells, num_layers)
         loss, metrics = self.loss(self.forward, *batch, num_cells, num_layers)
         self.workers.average(list(metrics.values()))
         rate = learning_rate(
@@ -273,15 +276,18 @@ class Trainer:
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
         return metrics, count * steps
 
-    def _check_compiled(self, windows: Windows, is_forced, draws) -> None:
+    def _check_compiled(
+        self, windows: Windows, is_forced, draws, num_cells: int, num_layers: int
+    ) -> None:
         """At the first batch of a kind, go on uncompiled where compiled gradients are others.
 
         Only the first step of a rollout is compared: after it a token may differ by rounding.
         """
-        if len(windows.tokens) in self.checked:
+        kind = len(windows.tokens), num_cells, num_layers
+        if kind in self.checked:
             return
-        self.checked.add(len(windows.tokens))
-        first = windows.first_step(), is_forced[:, :1], draws
+        self.checked.add(kind)
+        first = windows.first_step(), is_forced[:, :1], draws, num_cells, num_layers
         gradients = []
         for forward in (self.model, self.forward):
             self.loss(forward, *first)
@@ -330,7 +336,8 @@ class Trainer:
             action_meanings=self.tokens.meta["action_meanings"],
             vqvae_sha256=self.vqvae_sha256, tokens_sha256=self.tokens_sha256,
             data_sha256=self.data_sha256, skipped=self.guard.num_skipped,
-            warm_from=self.warm_from,
+            warm_from=self.warm_from, has_all_layers=self.has_all_layers,
+            recordings_sha256=self.recordings_sha256,
         )  # fmt: skip
 
     def load(self, run: RunDir) -> None:
@@ -352,6 +359,7 @@ class Trainer:
             print(f"no optimizer's state: warming up again for {REWARM_STEPS} steps")
         self.ema = resumed_ema(state["ema"], self.model, bool(self.recipe.ema))
         self.step, self.best = state["step"], state["best"]
+        self.has_all_layers = state.get("has_all_layers", False)
         self.guard.num_skipped = state.get("skipped", 0)
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         torch.set_rng_state(state["rng"]["torch"])
@@ -369,7 +377,9 @@ class Trainer:
                 f"{path} reads {model.config.past_actions} past actions: past_actions must agree"
             )
         ignored = ("copy_bias", "local_layers", "num_decided")
-        checkpoint.check_architecture(self.model, info["config"], path, ignored)
+        config = dataclasses.asdict(model.config)
+        checkpoint.check_architecture(self.model, config, path, ignored)
+        self.has_all_layers = True
         nothing = {k: torch.zeros_like(v) for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(nothing | model.state_dict())
         if self.ema:

@@ -77,7 +77,8 @@ class WorldModelLoss:
         for k, factor in enumerate(factors):
             revealed = recalls = None
             if draws is not None:
-                revealed = self._reveal(truth[:, k], draws[:, k])
+                is_last = k + 1 == len(factors)  # elsewhere what is fed back would hold the truth
+                revealed = self._reveal(truth[:, k], draws[:, k]) if is_last else None
                 recalls = draws[:, k, 2] >= self.recipe.table_dropout
             with autocast(self.device):
                 step = predict_next(
@@ -95,7 +96,10 @@ class WorldModelLoss:
                 read.append(torch.where(is_real[:, None], truth[:, k], step.tokens))
                 age = next_age(age, history[:, -1], read[-1])
                 history = advance(history, read[-1])
-        metrics |= {"loss": total, "accuracy": (step.tokens == truth[:, -1]).float().mean()}
+        is_right, is_hidden = step.tokens == truth[:, -1], torch.ones_like(step.tokens)
+        if revealed is not None:
+            is_hidden = revealed == len(self.distances)
+        metrics |= {"loss": total, "accuracy": (is_right * is_hidden).sum() / is_hidden.sum()}
         if read:  # how much of the rollout was the model's own
             own = torch.stack(read, 1) != truth[:, :-1]
             metrics["read_unlike_truth"] = own.any(2).float().mean()
