@@ -1,5 +1,6 @@
 """Agents: learning in dreams, playing, scoring and ranking, with small models."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,13 +15,21 @@ from tests.fake_engine import FakeEngine
 from v2 import play_atari_hires
 from v2.agents.dreams import Dreams
 from v2.agents.players import AgentPlayer, HeldKey, Named, graded_players, load_agent_player
+from v2.data import collect_atari
 from v2.data.atari_dataset import make_atari_env
 from v2.data.dream_starts import load_starts
 from v2.data.frames import frames_to_float, grey_frames
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.dream import DreamEngine
 from v2.eval import score_agent
-from v2.eval.agent_games import Ranking, returns_inside, returns_outside, spearman
+from v2.eval.agent_games import (
+    Ranking,
+    num_noops,
+    returns_inside,
+    returns_outside,
+    spearman,
+)
+from v2.eval.intervals import mean_metric
 from v2.models.agent_network import AgentConfig, AgentNetwork
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
@@ -31,6 +40,7 @@ from v2.play.session import PlaySession
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import all_runs
 from v2.train import train_agent
+from v2.train.recipe import AgentRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["num_games=4", "rollout_steps=4", "batch_size=8", "max_episode_steps=6"]
@@ -148,11 +158,51 @@ def test_a_run_keeps_the_agent_and_its_curves_and_goes_on(paying_weights, data_p
     assert loaded.player.network.config.num_actions == 4
 
 
-def test_the_same_agent_trains_in_the_emulator(tmp_path):
+def test_a_run_that_stops_before_its_first_update_goes_on_by_the_printed_line(
+    paying_weights, data_path, tmp_path, capsys
+):
     pytest.importorskip("stable_baselines3")
-    flags = ["--env", "real", "--steps", "16", "--out", str(tmp_path), "--device", "cpu"]
-    assert train_agent.main([*flags, "--set", *SMALL]) == 0
-    assert checkpoint.load_last(all_runs(tmp_path)[-1], "agent")["trained_in"] == "real"
+    flags = ["--steps", 16, "--max-minutes", 1e-9, "--set", *SMALL]
+    run = train(paying_weights, data_path, tmp_path, *flags)
+    assert f"--resume {run}" in capsys.readouterr().out
+    assert train_agent.main(["--resume", str(run), "--max-minutes", "0"]) == 0
+    assert checkpoint.load_last(run, "agent")["step"] == 16
+
+
+def test_the_rate_of_the_last_update_is_not_negative(paying_weights, data_path):
+    pytest.importorskip("stable_baselines3")
+    from v2.train.agent_env import dream_games
+    from v2.train.ppo import make_ppo
+
+    games = dream_games(2, 9, weights=paying_weights, device="cpu", starts=data_path)
+    ppo = make_ppo(games, AgentConfig(4), AgentRecipe(rollout_steps=8, batch_size=8), "cpu", 0)
+    assert ppo.lr_schedule(0.5) == AgentRecipe.lr / 2 and ppo.lr_schedule(-0.3) == 0
+    games.set_options({"start": 3})
+    games.reset()
+    assert [info["start"] for info in games.unwrapped.reset_infos] == [3, 3]
+    for _ in range(9):
+        _, _, over, infos = games.step(np.array([0, 1]))
+    assert over.all() and {"start", "terminal_observation", "episode"} <= infos[0].keys()
+    games.close()
+
+
+def test_the_same_agent_trains_in_the_emulator_of_the_same_settings(tmp_path):
+    pytest.importorskip("stable_baselines3")
+    data = tmp_path / "data"
+    flags = ["--frames", "200", "--frameskip", "3", "--workers", "1", "--out", str(data)]
+    assert collect_atari.main(["--game", "breakout", *flags]) == 0
+    starts = str(data / "atari_game_data.npz")
+    flags = ["--env", "real", "--steps", "48", "--out", str(tmp_path), "--device", "cpu"]
+    assert train_agent.main([*flags, "--starts", starts, "--set", *SMALL]) == 0
+    run = all_runs(tmp_path)[-1]
+    state = checkpoint.load_last(run, "agent")
+    assert state["trained_in"] == "real" and state["emulator"]["frameskip"] == 3
+    first = checkpoint.load_checkpoint(sorted(run.glob("step_*.pt"))[0], "agent")
+    assert not torch.equal(first["model"]["to_logits.weight"], state["model"]["to_logits.weight"])
+    agent = load_agent_player(str(run), "breakout", 4)
+    assert score_agent._emulator([agent]).frameskip == 3
+    with pytest.raises(ValueError, match="frameskip 3, not 4 as b: score them apart"):
+        score_agent._emulator([agent, dataclasses.replace(agent, name="b", emulator={"frameskip": 4})])
 
 
 def test_what_is_saved_acts_as_what_was_trained(paying_weights, data_path, tmp_path):
@@ -269,6 +319,18 @@ def test_an_agent_is_scored_beside_chance_and_a_script(agent_path, tmp_path):
     assert score_agent.main(flags) == 0 and path.read_text() == before
     with pytest.raises(ValueError, match="--policy: name an agent"):
         score_agent.main([])
+
+
+def test_games_that_are_the_same_count_once(agent_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(score_agent, "mean_metric",
+                        lambda values, ids, **k: given.append(ids) or mean_metric(values, ids, **k))
+    asked = ["--policy", str(agent_path), "--games", "12", "--max-steps", "1"]
+    for greedy in ([], ["--greedy"]):
+        assert score_agent.main([*asked, *greedy]) == 0
+    seeds = [score_agent.FIRST_SEED + k for k in range(12)]
+    assert given[:3] == [seeds] * 3 == [seeds, *given[4:]]
+    assert given[3] == [num_noops(seed) for seed in seeds]
 
 
 def test_players_are_ranked_inside_and_outside_from_the_same_starts(

@@ -1,6 +1,7 @@
 """The dream as Gymnasium knows environments, one and many, with a small model of random weights."""
 
 import copy
+import multiprocessing
 import pickle
 import signal
 
@@ -177,6 +178,14 @@ def test_copies_and_pickles_go_on_alike_and_apart(weights):
     assert _equal(runs[0], runs[1]) and _equal(runs[0], runs[2])
 
 
+def test_a_copy_of_one_that_has_a_window_has_none(dreams):
+    env = DreamAtariEnv(dreams=dreams(), render_mode="human")
+    env.reset(seed=1)
+    made = copy.deepcopy(env)
+    assert made._window is None and env._window is not None
+    env.close()
+
+
 def test_usual_wrappers_work(weights, tmp_path):
     env = gymnasium.make(ID, weights=weights, render_mode="rgb_array")
     stacked = FrameStackObservation(TimeLimit(env, 3), 4)
@@ -313,6 +322,8 @@ def test_a_batch_is_made_by_gymnasium_and_equals_single_dreams(weights):
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_each_mode_of_autoreset_does_what_gymnasium_says(mode, dreams, monkeypatch):
+    for name in (mode.name, mode.value):
+        assert DreamAtariVectorEnv(dreams=dreams(), autoreset_mode=name).autoreset_mode == mode
     envs = DreamAtariVectorEnv(dreams=dreams(2), autoreset_mode=mode)
     envs.reset(seed=0)
     _ends(envs.dreams, [False, True], monkeypatch)
@@ -335,6 +346,39 @@ def test_each_mode_of_autoreset_does_what_gymnasium_says(mode, dreams, monkeypat
     seen_again, info = envs.reset(options={"reset_mask": np.array([False, True])})
     assert info["dream_steps"].tolist() == [1, 0] and np.array_equal(seen_again[0], seen[0])
     envs.step([0, 0])
+
+
+def test_only_what_is_reset_is_seeded_and_none_keeps_its_luck(dreams):
+    envs, others = (DreamAtariVectorEnv(dreams=dreams(2)) for _ in range(2))
+    for each in (envs, others):
+        each.reset(seed=0)
+    envs.reset(seed=7, options={"reset_mask": np.array([False, True])})
+    others.reset(seed=[None, 8])
+    picks = [each.reset()[1]["start"].tolist() for each in (envs, others)]
+    untouched, single = (DreamAtariVectorEnv(dreams=dreams(n)) for n in (2, 1))
+    untouched.reset(seed=0)
+    first = untouched.reset()[1]["start"]
+    single.reset(seed=8)
+    assert picks[0] == [first[0], single.reset()[1]["start"][0]]
+    assert picks[1][1] == picks[0][1] and first[0] != first[1]
+
+
+def test_a_first_reset_that_is_refused_leaves_nothing(dreams):
+    envs = DreamAtariVectorEnv(dreams=dreams(2))
+    with pytest.raises(ValueError, match="no start of phase 'early'"):
+        envs.reset(options={"phase": "early"})
+    with pytest.raises(ResetNeeded):
+        envs.step([0, 0])
+    with pytest.raises(ResetNeeded):
+        envs.reset(options={"reset_mask": np.array([False, True])})
+    assert envs.reset(seed=1)[1]["dream_steps"].tolist() == [0, 0]
+
+
+def test_weights_and_starts_of_other_settings_are_refused(dreams, vqvae):
+    engine = dreams().engine
+    engine.info = {"emulator": emulator_dict(EmulatorConfig(max_pool=True))}
+    with pytest.raises(ValueError, match="trained with max_pool True, not False as in .*starts="):
+        Dreams(engine, load_starts("breakout"), 1)
 
 
 def test_a_batch_is_counted_by_gymnasiums_own_wrapper(dreams):
@@ -360,6 +404,22 @@ def test_misuse_of_a_batch_is_refused_as_gymnasium_does(dreams):
     envs.close()
     with pytest.raises(ClosedEnvironmentError):
         envs.step([0, 0])
+
+
+def test_a_forked_process_goes_on_with_an_environment_that_it_inherits(weights):
+    env = gymnasium.make(ID, weights=weights)
+    env.reset(seed=1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert torch.ones(1000, 1000).exp().sum() > 0
+        process = multiprocessing.get_context("fork").Process(target=env.step, args=(0,))
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        torch.set_num_threads(before)
 
 
 def test_two_processes_of_gymnasiums_dream_the_same_as_this_one(weights):

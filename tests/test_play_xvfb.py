@@ -85,6 +85,20 @@ def program(display, tmp_path):
             process.kill()
 
 
+def test_a_window_is_left_while_its_weights_are_loaded(program, tmp_path):
+    process, environment, screen = program
+
+    def count(color):
+        return int((screenshot(screen) == COLORS[color]).all(-1).sum())
+
+    wait_for(lambda: count("panel"), 120)
+    for words in (("mousemove", "512", "384", "click", "1"), ("key", "q")):
+        subprocess.run(["xdotool", *words], env=environment, timeout=60, check=True)
+    wait_for(lambda: not count("panel"))
+    (tmp_path / "weights").touch()  # what is loading comes to its end
+    assert process.wait(60) == 0
+
+
 def test_a_person_plays_in_a_real_window(program, tmp_path):
     process, environment, screen = program
 

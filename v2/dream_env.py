@@ -116,6 +116,9 @@ class DreamAtariEnv(gymnasium.Env):
             self._window.close()
         self._window, self._is_closed = None, True
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_window": None}  # a copy opens its own
+
     def _info(self) -> dict[str, Any]:
         return {name: values[0].item() for name, values in self.dreams.info().items()}
 
@@ -134,9 +137,10 @@ class DreamAtariVectorEnv(VectorEnv):
 
     Args:
         max_episode_steps: steps after which a dream is truncated; None: never.
-        autoreset_mode: what follows an episode's end: `SAME_STEP` (the first observation of the
-            next, and the last of this one as `final_obs` of the info), `NEXT_STEP` or `DISABLED`
-            (`reset(options={"reset_mask": ...})` begins some anew).
+        autoreset_mode: what follows an episode's end, an `AutoresetMode` or its name: `SAME_STEP`
+            (the first observation of the next, and the last of this one as `final_obs` of the
+            info), `NEXT_STEP` or `DISABLED` (`reset(options={"reset_mask": ...})` begins some
+            anew).
     """
 
     def __init__(self, num_envs: int = 1, game: str = "breakout", weights: str = "shipped",
@@ -151,7 +155,7 @@ class DreamAtariVectorEnv(VectorEnv):
             raise ValueError(f"num_envs and max_episode_steps must be at least 1, got {num_envs} "
                              f"and {max_episode_steps}")  # fmt: skip
         self.render_mode, self.max_episode_steps = render_mode, max_episode_steps
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.dreams = dreams or make_dreams(
             num_envs, game, weights, device, starts, temperature, observation, episodic_life
         )
@@ -171,14 +175,14 @@ class DreamAtariVectorEnv(VectorEnv):
         self._check_open()
         options = dict(options or {})
         rows = np.flatnonzero(self._mask(options.pop("reset_mask", None)))
-        self._seed(seed)
+        self._seed(seed, rows)
         self._begin(rows, options)
         return self.dreams.observations(), self._info(np.isin(np.arange(self.num_envs), rows))
 
     def step(self, actions):
         """Take an action in each dream; see the class for what follows an episode's end."""
         self._check_open()
-        if not self._rngs:
+        if self.dreams.engine.history is None:
             raise ResetNeeded("no game runs in these dreams: call reset() first")
         _check_action(self.action_space, actions)
         begins = self._is_over
@@ -227,11 +231,12 @@ class DreamAtariVectorEnv(VectorEnv):
         is_one = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
         if not is_one or mask.shape != (self.num_envs,) or not mask.any():
             raise ValueError(f"reset_mask must be {self.num_envs} booleans, some true: {mask!r}")
-        if not self._rngs:
+        if self.dreams.engine.history is None:
             raise ResetNeeded("reset all dreams before some of them")
         return mask
 
-    def _seed(self, seed) -> None:
+    def _seed(self, seed, rows: np.ndarray) -> None:
+        """Seed the dreams that are reset; one whose seed is None keeps its generator."""
         if seed is None and self._rngs:
             return
         seeds = [seed] * self.num_envs if seed is None else seed
@@ -241,13 +246,26 @@ class DreamAtariVectorEnv(VectorEnv):
         if len(seeds) != self.num_envs:
             raise ValueError(f"seed must be a number or {self.num_envs} of them, got {len(seeds)}")
         made = [gymnasium.utils.seeding.np_random(each) for each in seeds]
-        self._rngs = [rng for rng, _ in made]
-        self._np_random, self._np_random_seed = made[0]
-        self.dreams.seed(made[0][1])
+        is_first = not self._rngs
+        self._rngs = self._rngs or [rng for rng, _ in made]
+        for row in rows:
+            if seeds[row] is not None:
+                self._rngs[row] = made[row][0]
+        if is_first or (len(rows) == self.num_envs and seeds[0] is not None):
+            self._np_random, self._np_random_seed = made[0]
+            self.dreams.seed(made[0][1])  # what tokens are sampled by, which all dreams share
 
     def _check_open(self) -> None:
         if self.closed:
             raise ClosedEnvironmentError("these dreams are closed: make others")
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    for known in AutoresetMode:
+        if mode in (known, known.name, known.value):
+            return known
+    names = ", ".join(AutoresetMode.__members__)
+    raise ValueError(f"autoreset_mode must be one of {names}, got {mode!r}")
 
 
 def _check_action(space, action) -> None:

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 
@@ -29,7 +30,7 @@ from v2.dream import emulator_of
 from v2.export.engine import load_quickest
 from v2.play.controllers import AGENT, Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
-from v2.play.keys import ALIASES, PLAY_KEYS, REPLAY_KEYS, ActionMap
+from v2.play.keys import ALIASES, PLAY_KEYS, REDRAW, REPLAY_KEYS, ActionMap
 from v2.play.loop import ModelThread, run_headless, run_window
 from v2.play.picture import MAX_SCALE, Pane, View
 from v2.play.recorded import RecordedEnv
@@ -113,8 +114,9 @@ def main(argv=None) -> int:
             window = stack.enter_context(_open_window(game, args.scale, is_replay=bool(data)))
         thread = stack.enter_context(ModelThread())
         name = args.run or args.checkpoint or "latest"
-        sampling = {"temperature": args.temperature, "seed": args.seed}
-        engine = thread.call(load_quickest, name, game, args.device, **sampling)
+        flags = {"temperature": args.temperature, "seed": args.seed}
+        flags |= {"while_waiting": functools.partial(_answer, window)} if window else {}
+        engine = thread.call(load_quickest, name, game, args.device, **flags)
         print(f"weights: {engine.source}, steps by {engine.runtime}", flush=True)
         emulator = emulator_of(engine, game)
         stop = stack.enter_context(cli.StopRequest())
@@ -174,6 +176,16 @@ def _open_window(game: str, scale: int, is_replay: bool) -> Window:
     panes = (Pane("", None, "panel"),) * columns
     window.show(View(shown_name(game), panes, "loading the weights ...", columns))
     return window
+
+
+def _answer(window: Window) -> None:
+    """Let the window answer while the weights are loaded; leaving it ends the program."""
+    commands = window.poll()
+    if "quit" in commands:
+        window.close()
+        raise SystemExit(0)
+    if REDRAW in commands:
+        window.show_again()
 
 
 def play(

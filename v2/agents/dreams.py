@@ -15,14 +15,13 @@ import torch
 
 from v2.data.dream_starts import DreamStarts, load_starts
 from v2.data.frames import FRAME_SHAPE, grey_frames
-from v2.data.games import game_id
+from v2.data.games import differing_settings, emulator_dict, game_id
 from v2.decoding import END_PROB, known_age
 from v2.dream import DreamEngine, DreamState
 from v2.eval.objects import detector
 
 OBSERVATIONS = ("rgb", "grey", "tokens")
 OPTIONS = ("start", "phase")  # of a reset
-_is_forked = False  # whether this process is a fork of one that has loaded this module
 
 
 class Dreams:
@@ -42,10 +41,15 @@ class Dreams:
         if observation not in OBSERVATIONS:
             known = " or ".join(OBSERVATIONS)
             raise ValueError(f"observation must be {known}, got {observation!r}")
-        game = starts.emulator.game
-        of_weights = (engine.info.get("emulator") or {}).get("game", game)
-        if of_weights != game:
-            raise ValueError(f"{engine.source} dreams of {of_weights}, not {game}: give game=")
+        game, settings = starts.emulator.game, emulator_dict(starts.emulator)
+        learnt = engine.info.get("emulator") or settings
+        if learnt["game"] != game:
+            raise ValueError(f"{engine.source} dreams of {learnt['game']}, not {game}: give game=")
+        if differing := differing_settings(learnt, settings):
+            raise ValueError(
+                f"{engine.source} was trained with {'; '.join(differing)} as in {starts.source}: "
+                "give starts=, a recording of its settings"
+            )
         self.reads_lives = observation != "tokens" and detector.shows_lives(game)
         if episodic_life and not self.reads_lives:
             raise ValueError(f"episodic_life needs lives that can be read from frames of {game}")
@@ -181,18 +185,11 @@ def make_dreams(
     Raises:
         ValueError, FileNotFoundError: no such game, weights, device or starts.
     """
-    if _is_forked:
-        torch.set_num_threads(1)
     game = game_id(game)
     chosen = load_starts(game, None if starts is None else Path(starts))
     engine = DreamEngine.load(weights, game, device, temperature)
     return Dreams(engine, chosen, num_dreams, observation, episodic_life)
 
 
-def _note_fork() -> None:
-    global _is_forked
-    _is_forked = True
-
-
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

@@ -98,6 +98,7 @@ class PolicyPlayer:
 class Named:
     name: str
     player: Player
+    emulator: dict | None = None  # settings that an agent learnt with; None: any
 
 
 def graded_players(game: str, action_meanings: list[str]) -> list[Named]:
@@ -146,4 +147,4 @@ def load_agent_player(name: str, game: str, num_actions: int, is_greedy: bool = 
             f"{shown_path(path)} plays {info.get('game')} with {network.config.num_actions} "
             f"actions, not {game} with {num_actions}: give --game {info.get('game')}"
         )
-    return Named(shown_path(path), AgentPlayer(network, is_greedy))
+    return Named(shown_path(path), AgentPlayer(network, is_greedy), info.get("emulator"))

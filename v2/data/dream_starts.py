@@ -83,7 +83,7 @@ def load_starts(game: str, path: Path | None = None) -> DreamStarts:
         FileNotFoundError: no such file, or a game without a set.
         ValueError: a damaged or foreign file, or one of another game.
     """
-    path = starts_path(game) if path is None else Path(path)
+    path = starts_path(game) if path is None else Path(path).absolute()  # as pickles name it
     if path == starts_path(game) and not path.exists():
         raise FileNotFoundError(
             f"no starts of {game_id(game)} come with this package: give starts=FILE, "

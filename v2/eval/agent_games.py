@@ -15,7 +15,7 @@ from v2.agents.players import Named, Player
 from v2.data.emulator import AtariFrameEnv
 from v2.eval.intervals import Metric, episode_draws, interval, mean_metric
 
-MAX_NOOPS = 30  # steps; so many at most begin a game, so that no two are alike
+MAX_NOOPS = 30  # steps; so many at most begin a game
 Progress = Callable[[int], object]
 
 
@@ -72,7 +72,7 @@ def play_games(
         frame, _ = env.reset(seed=seed)
         player.begin(1, seed)
         score, step, is_over = 0.0, 0, False
-        for _ in range(int(np.random.default_rng(seed).integers(MAX_NOOPS + 1))):
+        for _ in range(num_noops(seed)):
             frame, reward, *_ = env.step(0)
             score += reward
         while step < max_steps and not is_over:
@@ -82,6 +82,14 @@ def play_games(
         games.append({"seed": seed, "score": score, "steps": step, "is_over": bool(is_over)})
         progress(1)
     return games
+
+
+def num_noops(seed: int) -> int:
+    """Return how many no-ops begin the game of a seed.
+
+    Where neither game nor player has luck they are all that tells games apart.
+    """
+    return int(np.random.default_rng(seed).integers(MAX_NOOPS + 1))
 
 
 def returns_inside(

@@ -32,8 +32,8 @@ from v2.agents.players import (
     scripted_player,
 )
 from v2.data.emulator import make_atari_env
-from v2.data.games import EmulatorConfig
-from v2.eval.agent_games import Ranking, play_games, returns_inside, returns_outside
+from v2.data.games import EmulatorConfig, differing_settings, emulator_dict
+from v2.eval.agent_games import Ranking, num_noops, play_games, returns_inside, returns_outside
 from v2.eval.documents import hand_on
 from v2.eval.intervals import Metric, mean_metric
 from v2.runtime.device import tune_cpu
@@ -72,17 +72,27 @@ def main(argv=None) -> int:
         check_output(path)
     if args.plot and not args.ranking:
         raise ValueError(f"--plot {args.plot} draws a ranking: add --ranking")
-    emulator = EmulatorConfig(args.game)
-    env = make_atari_env(config=emulator)
-    meanings = env.action_meanings
-    agents = [load_agent_player(name, emulator.game, len(meanings), args.greedy)
-              for name in args.policy]  # fmt: skip
+    env = make_atari_env(args.game)
+    game, num_actions = env.config.game, len(env.action_meanings)
+    agents = [load_agent_player(name, game, num_actions, args.greedy) for name in args.policy]
+    env = make_atari_env(config=_emulator(agents) or env.config)
     if not agents and not args.ranking:
         raise ValueError("--policy: name an agent, such as latest or a run's folder")
     tune_cpu()
     found = (_ranking if args.ranking else _scores)(args, env, agents)
     hand_on(found, json.dumps(found), args.json)
     return 0
+
+
+def _emulator(agents: list[Named]) -> EmulatorConfig | None:
+    """Return the settings that the agents learnt with, None where none says."""
+    settings = {agent.name: agent.emulator for agent in agents if agent.emulator}
+    first = next(iter(settings), "")
+    for name, held in settings.items():
+        if differing := differing_settings(settings[first], held):
+            text = f"{first} learnt with {'; '.join(differing)} as {name}: score them apart"
+            raise ValueError(text)
+    return EmulatorConfig(**settings[first]) if settings else None
 
 
 def _scores(args, env, agents: list[Named]) -> dict:
@@ -95,7 +105,9 @@ def _scores(args, env, agents: list[Named]) -> dict:
     with tqdm(total=len(players) * len(seeds), unit="game", disable=None) as bar:
         for named in players:
             games = play_games(env, named.player, seeds, args.max_steps or 10_000, bar.update)
-            score = mean_metric([g["score"] for g in games], seeds, is_share=False)
+            has_luck = env.config.has_luck or not (args.greedy and named in agents)
+            ids = seeds if has_luck else [num_noops(seed) for seed in seeds]  # equal games
+            score = mean_metric([g["score"] for g in games], ids, is_share=False)
             found["players"][named.name] = {"score": score.to_dict(), "games": games}
             num_cut = sum(not g["is_over"] for g in games)
             bar.write(f"{named.name:48s} {_shown(score)}" + (f", {num_cut} cut" * bool(num_cut)))
@@ -108,6 +120,10 @@ def _ranking(args, env, agents: list[Named]) -> dict:
     if len(players) < MIN_PLAYERS:
         raise ValueError(f"{len(players)} players are too few to rank: give --policy more agents")
     dreams = make_dreams(args.starts, game, args.weights, args.device, None, 0.0, "rgb", False)
+    for agent in agents:
+        settings = emulator_dict(dreams.starts.emulator)
+        if differing := differing_settings(agent.emulator or settings, settings):
+            raise ValueError(f"{agent.name} learnt with {'; '.join(differing)} as in the dream")
     num_starts = len(dreams.starts)
     if args.starts > num_starts:
         raise ValueError(f"--starts must be 1 to {num_starts}, got {args.starts}")

@@ -94,10 +94,18 @@ class ModelThread:
     def __exit__(self, *exception) -> None:
         self._executor.shutdown(wait=True)
 
-    def call(self, job: Callable, *args, **flags):
-        """Do a job, wait for it and return its result."""
+    def call(self, job: Callable, *args, while_waiting: Callable | None = None, **flags):
+        """Do a job, wait for it and return its result.
+
+        Args:
+            while_waiting: called again and again until it is done.
+        """
         assert self.is_idle
-        return self._executor.submit(job, *args, **flags).result()
+        future = self._executor.submit(job, *args, **flags)
+        while while_waiting and not future.done():
+            while_waiting()
+            time.sleep(IDLE_SECONDS)
+        return future.result()
 
     @property
     def is_idle(self) -> bool:

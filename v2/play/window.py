@@ -56,6 +56,9 @@ class Window:
         return self
 
     def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
         pygame.display.quit()
 
     def poll(self) -> list[str]:
@@ -82,9 +85,12 @@ class Window:
         return [self.commands[key]] if key in self.commands else [REDRAW]
 
     def show(self, view: View) -> None:
-        self.surface = pygame.display.get_surface()
+        self.shown, self.surface = view, pygame.display.get_surface()
         draw_view(self.surface, view)
         pygame.display.flip()
+
+    def show_again(self) -> None:
+        self.show(self.shown)
 
 
 def codes(keys: dict[str, str]) -> dict[int, str]:

@@ -35,8 +35,13 @@ class OfVectorEnv(VecEnv):
 
     def reset(self):
         seeds: Any = self._seeds if self._seeds[0] is not None else None
-        seen, _ = self.env.reset(seed=seeds)
+        options = self._options[0]
+        if any(other != options for other in self._options):
+            raise ValueError("a batch of games is reset with the same options for each")
+        seen, info = self.env.reset(seed=seeds, options=options or None)
+        self.reset_infos = self._infos(info)
         self._reset_seeds()
+        self._reset_options()
         return seen
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -45,11 +50,23 @@ class OfVectorEnv(VecEnv):
     def step_wait(self):
         seen, rewards, terminated, truncated, info = self.env.step(self._actions)
         is_over = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        infos, final = self._infos(info), self._infos(info.get("final_info", {}))
         for k in np.flatnonzero(is_over):
-            infos[k]["terminal_observation"] = info["final_obs"][k]
-            infos[k]["TimeLimit.truncated"] = bool(truncated[k] and not terminated[k])
+            infos[k] = final[k] | {
+                "terminal_observation": info["final_obs"][k],
+                "TimeLimit.truncated": bool(truncated[k] and not terminated[k]),
+            }
         return seen, rewards.astype(np.float32), is_over, infos
+
+    def _infos(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return what an info of arrays says of each game."""
+        known = {name: (values, info[f"_{name}"]) for name, values in info.items()
+                 if f"_{name}" in info and name not in ("final_obs", "final_info")}  # fmt: skip
+        return [{name: values[k] for name, (values, mask) in known.items() if mask[k]}
+                for k in range(self.num_envs)]  # fmt: skip
+
+    def get_images(self):
+        return self.env.render() or [None] * self.num_envs
 
     def close(self) -> None:
         self.env.close()

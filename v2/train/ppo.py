@@ -35,7 +35,7 @@ def make_ppo(games: VecEnv, config: AgentConfig, recipe: AgentRecipe, device, se
     policy = {"net_arch": [], "features_extractor_class": Features,
               "features_extractor_kwargs": {"config": config}}  # fmt: skip
     return PPO(
-        "CnnPolicy", games, learning_rate=lambda share_left: recipe.lr * share_left,
+        "CnnPolicy", games, learning_rate=lambda share_left: recipe.lr * max(share_left, 0.0),
         n_steps=recipe.rollout_steps, batch_size=recipe.batch_size, n_epochs=recipe.passes,
         gamma=recipe.discount, gae_lambda=recipe.gae_lambda, clip_range=recipe.clip_range,
         ent_coef=recipe.entropy_weight, vf_coef=recipe.value_weight,

@@ -24,7 +24,15 @@ import time
 import torch
 from tqdm import tqdm
 
-from v2.data.games import EmulatorConfig, find_weights, game_directory, game_id
+from v2.data.dream_starts import load_starts
+from v2.data.games import (
+    EmulatorConfig,
+    RecordedConfig,
+    emulator_dict,
+    find_weights,
+    game_directory,
+    game_id,
+)
 from v2.eval.objects import detector
 from v2.models.agent_network import AgentConfig, AgentNetwork
 from v2.models.weights import build_model
@@ -51,7 +59,8 @@ def build_parser():
     parser.add_argument("--weights", default="latest", help="of the dream: latest, shipped, a "
                         "run's name or a path")  # fmt: skip
     parser.add_argument("--starts", type=cli.path, metavar="DATA.npz", help="a recording that "
-                        "dreams begin from; None: the committed starts")  # fmt: skip
+                        "dreams begin from, and whose settings --env real takes; None: the "
+                        "committed starts")  # fmt: skip
     parser.add_argument("--steps", type=cli.positive_int, default=330_000,
                         help="decisions in all games together")  # fmt: skip
     parser.add_argument("--max-minutes", type=cli.non_negative_float, default=0.0,
@@ -133,13 +142,21 @@ def make_games(args, recipe: AgentRecipe, device: torch.device):
 
     has_lives = detector.shows_lives(args.game)
     if args.env == "real":
-        games = real_games(recipe.num_games, EmulatorConfig(args.game), has_lives)
+        games = real_games(recipe.num_games, real_emulator(args), has_lives)
     else:
         games = dream_games(recipe.num_games, recipe.max_episode_steps, game=args.game,
                             weights=args.weights, device=str(device), starts=args.starts,
                             episodic_life=has_lives)  # fmt: skip
         print(f"dreams of {games.get_attr('dreams')[0].engine.source}", flush=True)
     return games, AgentConfig(int(games.get_attr("single_action_space")[0].n))
+
+
+def real_emulator(args) -> EmulatorConfig:
+    """Return the settings of the real game: those of `--starts`, else the usual ones."""
+    config = load_starts(args.game, args.starts).emulator if args.starts else None
+    if isinstance(config, RecordedConfig):
+        raise ValueError(f"{args.starts} is of a game without an emulator: leave --env real out")
+    return config or EmulatorConfig(args.game)
 
 
 class AgentTraining:
@@ -164,6 +181,7 @@ class AgentTraining:
             "game": args.game, "trained_in": args.env, "seed": args.seed,
             "recipe": dataclasses.asdict(recipe),
             "dream_sha256": dreams.engine.info["sha256"] if dreams else None,
+            "emulator": emulator_dict(dreams.starts.emulator if dreams else real_emulator(args)),
         }  # fmt: skip
         self.first = self.step = self.ppo.num_timesteps
         self.began = self.saved = time.monotonic()
@@ -186,7 +204,7 @@ class AgentTraining:
             except ValueError:  # of torch's distributions, which refuse what is not finite
                 check_weights(self.ppo.policy)
                 raise
-        if self.step > self.first:
+        if self.step > self.first or not (self.run.path / "last.pt").exists():
             self._save()
         return self.stop.exit_code
 
@@ -233,7 +251,9 @@ def draw_curves(run: Path) -> None:
     """Draw what metrics.jsonl holds as curves.png beside it."""
     from matplotlib.figure import Figure
 
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    log = run / "metrics.jsonl"  # none before the first update
+    text = log.read_text("utf-8") if log.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
     figure = Figure(figsize=(10, 6))
     axes = figure.subplots(2, 2, sharex=True)
     for axis, (name, title) in zip(axes.flat, CURVES.items(), strict=True):

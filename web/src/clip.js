@@ -19,13 +19,14 @@ export async function makeClip(moments, facts, stepsPerSecond, onProgress) {
   const height = FRAME_HEIGHT * SCALE + STRIP
   const context = new OffscreenCanvas(width, height).getContext('2d', { willReadFrequently: true })
   const encoder = GIFEncoder()
+  const ticks = (steps) => Math.round((100 * steps) / stepsPerSecond)
   for (const [k, moment] of moments.entries()) {
     drawMoment(context, moment, hasReal)
     const { data } = context.getImageData(0, 0, width, height)
     const palette = quantize(data, 256)
     encoder.writeFrame(applyPalette(data, palette), width, height, {
       palette,
-      delay: 1000 / stepsPerSecond,
+      delay: 10 * (ticks(k + 1) - ticks(k)), // a GIF's ticks are whole, and it lasts as long
     })
     if (k % STEPS_BETWEEN_PAUSES === 0) {
       onProgress(k / moments.length)

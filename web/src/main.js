@@ -59,20 +59,40 @@ async function openFirst() {
   await openNamed(chosen.game, scene)
 }
 
-async function openNamed(name, sceneName) {
+/**
+ * Load what was chosen; false where something else was chosen meanwhile, whose affair it then is.
+ * @param load takes a function that tells whether it was left
+ */
+async function newest(load) {
   const mine = ++turn
+  const isLeft = () => mine !== turn
   player.leaveEngine()
   setState('loading')
+  showProblem(null)
+  try {
+    await load(isLeft)
+  } catch (error) {
+    if (!isLeft()) throw error
+  }
+  return !isLeft()
+}
+
+async function openNamed(name, sceneName = '') {
+  history.replaceState(null, '', `#${name}/${sceneName}`) // also where it fails: to try again
+  const isReady = await newest((isLeft) => loadGame(name, sceneName, isLeft))
+  if (isReady) await chooseEngine($('engine').value)
+}
+
+async function loadGame(name, sceneName, isLeft) {
   const entry = games.find(({ game: id }) => id === name)
   const listed = games.map(({ game: value, title }) => ({ value, title }))
   fillChoice($('games'), listed, name, (value) => openNamed(value).catch(fail))
-  showProblem(null)
   showLoading(`Loading ${entry.title}`)
   player.session = null
   const opened = await openGame(entry)
   const tables = await fetchArrays(opened.folder, opened.detector)
   const arrays = await Promise.all(opened.scenes.map((scene) => fetchArrays(opened.folder, scene)))
-  if (mine !== turn) return // another was chosen meanwhile
+  if (isLeft()) return
   game = opened
   scenes = arrays
   detector = new BallDetector(tables)
@@ -80,7 +100,6 @@ async function openNamed(name, sceneName) {
   player.actions = new ActionMap(game.actions, game.aliases)
   fillPad(player.actions, onPointer)
   openScene(sceneName)
-  await chooseEngine($('engine').value)
 }
 
 function openScene(name) {
@@ -96,49 +115,51 @@ function openScene(name) {
 }
 
 async function chooseEngine(choice) {
-  const mine = ++turn
-  player.leaveEngine()
-  setState('loading')
-  showProblem(null)
+  const isReady = await newest((isLeft) => loadEngine(choice, isLeft))
+  if (isReady) player.run()
+}
+
+async function loadEngine(choice, isLeft) {
+  const { folder, graphs: listed, stepsPerSecond } = game
+  const say = (...words) => isLeft() || showLoading(...words)
   const isChosen = choice !== 'auto'
   const names = Object.keys(ENGINES).sort((a, b) => (b === choice) - (a === choice)) // the others if it fails
   loaded.start = performance.now()
   const graphs = new Map()
   const graphOf = async (kind) => {
-    const facts = game.graphs[kind]
-    if (!graphs.has(facts.file)) graphs.set(facts.file, await loadGraph(facts))
+    const facts = listed[kind]
+    if (!graphs.has(facts.file)) graphs.set(facts.file, await loadGraph(folder, facts, say))
     return graphs.get(facts.file)
   }
   const options = {
-    isChosen, paceMs: 1000 / game.stepsPerSecond,
+    isChosen, paceMs: 1000 / stepsPerSecond,
     threads: Number(asked.get('threads')) || undefined, profile: asked.has('profile'),
   } // prettier-ignore
   const started = await startEngine(
     names,
     graphOf,
     scenes,
-    (title) => showLoading(`Starting ${title}`),
+    (title) => say(`Starting ${title}`),
     options,
   )
-  if (mine !== turn) return started.engine.close()
+  if (isLeft()) return started.engine.close()
   player.engine = started.engine
   describeEngine(started.engine, started.left)
   showLoading(null)
   setState('ready')
-  player.run()
 }
 
-async function loadGraph(facts) {
+async function loadGraph(folder, facts, say) {
   const start = performance.now()
-  const graph = await fetchChecked(game.folder, facts, (bytes) => {
-    showLoading(
+  const graph = await fetchChecked(folder, facts, (bytes) => {
+    say(
       `Loading the network, ${megabytes(bytes)} of ${megabytes(facts.bytes)}`,
       bytes / facts.bytes,
     )
   })
   loaded.bytes = facts.bytes
   console.info(
-    `${game.folder}${facts.file}: ${megabytes(facts.bytes)} in ${seconds(performance.now() - start)}`,
+    `${folder}${facts.file}: ${megabytes(facts.bytes)} in ${seconds(performance.now() - start)}`,
   )
   return graph
 }
@@ -247,7 +268,7 @@ async function saveClip() {
     showStatus(`Making the clip: ${Math.round(100 * share)} %`),
   )
   showStatus(`Clip of ${moments.length} steps, ${megabytes(clip.gif.size)}.`)
-  offerClip(clip, `${game.game}-${session.scene.name}`)
+  offerClip(clip, `${facts.game}-${facts.scene}`)
   $('clip').disabled = false
   player.run()
 }
@@ -292,7 +313,10 @@ function listen() {
     ({ target }) => player.session && player.watch(target.value === 'recorded'),
   )
   $('speed').addEventListener('change', () => (player.speed = Number($('speed').value)))
-  $('engine').addEventListener('change', () => chooseEngine($('engine').value).catch(fail))
+  $('engine').addEventListener(
+    'change', // while a game loads it is read at the end
+    () => player.session && chooseEngine($('engine').value).catch(fail),
+  )
   $('again').addEventListener('click', () => (games ? openFirst().catch(fail) : begin()))
   document
     .querySelectorAll('.choice')

@@ -1,7 +1,8 @@
 // The service worker: adds the headers that let a page share memory between threads, and keeps
 // what was loaded. vite.config.js fills in what stands between double underscores.
 // Contract: files of the page's shell come from the build that was installed; others, which carry
-// their hash or version in their address, are loaded once. No other page is kept.
+// their hash or version in their address, are loaded once. No other page is kept. The shell of the
+// build before stays for pages that are still open; a build that is not whole replaces none.
 
 const BUILD = '__BUILD__'
 const SHELL = __SHELL__
@@ -31,14 +32,16 @@ async function keepShell() {
     const cache = await caches.open(SHELL_CACHE)
     await cache.addAll(SHELL.map((path) => new Request(path, { cache: 'no-cache' })))
   } catch (error) {
-    await tell(error) // the page works without
+    await tell(error)
+    if (self.registration.active && error.name !== 'QuotaExceededError') throw error
+    // else the page works without
   }
 }
 
 async function takeOver() {
-  for (const key of await caches.keys()) {
-    if (key.startsWith('shell-') && key !== SHELL_CACHE) await caches.delete(key)
-  }
+  const shells = (await caches.keys()).filter((key) => key.startsWith('shell-'))
+  const others = shells.filter((key) => key !== SHELL_CACHE)
+  for (const key of others.slice(0, -1)) await caches.delete(key)
   await forgetOldRuntimes()
   await self.clients.claim()
 }
@@ -54,11 +57,17 @@ async function forgetOldRuntimes() {
 async function answer(request, event) {
   const isPage = request.mode === 'navigate'
   const isFresh = request.cache === 'reload' // asked for by the page where what is kept is damaged
-  const kept = !isFresh && (await caches.match(request, { ignoreSearch: isPage }))
+  const kept = !isFresh && (await found(request, { ignoreSearch: isPage }))
   if (kept) return isolated(kept)
   const response = await fetch(request)
-  if (response.status === 200 && !isPage) event.waitUntil(keep(request, response.clone()))
+  const isOneVersion = request.url.includes('?v=') || request.url.includes('/ort/')
+  if (response.status === 200 && isOneVersion) event.waitUntil(keep(request, response.clone()))
   return isolated(response)
+}
+
+async function found(request, options) {
+  const shell = await caches.open(SHELL_CACHE)
+  return (await shell.match(request, options)) ?? (await caches.match(request, options))
 }
 
 async function keep(request, response) {
