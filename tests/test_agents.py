@@ -202,7 +202,8 @@ def test_the_same_agent_trains_in_the_emulator_of_the_same_settings(tmp_path):
     agent = load_agent_player(str(run), "breakout", 4)
     assert score_agent._emulator([agent]).frameskip == 3
     with pytest.raises(ValueError, match="frameskip 3, not 4 as b: score them apart"):
-        score_agent._emulator([agent, dataclasses.replace(agent, name="b", emulator={"frameskip": 4})])
+        other = dataclasses.replace(agent, name="b", emulator={"frameskip": 4})
+        score_agent._emulator([agent, other])
 
 
 def test_what_is_saved_acts_as_what_was_trained(paying_weights, data_path, tmp_path):
