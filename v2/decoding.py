@@ -1,14 +1,15 @@
 """From logits to the next tokens: one step of the world model, in training, evaluation and play.
 
 Contract: `predict_next` turns history and actions into the next tokens, `advance` and `next_age`
-feed them back. The model predicts its active cells, all others are copied. The likeliest code is
-taken; of the cells that are least certain the model's config may let some be decided one after
-another, each given those before (MaskGIT, arXiv 2202.04200), so that an open outcome becomes one
-whole object. Knows nothing of pixels, files or losses.
+feed them back. The model predicts its active cells, all others are copied. A token changes where
+that is likelier than that it stays, then to the likeliest other code: an object that surely moves,
+but whose code is open, would vanish if the likeliest code of all were taken. Of the cells that are
+least certain the model's config may let some be decided one after another, each given those before
+(MaskGIT, arXiv 2202.04200). Knows nothing of pixels, files or losses.
 
 Weights of the first edition (`change_weight` in their config) learnt logits that are not
-calibrated. In every cell "no change" may be the likeliest though somewhere one is due. For these
-alone, where more changes are expected than made, one is decided and the frame predicted again.
+calibrated. They take the likeliest code; for these alone, where more changes are expected than
+made, one is decided and the frame predicted again.
 """
 
 import math
@@ -80,13 +81,15 @@ def predict_next(
     last, num_codes = history[:, -1], model.config.num_codes
     num_decided = model.config.num_decided if num_decided is None else num_decided
     cells = model.active_cells(history, num_cells)
+    kept = None if model.config.change_weight else at_cells(last, cells)
     if not num_decided:
         prediction = model(history, actions, cells, revealed, age, num_layers, recalls)
-        chosen = choose_tokens(prediction.logits, sampling, generator)
+        chosen = choose_tokens(prediction.logits, kept, sampling, generator)
     else:
         trunk = model.trunk(history, actions, cells, age, recalls, num_layers)
         prediction = model.finish(trunk, cells, revealed, num_layers)
-        logits, chosen = prediction.logits, choose_tokens(prediction.logits, sampling, generator)
+        logits = prediction.logits
+        chosen = choose_tokens(logits, kept, sampling, generator)
         known = torch.full_like(last, num_codes) if revealed is None else revealed
         with torch.no_grad():
             for _ in range(num_decided):
@@ -94,7 +97,7 @@ def predict_next(
                 cell = place if cells is None else cells.gather(1, place)
                 known = known.scatter(1, cell, chosen.gather(1, place))
                 logits = model.finish(trunk, cells, known, num_layers).logits
-                chosen = choose_tokens(logits, sampling, generator)
+                chosen = choose_tokens(logits, kept, sampling, generator)
         revealed = known
     tokens = chosen if cells is None else last.scatter(1, cells, chosen)
     if revealed is not None:
@@ -106,11 +109,21 @@ def predict_next(
 
 
 def choose_tokens(
-    logits: torch.Tensor, sampling: Sampling = GREEDY, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Choose tokens (B, M) from logits (B, M, K)."""
-    if sampling.temperature == 0:
+    logits: torch.Tensor, last: torch.Tensor | None, sampling: Sampling = GREEDY,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Choose tokens (B, M) from logits (B, M, K).
+
+    Args:
+        last: tokens of the last frame, (B, M): without sampling, whether one changes is chosen
+            first, then to what; None: the likeliest code is taken.
+    """
+    if sampling.temperature == 0 and last is None:
         return logits.argmax(-1)
+    if sampling.temperature == 0:
+        stays = logits.gather(2, last.unsqueeze(2)).squeeze(2)
+        others = logits.scatter(2, last.unsqueeze(2), -torch.inf)
+        return torch.where(stays >= others.logsumexp(2), last, others.argmax(2))
     logits = logits / sampling.temperature
     if sampling.top_k:
         least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]
