@@ -29,6 +29,10 @@ NAMES = {  # of actions, as the keys that they feel like
     "FrozenLake": "LEFT,DOWN,RIGHT,UP", "CliffWalking": "UP,RIGHT,DOWN,LEFT",
     "Taxi": "DOWN,UP,RIGHT,LEFT,FIRE,DOWNFIRE", "Blackjack": "NOOP,FIRE",
 }  # fmt: skip
+WHAT_MAKING_RAISES = (  # gymnasium, and environments of others
+    gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, LookupError,
+    AttributeError, RuntimeError, OSError,
+)  # fmt: skip
 MINATAR = {"n": "NOOP", "l": "LEFT", "u": "UP", "r": "RIGHT", "d": "DOWN", "f": "FIRE"}
 
 
@@ -150,7 +154,7 @@ def make_environment(name: str, env_args: str) -> gymnasium.Env:
             name, render_mode="rgb_array", disable_env_checker=True,
             **json.loads(env_args or "{}"),
         )  # fmt: skip
-    except Exception as error:  # whatever an environment of others raises
+    except WHAT_MAKING_RAISES as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"gymnasium cannot make {name} with {env_args or 'no argument'}: {text}"
                          ) from error  # fmt: skip
