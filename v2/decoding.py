@@ -118,9 +118,9 @@ def choose_tokens(
         last: tokens of the last frame, (B, M): without sampling, whether one changes is chosen
             first, then to what; None: the likeliest code is taken.
     """
-    if sampling.temperature == 0 and last is None:
-        return logits.argmax(-1)
     if sampling.temperature == 0:
+        if last is None:
+            return logits.argmax(-1)
         stays = logits.gather(2, last.unsqueeze(2)).squeeze(2)
         others = logits.scatter(2, last.unsqueeze(2), -torch.inf)
         return torch.where(stays >= others.logsumexp(2), last, others.argmax(2))
