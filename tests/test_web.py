@@ -56,6 +56,7 @@ class Site:
 
     def __init__(self, folder: Path):
         self.folder, self.instead = folder, {}  # path -> the bytes that are sent in its place
+        self.seconds = {}  # path -> how long it takes
         site = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -63,6 +64,7 @@ class Site:
                 super().__init__(*args, directory=str(folder))
 
             def do_GET(self):
+                time.sleep(site.seconds.get(self.path.split("?")[0].lstrip("/"), 0))
                 content = site.instead.get(self.path.split("?")[0].lstrip("/"))
                 if content is None:
                     return super().do_GET()
@@ -415,6 +417,32 @@ def test_a_damaged_download_is_named_and_loaded_again(open_page, site):
     site.instead.clear()
     page.click("#again")
     wait(page, "ready")
+
+
+def test_what_was_left_while_it_loaded_changes_nothing(open_page, site):
+    page = open_page()
+    site.seconds["games/pong/step.onnx"] = 1.5
+    go_to = "(game) => { location.hash = `#${game}/` }"
+    page.evaluate(go_to, "pong")
+    page.wait_for_function("() => document.title.startsWith('Pong')", timeout=PATIENCE_MS)
+    page.evaluate(go_to, "breakout")
+    page.wait_for_function("() => document.title.startsWith('Breakout')", timeout=PATIENCE_MS)
+    wait(page, "ready")
+    page.wait_for_timeout(2500)  # Pong's graph has come by now
+    assert page.title().startswith("Breakout") and not page.is_visible("#loading")
+    press(page, "ArrowRight")
+    assert paddle(page) == [7, 8, 9] and page.errors == []
+
+
+def test_an_engine_that_is_chosen_while_a_game_loads_plays_it(open_page, site):
+    page = open_page()
+    site.seconds["games/pong/game.json"] = 1.5
+    page.evaluate("() => { location.hash = '#pong/' }")
+    page.wait_for_function("() => document.documentElement.dataset.state === 'loading'")
+    page.select_option("#engine", "single")
+    page.wait_for_function("() => document.title.startsWith('Pong')", timeout=PATIENCE_MS)
+    wait(page, "ready")
+    assert page.evaluate("() => dreamPage.engine.name") == "single" and page.errors == []
 
 
 def test_a_kept_file_that_is_damaged_is_loaded_anew(open_page):
