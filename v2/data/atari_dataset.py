@@ -247,6 +247,13 @@ def data_sha256(meta: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def seeds_of(episodes: list[dict], ids: np.ndarray) -> np.ndarray:
+    """Return the seed of the game that each episode id is of, int64, as many."""
+    seeds = {episode["id"]: episode["seed"] for episode in episodes}
+    unique, inverse = np.unique(ids, return_inverse=True)
+    return np.array([seeds[k] for k in unique.tolist()], np.int64)[inverse]
+
+
 def split_of_game(game_seed: int) -> str:
     """Return train, val or gold; all segments of one game share its seed and so its split."""
     if game_seed >= GOLD_SEED_START:

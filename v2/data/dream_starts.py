@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import load_game_data, recorded_emulator, window_starts
+from v2.data.atari_dataset import load_game_data, recorded_emulator, seeds_of, window_starts
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import EmulatorConfig, RecordedConfig, game_id
 from v2.data.npz import read_meta, read_npz
@@ -114,8 +114,7 @@ def _read_set(path: Path) -> DreamStarts:
 def _of_recording(path: Path) -> DreamStarts:
     data = load_game_data(path)
     rows = window_starts(data.episode_ids, HISTORY + 1) + HISTORY - 1  # not at an episode's end
-    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
-    of_rows = np.array([seeds[k] for k in data.episode_ids[rows]])
+    of_rows = seeds_of(data.meta["episodes"], data.episode_ids[rows])
     phases, lives = np.full(len(rows), PHASES[-1]), np.full(len(rows), -1)
     return DreamStarts(
         data.emulator, data.frames, data.actions, rows, phases, lives, of_rows, None, path

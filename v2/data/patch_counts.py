@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2.data.atari_dataset import window_starts
+from v2.data.atari_dataset import seeds_of, window_starts
 from v2.data.tokens import TokenData
 from v2.models.patch_table import FRAMES, LEVELS, SLOTS, PatchTable
 
@@ -40,13 +40,11 @@ def counted_rows(tokens: TokenData, share: float) -> np.ndarray:
     A game is all episodes of a seed: after a rewind one repeats what the one before has shown.
     """
     rows = tokens.rows_of("train")
-    seeds = {episode["id"]: episode["seed"] for episode in tokens.meta["episodes"]}
-    ids, inverse = np.unique(tokens.episode_ids[rows], return_inverse=True)
-    of_episode = np.array([seeds[k] for k in ids.tolist()])
-    games = np.unique(of_episode)
+    of_row = seeds_of(tokens.meta["episodes"], tokens.episode_ids[rows])
+    games = np.unique(of_row)
     order = np.arange(len(games))
     is_counted = np.floor((order + 1) * share) > np.floor(order * share)
-    return rows[np.isin(of_episode, games[is_counted])[inverse]]
+    return rows[np.isin(of_row, games[is_counted])]
 
 
 @torch.inference_mode()

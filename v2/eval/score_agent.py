@@ -105,7 +105,7 @@ def _scores(args, env, agents: list[Named]) -> dict:
     with tqdm(total=len(players) * len(seeds), unit="game", disable=None) as bar:
         for named in players:
             games = play_games(env, named.player, seeds, args.max_steps or 10_000, bar.update)
-            has_luck = env.config.has_luck or not (args.greedy and named in agents)
+            has_luck = env.config.has_luck or named not in agents or not args.greedy
             ids = seeds if has_luck else [num_noops(seed) for seed in seeds]  # equal games
             score = mean_metric([g["score"] for g in games], ids, is_share=False)
             found["players"][named.name] = {"score": score.to_dict(), "games": games}

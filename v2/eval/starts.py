@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v2.data.atari_dataset import GameData, window_starts
+from v2.data.atari_dataset import GameData, seeds_of, window_starts
 from v2.eval.objects import detector
 from v2.eval.objects.base import MAX_JITTER, Objects
 from v2.eval.objects.synthesis import ahead
@@ -79,7 +79,6 @@ def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> 
     rows = starts[:, None] + np.arange(1 - HISTORY, horizon + 1)  # (B, 4 + H)
     if not (data.episode_ids[rows] == data.episode_ids[starts][:, None]).all():
         raise ValueError(f"a clip of {horizon} steps crosses an episode")
-    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
     return Clips(
         game=data.meta["game"],
         frames=data.frames[rows],
@@ -87,7 +86,7 @@ def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> 
         rewards=data.rewards[rows[:, :-1]],
         terminated=data.terminated[rows[:, :-1]],
         ram=data.ram[rows],
-        episodes=np.array([seeds[k] for k in data.episode_ids[starts]]),
+        episodes=seeds_of(data.meta["episodes"], data.episode_ids[starts]),
         strata=np.array([ANY] * len(starts) if strata is None else strata),
     )
 
@@ -122,12 +121,12 @@ def stratified_starts(
         return drawn, [ANY] * len(drawn)
     candidates = _candidates(data, horizon)
     ages = np.digitize(detector.read_ram(game, data.ram).bricks.sum((1, 2)), AGE_BRICKS)
-    seeds = {episode["id"]: episode["seed"] for episode in data.meta["episodes"]}
+    seeds = seeds_of(data.meta["episodes"], data.episode_ids)
     starts, strata = [], []
     for stratum, generator in zip(candidates, rng.spawn(len(candidates)), strict=True):
         parts: dict[tuple[int, int], list[int]] = {}
         for row in generator.permutation(candidates[stratum]):
-            part = int(ages[row]), seeds[data.episode_ids[row]]
+            part = int(ages[row]), int(seeds[row])
             parts.setdefault(part, []).append(int(row))
         queues = _alternately(parts)
         turns = (rows[k] for k in range(per_stratum) for rows in queues if k < len(rows))

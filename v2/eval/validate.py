@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, window_starts
+from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, seeds_of, window_starts
 from v2.data.npz import read_meta, read_rows
 from v2.data.recordings import META_FIELDS, Data, data_paths
 from v2.data.tokens import TokenData
@@ -80,7 +80,6 @@ def sizes(num_windows: int) -> tuple[int, int]:
 def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata) -> Clips:
     """Cut windows of four frames and the steps after them that begin at some rows."""
     rows = firsts[:, None] + np.arange(HISTORY + steps)  # (B, 4 + H)
-    seeds = {episode["id"]: episode["seed"] for episode in tokens.meta["episodes"]}
     return Clips(
         game=tokens.emulator.game,
         frames=_read("frames", data, rows),
@@ -88,7 +87,7 @@ def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata
         rewards=tokens.rewards[rows[:, :-1]],
         terminated=tokens.terminated[rows[:, :-1]],
         ram=_read("ram", data, rows),
-        episodes=np.array([seeds[k] for k in tokens.episode_ids[rows[:, 0]].tolist()]),
+        episodes=seeds_of(tokens.meta["episodes"], tokens.episode_ids[rows[:, 0]]),
         strata=np.array(strata),
     )
 

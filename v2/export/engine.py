@@ -18,7 +18,13 @@ import torch
 from v2.data.frames import FRAME_SHAPE
 from v2.data.games import find_weights, game_directory, shipped_directory
 from v2.dream import DreamEngine
-from v2.export.graph import GRAPH_VERSION, INPUTS, export_encoder, export_graph
+from v2.export.graph import (
+    DECODING_VERSION,
+    GRAPH_VERSION,
+    INPUTS,
+    export_encoder,
+    export_graph,
+)
 from v2.runtime.device import choose_device, has_fast_bfloat16
 from v2.runtime.files import check_writable, write_text
 
@@ -99,7 +105,8 @@ def open_graph(path: Path, num_threads: int = 0) -> onnxruntime.InferenceSession
 def cached_graphs(engine: DreamEngine, folder: Path) -> tuple[Path, Path]:
     """Return the exported step and encoder of an engine's models, made where they are not there."""
     config = dataclasses.asdict(engine.world_model.config)  # holds what decoding needs
-    what = f"{engine.info['sha256']} {config} {GRAPH_VERSION} {torch.__version__}"
+    versions = f"{GRAPH_VERSION} {DECODING_VERSION} {torch.__version__}"
+    what = f"{engine.info['sha256']} {config} {versions}"
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
     path, encoder = (folder / f"{name}-{key}.onnx" for name in ("step", "encode"))
     if not (path.exists() and encoder.exists()):

@@ -24,6 +24,7 @@ from v2.runtime.files import atomic_path
 
 GRAPH_NAME = "step.onnx"  # in a folder: weights in float16, what the page loads
 GRAPH_VERSION = 1  # of inputs, outputs and what they mean
+DECODING_VERSION = 2  # raise it when `v2.decoding` chooses other tokens: graphs kept are made anew
 INPUTS = ("tokens", "actions", "age")
 OUTPUTS = ("next_tokens", "reward_logits", "end_prob", "frame")
 MIN_HALF_SIZE = 256  # numbers; smaller weights stay in float32

@@ -140,10 +140,10 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     pipeline.collect(pipeline.directory, args.frames or preset.frames)
     num_frames = check_frames(data, args.frames, args.game)
     recordings = [data]
-    is_alike = preset.more_frames and not args.frames and _is_collected(data)
-    if preset.more_frames and not is_alike:
+    adds_games = preset.more_frames and not args.frames
+    if adds_games and not _is_collected(data):
         print(f"{data} is not what this preset records: no other games are added to it")
-    if is_alike:
+    elif adds_games:
         folder = pipeline.directory / "more"
         pipeline.collect(folder, preset.more_frames, "--seed", 1)
         recordings.append(folder / data.name)
