@@ -34,7 +34,7 @@ class ToyGraph(nn.Module):
         super().__init__()
         self.is_wrong = is_wrong
 
-    def forward(self, tokens, actions, age):
+    def forward(self, tokens, actions, age, decoded, cells):
         grid = tokens[3].view(21, 16)
         right, left = actions[3] == RIGHT, actions[3] == LEFT
         if self.is_wrong:
@@ -43,8 +43,9 @@ class ToyGraph(nn.Module):
         lit = (moved == PADDLE).float().view(1, 1, 21, 16)
         frame = (F.interpolate(lit, scale_factor=4.0)[0, 0] * 200).to(torch.uint8)
         reward = F.one_hot((actions[3] == FIRE).long() + 1, 3).float()  # a point for FIRE
-        end = age.sum() * 0.0
-        return moved.flatten(), reward, end, frame.unsqueeze(-1).expand(84, 64, 3)
+        end = (age + decoded).sum() * 0.0
+        picture = frame.unsqueeze(-1).expand(84, 64, 3)
+        return moved.flatten(), reward, end, picture, cells + 1
 
 
 def write_games(folder: Path) -> None:
@@ -84,9 +85,9 @@ def small_models(num_actions: int) -> tuple[VQVAE, TemporalWorldModel]:
 
 def _export(module: nn.Module, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    shapes = (4, 336), (4,), (336,)
+    shapes = (4, 336), (4,), (336,), (336,)
     module.eval()
-    arguments = tuple(torch.zeros(shape, dtype=torch.long) for shape in shapes)
+    arguments = *(torch.zeros(shape, dtype=torch.long) for shape in shapes), torch.zeros(88, 4)
     torch.onnx.export(module, arguments, path, dynamo=True, verbose=False, external_data=False,
                       input_names=INPUTS, output_names=OUTPUTS)  # fmt: skip
 
@@ -117,7 +118,7 @@ def _toy_tokens(world: ToyGraph, tokens, past, age, actions) -> np.ndarray:
     made, taken = [], [int(action) for action in past]
     for action in actions:
         taken.append(int(action))
-        now = world(tokens, torch.tensor(taken[-4:]), age)[0]
+        now = world(tokens, torch.tensor(taken[-4:]), age, age, torch.zeros(88, 4))[0]
         tokens = torch.cat([tokens[1:], now[None]])
         made.append(now.numpy().astype(np.uint8))
     return np.stack(made)

@@ -20,11 +20,14 @@ from v2.data.games import find_weights, game_directory, shipped_directory
 from v2.dream import DreamEngine
 from v2.export.graph import (
     DECODING_VERSION,
+    ENCODER_INPUTS,
     GRAPH_VERSION,
     INPUTS,
     export_encoder,
     export_graph,
+    no_cells,
 )
+from v2.models.vqvae_hires import MARGIN, WINDOW
 from v2.runtime.device import choose_device, has_fast_bfloat16
 from v2.runtime.files import check_writable, write_text
 
@@ -39,19 +42,32 @@ class OnnxDream(DreamEngine):
     has_cast_weights = False
     _session: onnxruntime.InferenceSession | None = None
     _encoder: onnxruntime.InferenceSession | None = None
+    _encoded: tuple[np.ndarray, np.ndarray] | None = None  # the last frame's pixels and tokens
+    _kept: tuple[np.ndarray, np.ndarray]  # tokens, and what the graph keeps of their frame
 
-    def use_graph(self, path: Path, encoder: Path | None = None) -> None:
-        """Step with an exported graph of these models, and tokenize single frames with another."""
-        self._session = open_graph(path)
-        if encoder:  # small: one thread is no slower, and waits for no other
-            self._encoder = open_graph(encoder, num_threads=1)
+    def use_graph(self, path: Path) -> None:
+        """Step with an exported graph of these models."""
+        self._session, self._kept = open_graph(path), no_cells(self.vqvae)
+
+    def use_encoder(self, path: Path) -> None:
+        """Tokenize single frames with an exported encoder: what changed since the last one."""
+        # small: one thread is no slower, and waits for no other
+        self._encoder, self._encoded = open_graph(path, num_threads=1), None
 
     def encode(self, frames: np.ndarray) -> np.ndarray:
         is_one = np.shape(frames) == (1, *FRAME_SHAPE) and np.asarray(frames).dtype == np.uint8
         if self._encoder is None or not is_one:
             return super().encode(frames)
-        (tokens,) = self._encoder.run(None, {"frame": np.ascontiguousarray(frames[0])})
-        return tokens.reshape(1, *self.grid)
+        pixels = np.pad(frames[0], ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
+        before, tokens = self._encoded or (None, np.zeros(self.grid, np.int64))
+        rows, columns = _windows(pixels != before).any((2, 3, 4)).nonzero()
+        if len(rows):
+            given = _windows(pixels)[rows, columns], rows, columns
+            (found,) = self._encoder.run(None, dict(zip(ENCODER_INPUTS, given, strict=True)))
+            tokens = tokens.copy()
+            tokens[rows, columns] = found
+        self._encoded = pixels, tokens
+        return tokens[None].copy()
 
     def _step(self, action: int | np.ndarray, is_decoded: bool) -> None:
         state = self._state
@@ -59,7 +75,9 @@ class OnnxDream(DreamEngine):
             return super()._step(action, is_decoded)
         actions = self._with_action(action)
         values = (part[0].numpy() for part in (state.tokens, actions, state.age))
-        found = self._session.run(None, dict(zip(INPUTS, values, strict=True)))
+        given = dict(zip(INPUTS, (*values, *self._kept), strict=True))
+        *found, cells = self._session.run(None, given)
+        self._kept = found[0], cells
         tokens, reward, end, frames = (np.asarray(part)[None] for part in found)
         sign = (reward.argmax(-1) - 1).astype(np.float32)
         self._go_on(actions, torch.from_numpy(tokens), tokens, frames, sign, end)
@@ -81,7 +99,8 @@ def load_quickest(
     try:
         folder = _graphs_of(find_weights(name, "world_model", game), game)
         graph, encoder = cached_graphs(quick, folder)
-        quick.use_graph(graph, encoder)
+        quick.use_graph(graph)
+        quick.use_encoder(encoder)
         times_file = graph.with_suffix(f".{_processor()}.json")
         if not times_file.exists():
             times = {engine.runtime: _step_seconds(engine) for engine in (load_plain(), quick)}
@@ -92,6 +111,12 @@ def load_quickest(
         return load_plain()
     is_quicker = times[OnnxDream.runtime] < times[DreamEngine.runtime]
     return quick if is_quicker else load_plain()
+
+
+def _windows(pixels: np.ndarray) -> np.ndarray:
+    """Return what each token sees of a frame with its margin, (21, 16, 10, 10, 3), a view."""
+    seen = np.lib.stride_tricks.sliding_window_view(pixels, (WINDOW, WINDOW), axis=(0, 1))
+    return seen[::4, ::4].transpose(0, 1, 3, 4, 2)
 
 
 def open_graph(path: Path, num_threads: int = 0) -> onnxruntime.InferenceSession:

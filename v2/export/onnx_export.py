@@ -22,9 +22,8 @@ from v2.data.dream_starts import load_starts
 from v2.data.games import EmulatorConfig, game_id
 from v2.dream import emulator_of
 from v2.export.engine import OnnxDream, open_graph
-from v2.export.graph import GRAPH_NAME, INPUTS, export_graph
+from v2.export.graph import GRAPH_NAME, INPUTS, export_graph, no_cells
 from v2.export.scenes import float32_steps
-from v2.models.temporal_world_model import TemporalWorldModel
 from v2.runtime.files import check_writable
 
 FLOAT32_NAME = "step-float32.onnx"
@@ -62,7 +61,7 @@ def main(argv=None) -> int:
         export_graph(engine.vqvae, engine.world_model, path, has_half_weights)
         session = open_graph(path)
         equal = np.concatenate([
-            same_tokens(session, engine.world_model, start, actions)
+            same_tokens(session, engine, start, actions)
             for start in tqdm(begun, desc=f"comparing {name}", disable=None)
         ])  # fmt: skip
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {equal.mean():.3%} of the tokens of "
@@ -74,7 +73,7 @@ def main(argv=None) -> int:
 
 
 def same_tokens(
-    session, world_model: TemporalWorldModel, start: tuple[torch.Tensor, ...], actions: np.ndarray
+    session, engine: OnnxDream, start: tuple[torch.Tensor, ...], actions: np.ndarray
 ) -> np.ndarray:  # fmt: skip
     """Take each step of a dream by PyTorch with the graph, too; bool (steps, N).
 
@@ -82,11 +81,12 @@ def same_tokens(
         start: tokens, past actions and age as `float32_steps` takes them; actions: (steps,).
     """
     tokens, past, age = start
-    equal = []
-    for inputs, expected in float32_steps(world_model, tokens, past, age, actions):
-        values = (part.numpy() for part in inputs)
-        found = session.run(None, dict(zip(INPUTS, values, strict=True)))[0]
+    equal, decoded = [], no_cells(engine.vqvae)
+    for inputs, expected in float32_steps(engine.world_model, tokens, past, age, actions):
+        values = *(part.numpy() for part in inputs), *decoded
+        found, *_, cells = session.run(None, dict(zip(INPUTS, values, strict=True)))
         equal.append(found == expected.numpy())
+        decoded = found, cells
     return np.stack(equal)
 
 

@@ -37,6 +37,18 @@ FRAMES = max(len(level.radii) for level in LEVELS)
 RADIUS = 2  # cells around motion that have an entry
 
 
+class Patch(NamedTuple):
+    """Around a cell, in one of the frames of a history."""
+
+    back: int  # frames before the last
+    radius: int
+    has_moved_only: bool
+
+
+def _patches(level: Level) -> list[Patch]:
+    return [Patch(back, r, level.has_moved_only) for back, r in enumerate(level.radii)]
+
+
 class PatchTable(nn.Module):
     """A hash table of 2^bits buckets."""
 
@@ -90,21 +102,29 @@ class PatchTable(nn.Module):
 
     def keys(self, history: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Return each level's key of each cell, int64 (B, N, levels) below `PRIME`."""
-        last, stood = history[:, -1], history[:, -1] == history[:, -2]
-        hashed: dict[tuple, torch.Tensor] = {}
+        hashed = self._hashed(history)
         keys: list[torch.Tensor] = []
         for level in LEVELS:
-            key = last if level.has_moved_only else action.unsqueeze(1)
-            for back, radius in enumerate(level.radii):
-                patch = back, radius, level.has_moved_only
-                if patch not in hashed:
-                    frame = history[:, -1 - back]
-                    if level.has_moved_only:
-                        frame = torch.where(stood, self.num_codes + 1, frame)
-                    hashed[patch] = hash_patches(frame, radius, self.num_codes, self.grid)
+            key = history[:, -1] if level.has_moved_only else action.unsqueeze(1)
+            for patch in _patches(level):
                 key = joined(key, hashed[patch])
             keys.append(joined(key, len(keys)))
         return torch.stack(torch.broadcast_tensors(*keys), 2)
+
+    def _hashed(self, history: torch.Tensor) -> dict[Patch, torch.Tensor]:
+        """Hash what the levels read, all of a radius at once: each int64 (B, N)."""
+        hashed: dict[Patch, torch.Tensor] = {}
+        stood = history[:, -1] == history[:, -2]
+        moved = torch.where(stood.unsqueeze(1), self.num_codes + 1, history)
+        wanted = dict.fromkeys(patch for level in LEVELS for patch in _patches(level))
+        for radius in {patch.radius for patch in wanted}:
+            patches = [patch for patch in wanted if patch.radius == radius]
+            seen = (
+                (moved if each.has_moved_only else history)[:, -1 - each.back] for each in patches
+            )
+            found = hash_patches(torch.cat([*seen]), radius, self.num_codes, self.grid)
+            hashed |= dict(zip(patches, found.chunk(len(patches)), strict=True))
+        return hashed
 
     def is_near_motion(self, history: torch.Tensor) -> torch.Tensor:
         """Tell which cells lie within two of a change of the last step, bool (B, N)."""

@@ -290,8 +290,8 @@ class Block(nn.Module):
         if self.local is not None:
             x = x + self._mix_neighbours(x, rows)
         x = x + self._attend(_modulated(x, scale_a, shift_a))
-        hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m))).square()
-        return x + self.contract(hidden)
+        hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m)))
+        return x + self.contract(hidden * hidden)  # ONNX Runtime is slow at powers
 
     def _mix_neighbours(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         B, M, D = x.shape

@@ -158,10 +158,21 @@ class Decoder(nn.Module):
         self.to_rgb = nn.Conv2d(pixel, 4 * 3, 3, padding=1)
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        height, width = codes.shape[-2:]
         x = self.enter(codes) + self.position
-        even = F.pad(F.relu(x), (0, width % 2, 0, height % 2))
-        cells = self.spread(F.relu(self.cells(self.gather(even))))
+        return self.paint(x, self.mix(self.gather(self.padded(x))))
+
+    def padded(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what cells gather of x (B, dim, h, w): zeros complete the last row and column."""
+        height, width = x.shape[-2:]
+        return F.pad(F.relu(x), (0, width % 2, 0, height % 2))
+
+    def mix(self, gathered: torch.Tensor) -> torch.Tensor:
+        """Return cells (B, 4 dim, ...) of what each gathered, (B, cell_dim, ...)."""
+        return self.spread(F.relu(self.cells(gathered)))
+
+    def paint(self, x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Return pixels (B, 3, H, W) of x (B, dim, h, w) and its cells, two tokens apart."""
+        height, width = x.shape[-2:]
         x = self.fine(x + F.pixel_shuffle(cells, 2)[..., :height, :width])
         x = F.pixel_shuffle(self.expand(F.relu(x)), 2)  # (B, pixel_dim, H/2, W/2)
         return F.pixel_shuffle(self.to_rgb(F.relu(self.pixel(x))), 2)  # (B, 3, H, W)

@@ -3,10 +3,12 @@
 
 import { CELLS, HISTORY } from './dream.js'
 
-const INPUTS = ['tokens', 'actions', 'age']
-const OUTPUTS = ['next_tokens', 'reward_logits', 'end_prob', 'frame']
+const INPUTS = ['tokens', 'actions', 'age', 'decoded', 'cells']
+const OUTPUTS = ['next_tokens', 'reward_logits', 'end_prob', 'frame', 'next_cells']
+const NOT_DECODED = -1
 
 let ort, session
+let decoded, cells // tokens, and what the graph keeps of their frame
 
 self.onmessage = async ({ data }) => {
   try {
@@ -41,6 +43,9 @@ async function load({ folder, engine, threads, graph, profile, isChosen }) {
       `other version: the graph reads ${has[0]} and gives ${has[1]}, not ${needs[0]} and ${needs[1]}`,
     )
   }
+  const { shape } = session.inputMetadata.find(({ name }) => name === 'cells')
+  decoded = integers(new Array(CELLS).fill(NOT_DECODED), [CELLS])
+  cells = new ort.Tensor('float32', new Float32Array(shape[0] * shape[1]), shape)
   return { threads: ort.env.wasm.numThreads }
 }
 
@@ -62,6 +67,8 @@ async function step({ tokens, actions, age }) {
     tokens: integers(tokens, [HISTORY, CELLS]),
     actions: integers(actions, [HISTORY]),
     age: integers(age, [CELLS]),
+    decoded,
+    cells,
   }
   const made = await session.run(feeds)
   const value = {
@@ -70,7 +77,11 @@ async function step({ tokens, actions, age }) {
     end: made.end_prob.data[0],
     frame: new Uint8Array(made.frame.data),
   }
-  Object.values(made).forEach((tensor) => tensor.dispose())
+  const kept = [made.next_tokens, made.next_cells]
+  for (const tensor of [...Object.values(made), decoded, cells]) {
+    if (!kept.includes(tensor)) tensor.dispose()
+  }
+  ;[decoded, cells] = kept
   return { ...value, ms: performance.now() - start }
 }
 
