@@ -12,7 +12,7 @@ from v2.data.games import EmulatorConfig, emulator_dict
 from v2.dream import DreamEngine
 from v2.export import onnx_export, web_game
 from v2.export.engine import GRAPHS, OnnxDream, load_quickest
-from v2.export.graph import export_encoder, export_graph
+from v2.export.graph import KeepingDecoder, export_encoder, export_graph, no_cells
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.weights import tokenizer_sha256
 from v2.runtime.checkpoint import save_checkpoint
@@ -95,6 +95,26 @@ def test_a_graph_dreams_the_same_tokens_rewards_ends_and_frames(kind, vqvae, tmp
         assert quick.last_terminated == pytest.approx(plain.last_terminated, abs=1e-4)
         num_changed += (plain.tokens != before).sum()
     assert num_changed > 60 and quick.logits is None  # it was the graph that dreamed
+
+
+@torch.no_grad()
+def test_a_frame_is_decoded_from_kept_cells_as_if_whole(vqvae):
+    for parameter in vqvae.decoder.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    decoder, generator = KeepingDecoder(vqvae), torch.Generator().manual_seed(0)
+    decoded, cells = map(torch.from_numpy, no_cells(vqvae))
+    tokens = torch.randint(0, 32, (336,), generator=generator)
+    corners = torch.tensor([0, 15, 320, 335])
+    for places in (*corners.split(1), *torch.randint(0, 336, (30, 2), generator=generator)):
+        tokens[places] = (tokens[places] + 1) % 32
+        before = cells
+        pixels, cells = decoder(tokens, decoded, cells)
+        whole = vqvae.decode(tokens[None])
+        torch.testing.assert_close(pixels, whole, atol=1e-4, rtol=1e-4)
+        decoded = tokens.clone()
+    assert 0 < (cells != before).any(1).sum() <= 8  # the others were kept
+    again, kept = decoder(tokens, decoded, cells)
+    assert torch.equal(kept, cells) and torch.equal(again, pixels)
 
 
 def test_frames_of_which_only_parts_change_are_tokenized_as_if_whole(vqvae, tmp_path):

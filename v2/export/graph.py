@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.decoding import predict_next
 from v2.models.temporal_world_model import TemporalWorldModel
-from v2.models.vqvae_hires import VQVAE, WINDOW
+from v2.models.vqvae_hires import VQVAE, WINDOW, ResidualBlock
 from v2.runtime.files import atomic_path
 
 GRAPH_NAME = "step.onnx"  # in a folder: weights in float16, what the page loads
@@ -69,15 +69,13 @@ class KeepingDecoder(nn.Module):
     """
 
     enter_weight: torch.Tensor  # (dim, K, 3, 3)
-    gather_weight: torch.Tensor  # (cell_dim, 4 dim, 1, 1)
 
     def __init__(self, vqvae: VQVAE):
         super().__init__()
         self.decoder, self.grid = vqvae.decoder, vqvae.config.grid
-        enter, gather = vqvae.decoder.enter, vqvae.decoder.gather
-        of_codes = torch.einsum("dcij,kc->dkij", enter.weight, vqvae.quantizer.codebook)
+        enter, codebook = vqvae.decoder.enter, vqvae.quantizer.codebook
+        of_codes = torch.einsum("dcij,kc->dkij", enter.weight, codebook)
         self.register_buffer("enter_weight", of_codes)
-        self.register_buffer("gather_weight", gather.weight.flatten(1)[..., None, None])
 
     def forward(self, tokens: torch.Tensor, decoded: torch.Tensor, cells: torch.Tensor):
         """Return pixels (1, 3, H, W) and the cells of all; see `StepGraph.forward`."""
@@ -88,12 +86,23 @@ class KeepingDecoder(nn.Module):
         height, width = padded.shape[-2] // 2, padded.shape[-1] // 2
         is_changed = (tokens != decoded).float().view(1, 1, *self.grid)
         near = F.max_pool2d(is_changed, 4, stride=2, padding=1, ceil_mode=True)  # cells see 4x4
-        is_first = torch.arange(height * width) == 0  # always: a convolution of nothing is refused
-        changed = (near.flatten() + is_first).nonzero().flatten()
-        parts = F.pixel_unshuffle(padded, 2).flatten(2)[..., changed].unsqueeze(3)
-        gathered = F.conv2d(parts, self.gather_weight, decoder.gather.bias)
-        cells = cells.index_copy(0, changed, decoder.mix(gathered)[0, :, :, 0].T)
+        changed = near.flatten().nonzero().flatten()
+        gathered = F.pixel_unshuffle(padded, 2).flatten(2)[0].T[changed]  # (n, 4 dim)
+        cells = cells.index_copy(0, changed, self._mixed(gathered))
         return decoder.paint(x, cells.T.view(1, -1, height, width)), cells
+
+    def _mixed(self, gathered: torch.Tensor) -> torch.Tensor:
+        """Return cells (n, 4 dim) of what each gathered, as the decoder's convolutions do."""
+        x = _at_each(self.decoder.gather, gathered)
+        for block in self.decoder.cells:
+            assert isinstance(block, ResidualBlock)
+            x = x + _at_each(block.outer, F.relu(_at_each(block.inner, F.relu(x))))
+        return _at_each(self.decoder.spread, F.relu(x))
+
+
+def _at_each(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """Apply a convolution that sees one place alone to rows (n, C)."""
+    return F.linear(x, convolution.weight.flatten(1), convolution.bias)
 
 
 def no_cells(vqvae: VQVAE) -> tuple[np.ndarray, np.ndarray]:

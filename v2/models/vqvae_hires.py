@@ -159,16 +159,13 @@ class Decoder(nn.Module):
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
         x = self.enter(codes) + self.position
-        return self.paint(x, self.mix(self.gather(self.padded(x))))
+        cells = self.spread(F.relu(self.cells(self.gather(self.padded(x)))))
+        return self.paint(x, cells)
 
     def padded(self, x: torch.Tensor) -> torch.Tensor:
         """Return what cells gather of x (B, dim, h, w): zeros complete the last row and column."""
         height, width = x.shape[-2:]
         return F.pad(F.relu(x), (0, width % 2, 0, height % 2))
-
-    def mix(self, gathered: torch.Tensor) -> torch.Tensor:
-        """Return cells (B, 4 dim, ...) of what each gathered, (B, cell_dim, ...)."""
-        return self.spread(F.relu(self.cells(gathered)))
 
     def paint(self, x: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
         """Return pixels (B, 3, H, W) of x (B, dim, h, w) and its cells, two tokens apart."""
