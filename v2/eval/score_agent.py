@@ -150,16 +150,20 @@ def _ranking(args, env, agents: list[Named]) -> dict:
 
 
 def draw_ranking(path: Path, ranking: Ranking) -> None:
-    """Draw each player's return inside and outside, with intervals."""
+    """Draw each player's return inside and outside, with intervals; agents as triangles."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5))
     axis = figure.subplots()
+    axis.set_prop_cycle(color=colormaps["tab20"].colors)
     sides = zip(ranking.names, ranking.metrics(ranking.inside), ranking.metrics(ranking.outside),
                 strict=True)  # fmt: skip
     for name, one, other in sides:
-        axis.errorbar(one.value, other.value, xerr=_arms(one), yerr=_arms(other), fmt="o",
-                      elinewidth=0.8, alpha=0.8, label=name[-40:])  # fmt: skip
+        is_agent = name.endswith(".pt")
+        label = " ".join(Path(name).with_suffix("").parts[-2:]) if is_agent else name
+        axis.errorbar(one.value, other.value, xerr=_arms(one), yerr=_arms(other), label=label,
+                      fmt="^" if is_agent else "o", elinewidth=0.8, alpha=0.8)  # fmt: skip
     ends = axis.get_xlim(), axis.get_ylim()
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     axis.plot((low, high), (low, high), color="grey", linewidth=0.8, label="equal")
