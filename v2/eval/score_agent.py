@@ -156,7 +156,7 @@ def draw_ranking(path: Path, ranking: Ranking) -> None:
 
     figure = Figure(figsize=(9, 5.5))
     axis = figure.subplots()
-    axis.set_prop_cycle(color=colormaps["tab20"].colors)
+    axis.set_prop_cycle(color=colormaps["tab20"](range(20)))
     sides = zip(ranking.names, ranking.metrics(ranking.inside), ranking.metrics(ranking.outside),
                 strict=True)  # fmt: skip
     for name, one, other in sides:
