@@ -119,10 +119,11 @@ class PatchTable(nn.Module):
         wanted = dict.fromkeys(patch for level in LEVELS for patch in _patches(level))
         for radius in {patch.radius for patch in wanted}:
             patches = [patch for patch in wanted if patch.radius == radius]
-            seen = (
-                (moved if each.has_moved_only else history)[:, -1 - each.back] for each in patches
-            )
-            found = hash_patches(torch.cat([*seen]), radius, self.num_codes, self.grid)
+            frames = [
+                (moved if patch.has_moved_only else history)[:, -1 - patch.back]
+                for patch in patches
+            ]
+            found = hash_patches(torch.cat(frames), radius, self.num_codes, self.grid)
             hashed |= dict(zip(patches, found.chunk(len(patches)), strict=True))
         return hashed
 
