@@ -39,6 +39,7 @@ from v2.train import train_vqvae_hires, train_wm_hires
 
 SMALL_VQVAE = dict(latent_dim=16, stem_dim=8, decoder_dim=8, cell_dim=8, pixel_dim=8,
                    cell_blocks=1, decoder_blocks=1)  # fmt: skip
+ON_BROWN = dict(usual_red=0.56, usual_green=0.28, usual_blue=0.07)
 TINY_GOLD = (
     (SCRIPTED, 1, 320), (UNIFORM, 2, 120),
     (PolicyConfig("rewind", 1.0, "sticky", rewind=True), 1, 150),
@@ -57,7 +58,7 @@ def denormal_numbers():
 @pytest.fixture
 def vqvae():
     torch.manual_seed(0)
-    return VQVAE(VQVAEConfig(**SMALL_VQVAE)).eval()
+    return VQVAE(VQVAEConfig(**SMALL_VQVAE, **ON_BROWN)).eval()
 
 
 @pytest.fixture

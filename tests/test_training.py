@@ -270,6 +270,17 @@ def test_a_tokenizer_older_than_its_field_knows_where_tokens_are_and_is_not_gone
         checkpoint.restore(today, told(state), tmp_path)
 
 
+def test_a_tokenizer_has_the_colour_that_is_most_usual_in_its_training_games(data_path, tmp_path):
+    data = load_game_data(data_path)
+    data.frames[:] = np.maximum(data.frames, (144, 72, 17))  # Pong's, where black was
+    save_game_data(tmp_path / "brown.npz", data)
+    run = train_vqvae(tmp_path, tmp_path / "brown.npz", "--set", "steps=1")
+    again = ["--set", "steps=2", f"init_from={run / 'last.pt'}"]
+    for path in (run, train_vqvae(tmp_path / "black", data_path, *again)):
+        config = load_vqvae(path / "last.pt")[0].config
+        assert config.usual_colour == (144 / 255, 72 / 255, 17 / 255)
+
+
 def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(
     world_run, vqvae_run, data_path, tmp_path, monkeypatch
 ):

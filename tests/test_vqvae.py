@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import ON_BROWN
 from v2.data.emulator import make_atari_env
 from v2.data.frames import frames_to_float
 from v2.data.tokens import encode_frames
@@ -145,10 +146,10 @@ def test_frames_are_drawn_oftener_where_motion_is_rare():
     assert rare.min() > 5 * often.max()
 
 
-@pytest.mark.parametrize("has_position", [False, True])
-def test_carrying_unchanged_tokens_over_equals_encoding_every_frame(has_position):
+@pytest.mark.parametrize("has_position, colour", [(False, {}), (True, {}), (False, ON_BROWN)])
+def test_carrying_unchanged_tokens_over_equals_encoding_every_frame(has_position, colour):
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(encoder_position=has_position))
+    model = VQVAE(VQVAEConfig(encoder_position=has_position, **colour))
     if has_position:
         torch.nn.init.normal_(model.encoder.position, std=0.1)
     env = make_atari_env("breakout")
@@ -166,7 +167,21 @@ def test_carrying_unchanged_tokens_over_equals_encoding_every_frame(has_position
     assert (carried == every).mean() > 0.9999  # sums in another order may break a tie
 
 
-@pytest.mark.parametrize("field, value", [("num_codes", 0), ("ema_decay", 1.5), ("height", 83)])
+def test_what_has_the_usual_colour_is_nothing_and_is_decoded_first():
+    torch.manual_seed(0)
+    black, brown = VQVAE(VQVAEConfig()), VQVAE(VQVAEConfig(**ON_BROWN))
+    brown.load_state_dict(black.state_dict())
+    colour, pixels = torch.tensor(list(ON_BROWN.values())).view(3, 1, 1), torch.rand(2, 3, 84, 64)
+    with torch.no_grad():
+        assert torch.allclose(brown.encoder(pixels), black.encoder(pixels - colour), atol=1e-5)
+        codes = torch.randn(2, 256, 21, 16)
+        assert torch.equal(brown.decoder(codes), black.decoder(codes) + colour)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("num_codes", 0), ("ema_decay", 1.5), ("height", 83), ("usual_red", 2), ("usual_blue", -1)],
+)
 def test_an_absurd_config_is_refused(field, value):
     with pytest.raises(ValueError, match=field):
         VQVAEConfig(**{field: value})

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+USUAL_COLOUR = ("usual_red", "usual_green", "usual_blue")  # fields of the config
 WINDOW, MARGIN = 10, 3  # pixels a token sees along each axis, and how far beyond its 4x4 patch
 
 
@@ -26,6 +27,9 @@ class VQVAEConfig:
     stem_dim: int = 64
     encoder_blocks: int = 3  # 1x1 residual blocks: depth without a wider view
     encoder_position: bool = False  # tokens depend on where they are; only older weights do
+    usual_red: float = 0.0  # the colour, in [0, 1], that is nothing to encoder and decoder: their
+    usual_green: float = 0.0  # numbers say how pixels differ from it, so that a game on grey
+    usual_blue: float = 0.0  # is learnt like one on black
     decoder_dim: int = 128  # at 21x16
     decoder_blocks: int = 3
     cell_dim: int = 512  # of cells of 2x2 tokens, mixed by 1x1: many parameters, a narrow view
@@ -42,6 +46,8 @@ class VQVAEConfig:
                 raise ValueError(f"ema_decay must be in (0, 1), got {value}")
             if value < 0 or (field.type is int and value < 1):
                 raise ValueError(f"{field.name} must be positive, got {value}")
+            if field.name in USUAL_COLOUR and value > 1:
+                raise ValueError(f"{field.name} must be at most 1, got {value}")
         if self.height % 4 or self.width % 4:
             raise ValueError(f"height and width must divide by 4, got {self.height}x{self.width}")
 
@@ -49,6 +55,10 @@ class VQVAEConfig:
     def grid(self) -> tuple[int, int]:
         """Token rows and columns, (h, w)."""
         return self.height // 4, self.width // 4
+
+    @property
+    def usual_colour(self) -> tuple[float, ...]:
+        return tuple(getattr(self, name) for name in USUAL_COLOUR)
 
 
 class Reconstruction(NamedTuple):
@@ -93,7 +103,7 @@ class VQVAE(nn.Module):
 
         Args:
             windows: the pixels each token sees, (n, 3, 10, 10): from 3 before its patch to 3
-                after, zero outside the frame.
+                after; outside the frame they count for nothing.
             rows, columns: where in the token grid, (n,).
         """
         return self.quantizer.nearest(self.encoder.at(windows, rows, columns).float()).flatten()
@@ -106,7 +116,7 @@ class VQVAE(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
-        self.grid = config.grid
+        self.grid, self.usual = config.grid, config.usual_colour
         self.stem = nn.Conv2d(3, config.stem_dim, 4, stride=2, padding=1)
         self.patches = nn.Conv2d(config.stem_dim, config.latent_dim, 4, stride=2, padding=1)
         self.position = None
@@ -116,20 +126,31 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(*dims) for _ in range(config.encoder_blocks)))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = self.patches(F.relu(self.stem(pixels)))  # (B, D, h, w)
+        x = self.patches(F.relu(self.stem(_shifted(pixels, self.usual, -1))))  # (B, D, h, w)
         return self.blocks(x if self.position is None else x + self.position)
 
     def at(self, windows: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """Return the latents (n, D, 1, 1) of windows (n, 3, 10, 10); see `VQVAE.encode_at`."""
+        if any(self.usual):
+            pixels = _shifted(windows, self.usual, -1)
+            windows = pixels * self._inside(rows, columns, WINDOW, MARGIN, 4)
         x = F.relu(F.conv2d(windows, self.stem.weight, self.stem.bias, stride=2))  # (n, C, 4, 4)
-        height, width = (2 * n for n in self.grid)  # of the stem's output, zero around it
-        span = torch.arange(4, device=windows.device) - 1
-        i, j = 2 * rows[:, None] + span, 2 * columns[:, None] + span  # (n, 4)
-        inside = ((i >= 0) & (i < height))[:, :, None] & ((j >= 0) & (j < width))[:, None]
-        x = F.conv2d(x * inside[:, None], self.patches.weight, self.patches.bias)
+        x = x * self._inside(rows, columns, 4, 1, 2)
+        x = F.conv2d(x, self.patches.weight, self.patches.bias)
         if self.position is not None:
             x = x + self.position[0, :, rows, columns].T[..., None, None]
         return self.blocks(x)
+
+    def _inside(self, rows, columns, size: int, margin: int, scale: int) -> torch.Tensor:
+        """Tell what of windows lies in the image, bool (n, 1, size, size).
+
+        Args:
+            margin: of a window before its token; scale: size of a token's own part.
+        """
+        span = torch.arange(size, device=rows.device) - margin
+        i, j = (scale * first[:, None] + span for first in (rows, columns))  # (n, size)
+        height, width = (scale * n for n in self.grid)
+        return (((i >= 0) & (i < height))[:, :, None] & ((j >= 0) & (j < width))[:, None])[:, None]
 
 
 class Decoder(nn.Module):
@@ -140,6 +161,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig):
         super().__init__()
+        self.usual = config.usual_colour
         dim, cell, pixel = config.decoder_dim, config.cell_dim, config.pixel_dim
         self.enter = nn.Conv2d(config.latent_dim, dim, 3, padding=1)
         self.position = nn.Parameter(torch.zeros(1, dim, *config.grid))
@@ -172,7 +194,15 @@ class Decoder(nn.Module):
         height, width = x.shape[-2:]
         x = self.fine(x + F.pixel_shuffle(cells, 2)[..., :height, :width])
         x = F.pixel_shuffle(self.expand(F.relu(x)), 2)  # (B, pixel_dim, H/2, W/2)
-        return F.pixel_shuffle(self.to_rgb(F.relu(self.pixel(x))), 2)  # (B, 3, H, W)
+        decoded = F.pixel_shuffle(self.to_rgb(F.relu(self.pixel(x))), 2)  # (B, 3, H, W)
+        return _shifted(decoded, self.usual, 1)
+
+
+def _shifted(pixels: torch.Tensor, colour: tuple[float, ...], sign: int) -> torch.Tensor:
+    """Add a colour to pixels (B, 3, H, W), or take it away; black changes nothing, not even -0."""
+    if not any(colour):
+        return pixels
+    return pixels + sign * torch.tensor(colour, device=pixels.device).view(-1, 1, 1)
 
 
 class ResidualBlock(nn.Module):

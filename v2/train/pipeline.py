@@ -47,7 +47,7 @@ from v2.data.tokens import TOKENS_NAME, recording_sha256, staleness
 from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_GAMES
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
-from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.models.vqvae_hires import USUAL_COLOUR, VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
@@ -76,7 +76,8 @@ from v2.train.step_cost import image_work, window_work
 COLLECT, TOKENIZE = "data/collect_atari.py", "data/tokenize_atari.py"
 TRAIN_VQVAE, TRAIN_WM = "train/train_vqvae_hires.py", "train/train_wm_hires.py"
 EVALUATE = "eval/gold_eval.py"
-OF_A_RUN = ("num_actions", *fields_of(WorldModelRecipe()))  # of a model's config: game and recipe
+# Of a model's config: what game and recipe decide.
+OF_A_RUN = ("num_actions", *fields_of(WorldModelRecipe()), *USUAL_COLOUR)
 RECIPES: dict[str, Mapping[str, Recipe]] = {
     "vqvae": VQVAE_PRESETS, "world_model": WORLD_MODEL_PRESETS,
 }  # fmt: skip

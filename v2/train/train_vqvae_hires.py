@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from v2.data.tokens import TOKENS_NAME
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
 from v2.eval.pictures import save_grid
-from v2.models.vqvae_hires import VQVAE, VQVAEConfig
+from v2.models.vqvae_hires import USUAL_COLOUR, VQVAE, VQVAEConfig
 from v2.models.weights import load_vqvae, told
 from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
@@ -84,11 +85,15 @@ def main(argv=None) -> int:
     hold_out_end(data)
     if data.emulator.package:
         print(f"environment: {data.emulator.game} of {data.emulator.package}")
-    model = laid_out(VQVAE(VQVAEConfig()), device)
-    earlier = []
-    if recipe.init_from and not args.resume:
+    model = VQVAE(VQVAEConfig(**_usual_colour(data)))
+    earlier: list[dict] = []
+    if args.resume:
+        stored = checkpoint.load_last(args.resume, "vqvae")["config"]
+        model = VQVAE(_at_colour_of(stored))
+    elif recipe.init_from:
         start = find_weights(recipe.init_from, "vqvae", args.game)
-        earlier = _start_from(start, model, recipe, named)
+        model, earlier = _started_from(start, recipe, named)
+    model = laid_out(model, device)
     trainer = Trainer(parsed, model, data, device, workers)
     trainer.earlier = earlier
     run = RunDir(args.resume) if args.resume else None
@@ -99,16 +104,31 @@ def main(argv=None) -> int:
     return run_trainer(trainer, run)
 
 
-def _start_from(path: Path, model: VQVAE, recipe: VQVAERecipe, data: Data) -> list[dict]:
-    """Take the weights of another VQ-VAE; return how those were trained."""
+def _usual_colour(data: GameData) -> dict[str, Any]:
+    """Return the median of each colour over the training games, as the config has it."""
+    frames = data.frames[_spread(data.rows_of("train"), NUM_MEDIAN_FRAMES)]
+    median = np.median(frames.reshape(-1, 3), axis=0) / 255
+    return dict(zip(USUAL_COLOUR, median.tolist(), strict=True))
+
+
+def _at_colour_of(stored: dict) -> VQVAEConfig:
+    """Return today's config with the usual colour of a stored one."""
+    colour: dict[str, Any] = {k: stored.get(k, 0.0) for k in USUAL_COLOUR}
+    return VQVAEConfig(**colour)
+
+
+def _started_from(path: Path, recipe: VQVAERecipe, data: Data) -> tuple[VQVAE, list[dict]]:
+    """Return a VQ-VAE with the weights of another one, and how those were trained."""
     began, info = load_vqvae(path)
     check_emulator(data, path, info)
-    checkpoint.check_architecture(model, dataclasses.asdict(began.config), path)
+    stored = dataclasses.asdict(began.config)
+    model = VQVAE(_at_colour_of(stored))
+    checkpoint.check_architecture(model, stored, path)
     model.load_state_dict(began.state_dict())
     if not recipe.decoder_only:  # float16 holds no count above 65,504: sums must fit to it
         codes = model.quantizer
         codes.sums.copy_(codes.codebook * codes.counts.unsqueeze(1))
-    return checkpoint.lineage(info)
+    return model, checkpoint.lineage(info)
 
 
 class Trainer:
