@@ -49,7 +49,7 @@ from v2.runtime.run_dir import RunDir
 from v2.train.distributed import Workers, join
 from v2.train.flags import Parsed, parse, plain_args, training_parser
 from v2.train.loop import run_trainer
-from v2.train.optim import GradientGuard, learning_rate, resumed_ema, update_ema
+from v2.train.optim import ADAM_BETAS, GradientGuard, learning_rate, resumed_ema, update_ema
 from v2.train.recipe import VQVAE_PRESETS, VQVAERecipe
 from v2.train.sampling import Rows, rare_motion_chances, step_rng
 from v2.train.vqvae_loss import ReconstructionLoss
@@ -152,7 +152,7 @@ class Trainer:
         if recipe.decoder_only:
             model.encoder.requires_grad_(False)
         learning = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(learning, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(learning, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else None
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.generator = torch.Generator().manual_seed(self.args.seed)
