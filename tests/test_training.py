@@ -281,6 +281,23 @@ def test_a_tokenizer_has_the_colour_that_is_most_usual_in_its_training_games(dat
         assert config.usual_colour == (144 / 255, 72 / 255, 17 / 255)
 
 
+def test_a_game_on_grey_is_learnt_sooner_by_what_differs_from_grey(
+    data_path, tmp_path, monkeypatch
+):
+    data = load_game_data(data_path)
+    data.frames[:] = np.maximum(data.frames, 142)
+    save_game_data(tmp_path / "grey.npz", data)
+
+    def best(name: str) -> float:
+        flags = ["--set", "steps=30", "eval_steps=30"]
+        run = train_vqvae(tmp_path / name, tmp_path / "grey.npz", *flags)
+        return checkpoint.load_checkpoint(run / "best.pt", "vqvae")["metrics"]["held_out_psnr"]
+
+    with_grey = best("grey")
+    monkeypatch.setattr(train_vqvae_hires, "_usual_colour", lambda data: {})
+    assert with_grey > best("black") + 3
+
+
 def test_init_from_weights_with_fewer_convolutions_begins_with_what_they_predict(
     world_run, vqvae_run, data_path, tmp_path, monkeypatch
 ):
