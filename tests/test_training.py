@@ -289,7 +289,7 @@ def test_a_game_on_grey_is_learnt_sooner_by_what_differs_from_grey(
     save_game_data(tmp_path / "grey.npz", data)
 
     def best(name: str) -> float:
-        flags = ["--set", "steps=30", "eval_steps=30"]
+        flags = ["--set", "steps=30", "eval_steps=30", "batch_size=4"]
         run = train_vqvae(tmp_path / name, tmp_path / "grey.npz", *flags)
         return checkpoint.load_checkpoint(run / "best.pt", "vqvae")["metrics"]["held_out_psnr"]
 
