@@ -202,7 +202,8 @@ def _shifted(pixels: torch.Tensor, colour: tuple[float, ...], sign: int) -> torc
     """Add a colour to pixels (B, 3, H, W), or take it away; black changes nothing, not even -0."""
     if not any(colour):
         return pixels
-    return pixels + sign * torch.tensor(colour, device=pixels.device).view(-1, 1, 1)
+    shift = torch.tensor(colour, dtype=torch.float32, device=pixels.device)
+    return pixels + sign * shift.view(-1, 1, 1)
 
 
 class ResidualBlock(nn.Module):
