@@ -276,7 +276,9 @@ def test_a_tokenizer_has_the_colour_that_is_most_usual_in_its_training_games(dat
     save_game_data(tmp_path / "brown.npz", data)
     run = train_vqvae(tmp_path, tmp_path / "brown.npz", "--set", "steps=1")
     again = ["--set", "steps=2", f"init_from={run / 'last.pt'}"]
-    for path in (run, train_vqvae(tmp_path / "black", data_path, *again)):
+    other = train_vqvae(tmp_path / "black", data_path, *again)
+    assert train_vqvae_hires.main(["--resume", str(other), "--set", "steps=3"]) == 0
+    for path in (run, other):
         config = load_vqvae(path / "last.pt")[0].config
         assert config.usual_colour == (144 / 255, 72 / 255, 17 / 255)
 
