@@ -275,3 +275,9 @@ def test_no_progress_bar_fills_a_log_file():
                 bars += 1
                 assert "disable" in {each.arg for each in node.keywords}, (path, node.lineno)
     assert bars > 10
+
+
+def test_the_pages_that_everybody_reads_stay_short():
+    limits = {"README.md": 9000, "ARCHITECTURE.md": 12_000, "ROADMAP.md": 4096}
+    sizes = {name: (ROOT / name).stat().st_size for name in limits}
+    assert not {name: size for name, size in sizes.items() if size > limits[name]}

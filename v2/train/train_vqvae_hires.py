@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import dataclasses
 import time
-from typing import Any
 
 import numpy as np
 import torch
@@ -85,14 +84,14 @@ def main(argv=None) -> int:
     hold_out_end(data)
     if data.emulator.package:
         print(f"environment: {data.emulator.game} of {data.emulator.package}")
-    model = VQVAE(VQVAEConfig(**_usual_colour(data)))
     earlier: list[dict] = []
     if args.resume:
-        stored = checkpoint.load_last(args.resume, "vqvae")["config"]
-        model = VQVAE(_at_colour_of(stored))
+        model = VQVAE(_config_at(checkpoint.load_last(args.resume, "vqvae")["config"]))
     elif recipe.init_from:
         start = find_weights(recipe.init_from, "vqvae", args.game)
         model, earlier = _started_from(start, recipe, named)
+    else:
+        model = VQVAE(_config_at(_usual_colour(data)))
     model = laid_out(model, device)
     trainer = Trainer(parsed, model, data, device, workers)
     trainer.earlier = earlier
@@ -104,17 +103,16 @@ def main(argv=None) -> int:
     return run_trainer(trainer, run)
 
 
-def _usual_colour(data: GameData) -> dict[str, Any]:
+def _usual_colour(data: GameData) -> dict[str, float]:
     """Return the median of each colour over the training games, as the config has it."""
     frames = data.frames[_spread(data.rows_of("train"), NUM_MEDIAN_FRAMES)]
     median = np.median(frames.reshape(-1, 3), axis=0) / 255
     return dict(zip(USUAL_COLOUR, median.tolist(), strict=True))
 
 
-def _at_colour_of(stored: dict) -> VQVAEConfig:
-    """Return today's config with the usual colour of a stored one."""
-    colour: dict[str, Any] = {k: stored.get(k, 0.0) for k in USUAL_COLOUR}
-    return VQVAEConfig(**colour)
+def _config_at(colour: dict) -> VQVAEConfig:
+    """Return today's config at a usual colour, or at that of a stored config."""
+    return VQVAEConfig(**{k: colour.get(k, 0.0) for k in USUAL_COLOUR})
 
 
 def _started_from(path: Path, recipe: VQVAERecipe, data: Data) -> tuple[VQVAE, list[dict]]:
@@ -122,7 +120,7 @@ def _started_from(path: Path, recipe: VQVAERecipe, data: Data) -> tuple[VQVAE, l
     began, info = load_vqvae(path)
     check_emulator(data, path, info)
     stored = dataclasses.asdict(began.config)
-    model = VQVAE(_at_colour_of(stored))
+    model = VQVAE(_config_at(stored))
     checkpoint.check_architecture(model, stored, path)
     model.load_state_dict(began.state_dict())
     if not recipe.decoder_only:  # float16 holds no count above 65,504: sums must fit to it
