@@ -106,6 +106,7 @@ def test_a_compiled_training_has_the_gradients_of_the_model(
             "8",
             "--set",
             "num_cells=336",
+            "first_cells=0",
             "--device",
             name,
             *flags,

@@ -208,6 +208,17 @@ def test_all_cells_in_any_order_predict_as_the_dense_model(world_model):
     assert torch.allclose(few.reward_logits, dense.reward_logits, atol=1e-4)
 
 
+def test_a_game_that_needs_all_cells_may_begin_with_fewer():
+    dense, model = _model(), _model(num_cells=336)
+    model.load_state_dict(dense.state_dict() | {"far_rank": model.far_rank})
+    history, actions = torch.randint(32, (2, 4, 336)), torch.randint(4, (2, 4))
+    assert dense.active_cells(history, 64) is None and model.active_cells(history) is None
+    assert model.active_cells(history, 64).shape == (2, 64)
+    with torch.no_grad():
+        all_cells = model(history, actions, model.active_cells(history)).logits
+        assert torch.equal(all_cells, dense(history, actions).logits)
+
+
 def test_what_is_not_active_is_neither_predicted_nor_seen():
     model = _model(num_cells=40)
     history, actions = torch.randint(32, (1, 1, 336)).repeat(1, 4, 1), torch.zeros(1, 4).long()

@@ -157,6 +157,8 @@ class TemporalWorldModel(nn.Module):
         if not self.config.num_cells:
             return None
         count = count or self.config.num_cells
+        if count == self.config.num_positions:
+            return None
         return active_cells(history, self.far_rank, count, self.config.grid)
 
     def leave_for_later(self, first: int) -> None:

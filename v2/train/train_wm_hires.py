@@ -174,13 +174,12 @@ def _new_model(
         num_codes=vqvae.config.num_codes,
         grid_height=grid[0],
         grid_width=grid[1],
-        **fields_of(recipe) | {"num_cells": 0 if num_cells == grid[0] * grid[1] else num_cells},
+        **fields_of(recipe) | {"num_cells": num_cells},
     )
     model = TemporalWorldModel(config)
     if recipe.first_layers:
         model.leave_for_later(recipe.first_layers)
-    if config.num_cells:
-        model.far_rank.copy_(rank)
+    model.far_rank.copy_(rank)
     if config.table_bits and not is_resumed:
         entries = fill(model.patch_table, tokens, counted_rows(tokens, recipe.table_share))
         share = entries / model.patch_table.entries.numel()
