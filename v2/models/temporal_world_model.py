@@ -195,9 +195,10 @@ class TemporalWorldModel(nn.Module):
         """Compute the layers before revealed tokens enter; see `forward`."""
         B, T, N = history.shape
         action = actions[:, -1]
-        # A look-up as an embedding: the gradient of indexing is summed in no fixed order.
-        bias = F.embedding(action, self.spatial_bias.flatten(1)).view(B, N, -1)
-        x = at_cells(self.position + bias, cells) + self._look_up(history, cells)  # (B, M, D)
+        where = torch.arange(N, device=history.device).expand(B, N) if cells is None else cells
+        # Look-ups as embeddings: the gradient of indexing is summed in no fixed order.
+        bias = F.embedding(where + N * action[:, None], self.spatial_bias.flatten(0, 1))
+        x = F.embedding(where, self.position) + bias + self._look_up(history, cells)  # (B, M, D)
         if self.config.memory_bits:
             x = x + self.memory(history, cells)
         recalled = None
@@ -298,8 +299,10 @@ class Block(nn.Module):
     def _mix_neighbours(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         B, M, D = x.shape
         if rows is not None:  # zero where there is none; faster than `scatter` and `gather`
+            if torch.is_autocast_enabled(x.device.type):  # before they are all cells
+                x = x.to(torch.get_autocast_dtype(x.device.type))
             places = x.new_zeros(B * self.grid[0] * self.grid[1], D)
-            x = places.index_copy(0, rows, x.flatten(0, 1)).view(B, -1, D)
+            x = places.index_copy_(0, rows, x.flatten(0, 1)).view(B, -1, D)
         grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
         local = self.local
         assert local is not None
