@@ -1,6 +1,7 @@
 """Active cells: which, how many, and what they hold."""
 
 import numpy as np
+import pytest
 import torch
 
 from v2.data.coverage import choose_count, coverage, far_rank
@@ -117,6 +118,21 @@ def test_coverage_counts_tokens_and_whole_frames():
     assert found.changed == 1 - missed.sum() / changes.sum()
     assert found.whole == 1 - missed.mean()
     assert coverage(tokens, rank, 26, GRID).whole == 1
+
+
+@pytest.mark.parametrize("step", [_spot, _scrolling])
+def test_coverage_is_of_the_cells_that_are_chosen(step):
+    tokens = _tokens(step)
+    rank = far_rank(tokens, GRID)
+    held_out = torch.from_numpy(tokens.tokens[tokens.rows_of("val")]).long().view(-1, 60, 336)
+    windows = held_out.unfold(1, 5, 1).flatten(0, 1).transpose(1, 2)  # (n, 5, N)
+    is_changed = windows[:, 4] != windows[:, 3]
+    for count in (16, 25, 200, 330):
+        cells = active_cells(windows[:, :4], rank, count, GRID)
+        held = is_changed.gather(1, cells).sum(1)
+        found = coverage(tokens, rank, count, GRID)
+        assert found.changed == held.sum().item() / is_changed.sum().item()
+        assert found.whole == (held == is_changed.sum(1)).double().mean().item()
 
 
 def test_the_nearest_cells_are_those_around_a_cell():

@@ -11,7 +11,7 @@ import torch
 
 from v2.data.atari_dataset import window_starts
 from v2.data.tokens import TokenData
-from v2.models.cells import active_cells, far_changes, rank_of
+from v2.models.cells import cell_order, far_changes, rank_of
 from v2.models.temporal_world_model import WorldModelConfig
 
 COUNTS = range(32, 337, 16)  # among which `choose_count` chooses
@@ -47,17 +47,29 @@ def coverage(
     tokens: TokenData, rank: torch.Tensor, count: int, grid: tuple[int, int], split: str = "val"
 ) -> Coverage:
     """Measure what `count` active cells hold of a split's next frames."""
-    held = changed = whole = total = 0
+    return coverages(tokens, rank, grid, split)[count]
+
+
+def coverages(
+    tokens: TokenData, rank: torch.Tensor, grid: tuple[int, int], split: str
+) -> list[Coverage]:
+    """Measure the same of 0, 1, ... N active cells."""
+    changed, whole = torch.zeros(2, len(rank) + 1, dtype=torch.long)  # by the cells they need
     for windows in _windows(tokens, split):
         history, following = windows[:, :-1], windows[:, -1]
-        is_changed = following != history[:, -1]
-        cells = active_cells(history, rank, count, grid)
-        num_held = is_changed.gather(1, cells).sum(1)
-        held += int(num_held.sum())
-        changed += int(is_changed.sum())
-        whole += int((num_held == is_changed.sum(1)).sum())
-        total += len(windows)
-    return Coverage(count, held / changed if changed else 1.0, whole / total, total)
+        place = cell_order(history, rank, grid).argsort(1).argsort(1)
+        needed = (place + 1) * (following != history[:, -1])  # 0: it stays
+        changed += needed.flatten().bincount(minlength=len(changed))
+        whole += needed.amax(1).bincount(minlength=len(whole))
+    changed[0] = 0
+    num_changed, num_windows = int(changed.sum()), int(whole.sum())
+    return [
+        Coverage(count, held / num_changed if num_changed else 1.0, frames / num_windows,
+                 num_windows)
+        for count, (held, frames) in enumerate(
+            zip(changed.cumsum(0).tolist(), whole.cumsum(0).tolist(), strict=True)
+        )
+    ]  # fmt: skip
 
 
 def choose_count(tokens: TokenData, rank: torch.Tensor, grid: tuple[int, int]) -> Coverage:
@@ -66,8 +78,9 @@ def choose_count(tokens: TokenData, rank: torch.Tensor, grid: tuple[int, int]) -
     Enough is `MIN_CHANGED` of the changed tokens and all of them in `MIN_WHOLE` of the frames; a
     game in which much moves needs more cells, at most all.
     """
+    of_counts = coverages(tokens, rank, grid, "train")
     for count in (*(n for n in COUNTS if n < len(rank)), len(rank)):
-        found = coverage(tokens, rank, count, grid, "train")
+        found = of_counts[count]
         if found.changed >= MIN_CHANGED and found.whole >= MIN_WHOLE:
             break
     return found

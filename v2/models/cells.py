@@ -23,6 +23,16 @@ def distance_from_motion(history: torch.Tensor, grid: tuple[int, int]) -> torch.
     return (RINGS + 1 - sum(rings)).flatten(1).long()  # type: ignore[union-attr]  # no int
 
 
+def cell_order(
+    history: torch.Tensor, far_rank: torch.Tensor, grid: tuple[int, int]
+) -> torch.Tensor:
+    """Return by what the cells of a history are chosen, the least first, int64 (B, N); all differ.
+
+    Args: see `active_cells`.
+    """
+    return distance_from_motion(history, grid) * len(far_rank) + far_rank
+
+
 def active_cells(
     history: torch.Tensor, far_rank: torch.Tensor, count: int, grid: tuple[int, int]
 ) -> torch.Tensor:
@@ -33,7 +43,7 @@ def active_cells(
         far_rank: int64 (N,), a permutation; 0 is the cell with the most changes far from motion.
         count: M, at most N.
     """
-    order = distance_from_motion(history, grid) * len(far_rank) + far_rank
+    order = cell_order(history, far_rank, grid)
     return order.topk(count, largest=False, sorted=False).indices.sort(1).values
 
 
