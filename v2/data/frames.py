@@ -51,11 +51,13 @@ def fit_screen(screen: np.ndarray, fit: str) -> np.ndarray:
         raise ValueError(f"screen must be uint8 (H, W, 3), got {screen.dtype} {screen.shape}")
     rows, columns, height, width = fitted(screen.shape[0], screen.shape[1], fit)
     shown = screen[rows, columns]
-    sums = _area_sums(_area_sums(shown, height).swapaxes(0, 1), width).swapaxes(0, 1)
-    area = shown.shape[0] * shown.shape[1]
+    by_row, by_column = all_shares(shown.shape[0], height), all_shares(shown.shape[1], width)
+    lines = by_row @ shown.reshape(len(shown), -1).astype(np.float32)  # exact: below 2^24
+    sums = by_column @ lines.reshape(height, -1, 3).astype(np.float64)  # exact: below 2^53
+    area = int(by_row[0].sum() * by_column[0].sum())
     top, left = (FRAME_SHAPE[0] - height) // 2, (FRAME_SHAPE[1] - width) // 2
     frame = np.zeros(FRAME_SHAPE, np.uint8)
-    frame[top : top + height, left : left + width] = (sums + area // 2) // area
+    frame[top : top + height, left : left + width] = (sums.astype(np.int64) + area // 2) // area
     return frame
 
 
@@ -73,16 +75,6 @@ def fitted(height: int, width: int, fit: str) -> tuple[slice, slice, int, int]:
     return rows, columns, most, wide
 
 
-def _area_sums(lines: np.ndarray, pixels: int) -> np.ndarray:
-    """Return the sums of N lines over `pixels` equal spans, times `pixels`, in integers."""
-    ends = np.arange(pixels + 1) * len(lines)
-    whole, part = ends // pixels, ends % pixels
-    total = np.zeros((len(lines) + 1, *lines.shape[1:]), np.int64)
-    np.cumsum(lines, 0, np.int64, total[1:])
-    cut = lines[np.minimum(whole, len(lines) - 1)].astype(np.int64)
-    return np.diff(pixels * total[whole] + part[:, None, None] * cut, axis=0)
-
-
 @functools.cache
 def area_shares(native: int, pixels: int) -> np.ndarray:
     """Return how much of each native pixel every pixel covers, in the smallest group that repeats.
@@ -94,6 +86,13 @@ def area_shares(native: int, pixels: int) -> np.ndarray:
     x, y = np.arange(old), np.arange(new)[:, None]
     covered = np.minimum(new * (x + 1), old * (y + 1)) - np.maximum(new * x, old * y)
     return covered.clip(0).astype(np.float32)  # (new, old), rows sum to `old`
+
+
+@functools.cache
+def all_shares(native: int, pixels: int) -> np.ndarray:
+    """Return the same of all native pixels, not of a group alone, (pixels, native)."""
+    groups = np.eye(math.gcd(native, pixels), dtype=np.float32)
+    return np.kron(groups, area_shares(native, pixels))
 
 
 # (5 pixels x 3 colours) -> (2 pixels x 3 colours)
