@@ -167,6 +167,11 @@ def test_what_becomes_smaller_than_a_token_is_warned_of(size, warns, tmp_path, c
     assert resolution.measure_small_things(config).is_worth_a_warning == warns
 
 
+def test_a_pole_of_one_pixel_or_none_is_thinner_than_a_pixel():
+    found = resolution.measure_small_things(emulator_config("CartPole-v1"))
+    assert found.pixels == 0 and "less than 1 of 4 pixels" in str(found)
+
+
 # The environment in the emulator's place
 
 

@@ -5,6 +5,7 @@ is known. What moves differs from the median screen; what is thinner than a toke
 frame) and apart from anything thicker is small.
 """
 
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ class SmallThings:
     """What moves and is thinner than a token."""
 
     screens: float  # share of the screens that show any
-    pixels: float  # how thick it is in a frame, as the median of those screens; below 1: less
+    pixels: float  # how thick it is in a frame, whole, the lower median of those screens; 0: less
 
     @property
     def is_worth_a_warning(self) -> bool:
@@ -60,8 +61,8 @@ def measure_small_things(emulator: EmulatorConfig) -> SmallThings:
     for pixels in range(1, TOKEN_PIXELS):
         sizes[_opened(small, side(pixels)).amax((1, 2, 3)).numpy() > 0] = pixels
     is_there = small.amax((1, 2, 3)).numpy() > 0
-    return SmallThings(float(is_there.mean()), float(np.median(sizes[is_there] if any(is_there)
-                                                               else 0)))  # fmt: skip
+    thickness = statistics.median_low(sizes[is_there]) if any(is_there) else 0.0
+    return SmallThings(float(is_there.mean()), float(thickness))
 
 
 def _screens(env: AtariFrameEnv) -> np.ndarray:
