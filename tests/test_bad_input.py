@@ -35,7 +35,7 @@ from v2.data.atari_dataset import (
     save_game_data,
 )
 from v2.data.emulator import make_atari_env
-from v2.data.games import EmulatorConfig
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.data.npz import read_npz, write_npz
 from v2.data.policies import policy_mix
 from v2.data.tokens import load_tokens, tokenize
@@ -44,7 +44,7 @@ from v2.models.weights import build_model, load_vqvae, load_world_model
 from v2.runtime import checkpoint, cli, errors, files
 from v2.runtime.device import choose_device, compiled
 from v2.runtime.run_dir import read_config
-from v2.train import distributed, train_vqvae_hires, train_wm_hires
+from v2.train import distributed, ship, train_vqvae_hires, train_wm_hires
 from v2.train import flags as flags_of
 from v2.train.recipe import WORLD_MODEL_PRESETS
 
@@ -291,6 +291,25 @@ def test_existing_output_is_refused_and_untouched(ends, data_path, tmp_path):
         ends(tokenize_atari.main, ["--out", data_path, flag, data_path], 2, "holds no tokens")
     ends(tokenize_atari.main, ["--out", tmp_path / "notes.txt"], 2, "ends in .npz")
     assert content_of(tmp_path) == before
+    np.savez(tmp_path / "own.npz", frames=np.zeros(3))  # of another program
+    before = content_of(tmp_path)
+    flags = ["--data", data_path, "--out", tmp_path / "own.npz"]
+    ends(tokenize_atari.main, flags, 2, "own.npz is there and holds no tokens")
+    assert content_of(tmp_path) == before
+
+
+def test_weights_are_shipped_and_shared_for_their_own_game_alone(
+    ends, world_run, game_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path / "shipped")
+    text = "dreams of breakout: add --game breakout"
+    ends(ship.main, ["--game", "pong", "--run", world_run], 2, text)
+    flags = ["--run", world_run, "--to", tmp_path / "share", "--data"]
+    ends(ship.main, [*flags, tmp_path / "none.npz"], 2, "no game data at")
+    game_data.meta["emulator"] = emulator_dict(EmulatorConfig("pong"))
+    save_game_data(tmp_path / "pong.npz", game_data)
+    ends(ship.main, [*flags, tmp_path / "pong.npz"], 2, "was trained with game breakout, not pong")
+    assert not (tmp_path / "shipped").exists() and not (tmp_path / "share").exists()
 
 
 def test_game_data_given_as_tokens_is_refused_and_untouched(ends, vqvae_run, data_path, tmp_path):
@@ -600,6 +619,12 @@ def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
     assert "1 of 3 shards are damaged and left out" in out and f"{shards[1].name}.bad: " in out
     train_world_model(tmp_path / "w", path, run, "--set", "steps=1")
     assert len(load_game_data(path)) == 360
+    np.savez(tmp_path / "own.npz", frames=np.zeros(3))  # of another program: whole, and no shard
+    before = content_of(tmp_path)
+    flags = ["--data", tmp_path, "--skip-bad", "--out", tmp_path / "new.npz"]
+    ends(tokenize_atari.main, flags, 2, "own.npz has no array 'meta'", "take it out of the folder")
+    assert content_of(tmp_path) == before
+    (tmp_path / "own.npz").unlink()
     shards[0].write_bytes(b"")
     shards[2].write_bytes(b"")
     tokens = ["--data", path, "--skip-bad", "--out", tmp_path / "new.npz"]

@@ -87,6 +87,15 @@ def test_every_next_line_runs_as_printed_with_the_places_that_were_given(
     assert not (tmp_path / "nothing here").exists()
 
 
+def test_tokens_of_a_home_are_trained_on_in_that_home(vqvae_run, data_path, tmp_path, capsys):
+    home = tmp_path / "a home"
+    flags = ["--data", str(data_path), "--vqvae", str(vqvae_run), "--out", str(home)]
+    assert tokenize_atari.main(flags) == 0
+    _, _, *flags = _next(capsys)
+    assert train_wm_hires.main([*flags, "--set", "steps=2"]) == 0
+    assert len(list(home.glob("runs/*/best.pt"))) == 1
+
+
 def test_what_is_collected_somewhere_is_trained_on_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path / "nothing here")
     home = tmp_path / "a b"

@@ -81,6 +81,10 @@ def test_shipped_weights_are_checked_as_a_pair(monkeypatch, tmp_path, vqvae, wor
         )
         (finding,) = doctor.check_weights()
         assert bool(finding.stops) != is_whole and (digest[:12] in finding.text)
+    of_pong = {"vqvae_sha256": digest, "emulator": {"game": "pong"}}
+    checkpoint.save_checkpoint(paths["world_model"], "world_model", world_model, **of_pong)
+    (finding,) = doctor.check_weights()
+    assert "dreams of pong" in finding.text and finding.stops
     paths["vqvae"].unlink()  # the other alone is nothing to play with
     (finding,) = doctor.check_weights()
     assert "absent" in finding.text and finding.stops == "play, eval"

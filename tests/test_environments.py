@@ -135,6 +135,40 @@ def test_arguments_are_the_same_in_any_order_and_words_need_no_quotes():
     assert json.loads(read_env_args(["a=False", "b=word", "c=[1, 2]"])) == {
         "a": False, "b": "word", "c": [1, 2],
     }  # fmt: skip
+    asked = ["a=false", "b=TRUE", "c=none", "d=null", "e='true'"]
+    assert json.loads(read_env_args(asked)) == {
+        "a": False, "b": True, "c": None, "d": None, "e": "true",
+    }  # fmt: skip
+
+
+class Wrong(Box):
+    """One that draws from 0 to 255 in floating point, or whose reward is no number."""
+
+    def __init__(self, wrong, **args):
+        super().__init__(**args)
+        self.wrong = wrong
+
+    def step(self, action):
+        observation, reward, *others = super().step(action)
+        return observation, np.nan if self.wrong == "reward" else reward, *others
+
+    def render(self):
+        screen = super().render()
+        return screen.astype(np.float32) if self.wrong == "screen" else screen
+
+
+@pytest.mark.parametrize("wrong, text", [
+    ("screen", "draws float32 from 0 to 200: a picture is uint8, or from 0 to 1"),
+    ("reward", "gives the reward nan"),
+])  # fmt: skip
+def test_what_an_environment_gives_is_checked_while_it_is_recorded(wrong, text, tmp_path):
+    gymnasium.register("Wrong-v0", Wrong)
+    flags = ["--env", "Wrong-v0", "--env-arg", f"wrong={wrong}", "--frames", "60"]
+    try:
+        with pytest.raises(ValueError, match=text):
+            collect_atari.main([*flags, "--workers", "1", "--out", str(tmp_path / "out")])
+    finally:
+        del gymnasium.registry["Wrong-v0"]
 
 
 # Frames

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from tests.conftest import train_vqvae, train_world_model
 from v2 import play_atari_hires
 from v2.data import games, import_recordings, tokenize_atari
 from v2.data.action_shift import check_shift
-from v2.data.atari_dataset import hold_out_end, load_game_data, split_of_game
+from v2.data.atari_dataset import hold_out_end, load_game_data, save_game_data, split_of_game
 from v2.data.frames import fit_screen
 from v2.data.games import EmulatorConfig, RecordedConfig, game_id, stored_config
+from v2.data.minari_recordings import write_minari
+from v2.data.video_recordings import pictures
 from v2.dream import DreamEngine
 from v2.eval import gold_eval
 from v2.play.recorded import RecordedEnv
@@ -131,6 +135,72 @@ def test_each_second_frame_has_the_actions_of_both(tmp_path):
     assert (data.rewards[rows][:-1] == 2).all() and data.emulator.steps_per_second == 7.5
 
 
+@pytest.mark.parametrize("every", [1, 2, 4, 7])
+def test_the_end_of_a_game_and_its_last_reward_are_kept_at_any_speed(tmp_path, every):
+    folder = tmp_path / "videos"
+    for number, length in enumerate(range(70, 78)):
+        ball_world.film(folder / "one", 1, length, seed=number)
+        video = (folder / "one" / "game00.mp4").replace(folder / f"game{number:02d}.mp4")
+        _, *actions = (folder / "one" / "game00.csv").read_text().split()
+        rows = [f"{action},0,0" for action in actions]
+        rows[-2] = f"{actions[-2]},1,1"  # the last action; the last row is the last frame's
+        video.with_suffix(".csv").write_text("\n".join(["action,reward,terminated", *rows]))
+        shutil.rmtree(folder / "one")
+    data = imported(folder, tmp_path / "data.npz", "--every", str(every))
+    lasts = np.flatnonzero(np.diff(data.episode_ids, append=8)) - 1
+    assert data.terminated[lasts].all() and data.terminated.sum() == 8
+    assert (data.rewards[lasts] == 1).all() and data.rewards.sum() == 8
+    assert not data.truncated.any()
+    for number, length in enumerate(range(70, 78)):
+        frames = data.frames[data.episode_ids == number]
+        assert len(frames) == 1 + -(-(length - 1) // every)
+        filmed = ball_world.play(np.random.default_rng(number), length)[0]
+        assert np.abs(frames[-1].astype(int) - filmed[-1]).mean() < 2
+
+
+def test_a_game_that_ends_at_the_list_of_json_and_names_in_small_letters(filmed, tmp_path):
+    frames, actions, _ = filmed[1][0]
+    for k in range(2):
+        (tmp_path / f"g{k}.mp4").write_bytes((filmed[0] / f"game0{k}.mp4").read_bytes())
+        table = {"actions": [k, *actions[1:].tolist()], "terminated": [False] * 58 + [True],
+                 "action_meanings": [name.lower() for name in ball_world.ACTIONS]}  # fmt: skip
+        (tmp_path / f"g{k}.json").write_text(json.dumps(table))
+    out = tmp_path / "data.npz"
+    assert import_recordings.main([str(tmp_path), "--out", str(out)]) == 0
+    data = load_game_data(out)
+    assert data.terminated.sum() == 2
+    assert data.meta["action_meanings"] == list(ball_world.ACTIONS)
+
+
+@pytest.mark.parametrize("by_minari", [False, True])
+def test_parts_of_one_game_stay_in_one_split(game_data, tmp_path, monkeypatch, by_minari):
+    """Those of a game that was rewound share its seed."""
+    for episode in game_data.meta["episodes"]:
+        episode["seed"] = 100 + episode["id"] // 4
+    save_game_data(tmp_path / "parts.npz", game_data)
+    source, flags = str(tmp_path / "parts.npz"), ["--name", "parts"]
+    if by_minari:
+        pytest.importorskip("minari")
+        pytest.importorskip("h5py")
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+        write_minari("mine/parts-v0", game_data)
+        source = "mine/parts-v0"
+    assert import_recordings.main([source, "--out", str(tmp_path / "data.npz"), *flags]) == 0
+    seeds = [episode["seed"] for episode in load_game_data(tmp_path / "data.npz").meta["episodes"]]
+    assert [seed - seeds[0] for seed in seeds] == [k // 4 for k in range(20)]
+
+
+def test_a_video_that_is_turned_is_shown_upright(filmed, tmp_path):
+    turned = tmp_path / "turned.mp4"
+    content = bytearray((filmed[0] / "game00.mp4").read_bytes())
+    matrix = content.index(b"tkhd") + 44
+    quarter = (0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # to the right
+    content[matrix : matrix + 36] = struct.pack(">9i", *quarter)
+    turned.write_bytes(content)
+    shown, was = (next(pictures(str(path), [])) for path in (turned, filmed[0] / "game00.mp4"))
+    np.testing.assert_array_equal(shown, np.rot90(was, -1))
+
+
 def test_what_minari_is_given_comes_back_unchanged(filmed, tmp_path, monkeypatch):
     pytest.importorskip("minari")
     pytest.importorskip("h5py")
@@ -206,6 +276,15 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
             rows = [f"{line},{'perhaps' if k == 30 else 0.0}" for k, line in enumerate(lines[1:])]
             table.write_text("\n".join(["action,terminated", *rows]))
             return [str(source), *out], "line 32: terminated must be true or false, got perhaps"
+        case "end of another form":
+            place = source / "game01.json"
+            place.with_suffix(".csv").unlink()
+            place.write_text(json.dumps({"actions": [0] * 60, "terminated": "yes"}))
+            return [str(source), *out], "terminated must be true or false, or a list of them"
+        case "equal names":
+            np.savez(array, frames=frames, actions=actions, fps=15,
+                     action_meanings=["noop", "up", "UP", "left", "down"])  # fmt: skip
+            return [str(array), *out], "noop,up,UP,left,down: each needs a name of its own"
         case "two orders":
             for number, names in enumerate((["UP", "DOWN"], ["DOWN", "UP"])):
                 place = source / f"game0{number}.json"
@@ -272,7 +351,7 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
      "no video", "no source", "floats", "no rate", "lengths", "action range", "objects",
      "too short", "there already", "two rates", "ids of two axes", "rewards of two axes",
      "reward that is no number", "huge cell", "empty line", "neither true nor false",
-     "two orders"],
+     "two orders", "end of another form", "equal names"],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(filmed, tmp_path, what, ends):
     flags, reason = refused(filmed, tmp_path, what)

@@ -210,6 +210,7 @@ def check_environments() -> list[Finding]:
 
 def _check_pair(game: str, directory: Path) -> Finding:
     """Load a game's shipped weights."""
+    from v2.data.games import learnt_config
     from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
     from v2.runtime import checkpoint
     from v2.runtime.run_dir import SHIPPED, finished_runs
@@ -227,7 +228,8 @@ def _check_pair(game: str, directory: Path) -> Finding:
     try:
         vqvae, _ = load_vqvae(paths["vqvae"])
         vqvae_sha256 = tokenizer_sha256(vqvae)
-        world_model, _ = load_world_model(paths["world_model"], vqvae_sha256)
+        world_model, info = load_world_model(paths["world_model"], vqvae_sha256)
+        learnt_config(info, paths["world_model"], game)
     except ValueError as error:
         return Finding("weights", str(error), RESTORE, "play, eval")
     world_model_sha256 = checkpoint.model_sha256(world_model)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from v2.data.frames import float_to_frames, frames_to_float
-from v2.data.games import EmulatorConfig, RecordedConfig, find_weights, stored_config
+from v2.data.games import find_weights
 from v2.decoding import Sampling, advance, dense_logits, known_age, next_age, predict_next
 from v2.models.temporal_world_model import MAX_AGE, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
@@ -323,21 +323,6 @@ class DreamEngine:
         if self._state.is_batched:
             return array
         return array[0] if array.ndim > 1 else float(array[0])
-
-
-def emulator_of(engine, game: str) -> EmulatorConfig | RecordedConfig:
-    """Return the settings of the emulator, or of the recording, that an engine's model learnt from.
-
-    Raises:
-        ValueError: settings of another version, or of another game.
-    """
-    try:
-        emulator = stored_config(engine.info.get("emulator") or {"game": game})
-    except TypeError as error:
-        raise ValueError(f"{engine.source}: emulator settings of another version") from error
-    if emulator.game != game:
-        raise ValueError(f"{engine.source} dreams of {emulator.game}: add --game {emulator.game}")
-    return emulator
 
 
 def on_host(*parts: torch.Tensor) -> list[np.ndarray]:

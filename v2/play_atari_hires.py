@@ -24,9 +24,15 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from v2.agents.players import Player, load_agent_player
 from v2.data.emulator import make_atari_env, package_of
-from v2.data.games import EmulatorConfig, RecordedConfig, game_directory, game_id, shown_name
+from v2.data.games import (
+    EmulatorConfig,
+    RecordedConfig,
+    game_directory,
+    game_id,
+    learnt_config,
+    shown_name,
+)
 from v2.data.recordings import DATA_NAME, recorded_files
-from v2.dream import emulator_of
 from v2.export.engine import load_quickest
 from v2.play.controllers import AGENT, Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
@@ -118,7 +124,7 @@ def main(argv=None) -> int:
         flags |= {"while_waiting": functools.partial(_answer, window)} if window else {}
         engine = thread.call(load_quickest, name, game, args.device, **flags)
         print(f"weights: {engine.source}, steps by {engine.runtime}", flush=True)
-        emulator = emulator_of(engine, game)
+        emulator = learnt_config(engine.info, engine.source, game)
         stop = stack.enter_context(cli.StopRequest())
         if data:
             browser = thread.call(Replay, data, engine, emulator, episode, args.fps, CLIPS)

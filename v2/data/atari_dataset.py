@@ -31,7 +31,14 @@ from v2.data.games import (
     is_recorded,
     stored_config,
 )
-from v2.data.npz import ROWS_AT_ONCE, read_blocks, read_meta, read_npz, write_npz
+from v2.data.npz import (
+    ROWS_AT_ONCE,
+    ForeignFileError,
+    read_blocks,
+    read_meta,
+    read_npz,
+    write_npz,
+)
 from v2.data.recordings import META_FIELDS, NUM_SHARDS, Data, data_paths, list_episodes, shown
 from v2.data.validation import (
     array_sha256,
@@ -192,19 +199,27 @@ def with_ram(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"ram": np.empty((len(arrays["actions"]), 0), np.uint8)} | arrays
 
 
+class OtherVersionError(ValueError):
+    """A recording of another version of this program."""
+
+
 def recorded_emulator(path: Path, meta: dict) -> EmulatorConfig | RecordedConfig:
-    """Return the settings that a recording was made with; a ValueError with the path."""
+    """Return the settings that a recording was made with; an `OtherVersionError` with the path."""
     try:
         return stored_config(meta["emulator"])
     except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: emulator settings of another version ({error})") from error
+        raise OtherVersionError(
+            f"{path}: emulator settings of another version ({error})"
+        ) from error
 
 
 def set_bad_aside(data: Data) -> None:
     """Rename the damaged files of recordings to `*.npz.bad`, so that every reader skips them.
 
+    What is no recording, or one of another version, is neither damaged nor renamed.
+
     Raises:
-        ValueError: none is whole.
+        ValueError: none is whole, or there is a file that is no recording.
     """
     paths, errors = data_paths(data), {}
     for shard in tqdm(paths, unit="file", desc="check", disable=None):
@@ -213,6 +228,8 @@ def set_bad_aside(data: Data) -> None:
             for name in fields_of(meta).keys() & set(LARGE_FIELDS):
                 for _ in read_large(shard, name, len(arrays["actions"]), meta):
                     pass
+        except (ForeignFileError, OtherVersionError):
+            raise
         except ValueError as error:
             errors[shard] = error
     if len(errors) == len(paths):

@@ -150,7 +150,8 @@ def _settings(args) -> EmulatorConfig:
 def _looked_at(emulator: EmulatorConfig, max_pool: bool | None) -> EmulatorConfig:
     """Say what frames will show of the game, and choose what shows more where that is open."""
     if not emulator.is_atari:
-        print(f"{emulator.game} of {emulator.package}: actions {emulator.action_names}, "
+        print(f"{emulator.game} of {emulator.package}: {emulator.env_args or 'no argument'}, "
+              f"actions {emulator.action_names}, "
               f"{emulator.steps_per_second:g} steps a second")  # fmt: skip
         if emulator.action_names.startswith(",".join(ALE_ORDER[:3])):
             print("note: what these actions do is not known: --actions names them")
@@ -170,6 +171,8 @@ def _replace(old: list[Path], folder: Path) -> None:
     new = [path.replace(folder.parent / path.name) for path in sorted(folder.iterdir())]
     for stale in set(old) - set(new):
         stale.unlink()
+    for path in new:  # a damaged shard of the old recording
+        Path(f"{path}.bad").unlink(missing_ok=True)
 
 
 def _write(segments, args, folder: Path, meta: dict, stop) -> tuple[int, list[float]]:

@@ -9,6 +9,7 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+import math
 from typing import Any
 
 import gymnasium
@@ -33,6 +34,7 @@ WHAT_MAKING_RAISES = (  # gymnasium, and environments of others
     gymnasium.error.Error, ImportError, TypeError, ValueError, AssertionError, LookupError,
     AttributeError, RuntimeError, OSError,
 )  # fmt: skip
+WORDS = {"true": True, "false": False, "none": None, "null": None}  # in any case
 MINATAR = {"n": "NOOP", "l": "LEFT", "u": "UP", "r": "RIGHT", "d": "DOWN", "f": "FIRE"}
 
 
@@ -101,6 +103,8 @@ class Screens(gymnasium.Env):
         for _ in range(self.repeats):
             reward, terminated, truncated, info = self._take(int(action))
             total += float(reward)
+            if not math.isfinite(total):
+                raise ValueError(f"{_id(self.env)} gives the reward {float(reward)}")
             if terminated or truncated:
                 break
         return self.render(), total, bool(terminated), bool(truncated), info
@@ -114,7 +118,12 @@ class Screens(gymnasium.Env):
     def render(self) -> np.ndarray:
         screen: Any = self.env.render()
         if isinstance(screen, np.ndarray) and screen.dtype.kind == "f":  # in [0, 1]
-            screen = (255 * screen.clip(0, 1)).round().astype(np.uint8)
+            if not (screen >= 0).all() or screen.max(initial=0) > 1:
+                raise ValueError(
+                    f"{_id(self.env)} draws {screen.dtype} from {screen.min():.4g} to "
+                    f"{screen.max():.4g}: a picture is uint8, or from 0 to 1"
+                )
+            screen = (255 * screen).round().astype(np.uint8)
         if not isinstance(screen, np.ndarray) or screen.dtype != np.uint8 or screen.ndim != 3:
             shown = getattr(screen, "shape", type(screen).__name__)
             raise ValueError(f"{_id(self.env)} draws {shown}, no picture of uint8 (H, W, 3)")
@@ -161,7 +170,7 @@ def make_environment(name: str, env_args: str) -> gymnasium.Env:
 
 
 def read_env_args(texts: list[str]) -> str:
-    """Turn `NAME=VALUE` with values as Python writes them into JSON, the same for any order.
+    """Turn `NAME=VALUE` with values as Python or JSON writes them into JSON, in order of names.
 
     Raises:
         ValueError: with the text that is none.
@@ -171,8 +180,9 @@ def read_env_args(texts: list[str]) -> str:
         name, is_there, value = text.partition("=")
         if not is_there or not name.isidentifier():
             raise ValueError(f"--env-arg must be NAME=VALUE, got {text}")
+        word = value.lower()
         try:
-            found[name] = ast.literal_eval(value)
+            found[name] = WORDS[word] if word in WORDS else ast.literal_eval(value)
             json.dumps(found)
         except (SyntaxError, ValueError, TypeError):
             found[name] = value  # a word

@@ -118,6 +118,24 @@ def stored_config(settings: dict) -> EmulatorConfig | RecordedConfig:
     return (RecordedConfig if is_recorded(settings) else EmulatorConfig)(**settings)
 
 
+def learnt_config(info: dict, source: object, game: str) -> EmulatorConfig | RecordedConfig:
+    """Return the settings of what weights learnt from, which must be of this game.
+
+    Args:
+        info: what their checkpoint holds besides weights; source: what an error calls them.
+    Raises:
+        ValueError: settings of another version, or of another game.
+    """
+    game = game_id(game)
+    try:
+        config = stored_config(info.get("emulator") or {"game": game})
+    except TypeError as error:
+        raise ValueError(f"{source}: emulator settings of another version") from error
+    if config.game != game:
+        raise ValueError(f"{source} dreams of {config.game}: add --game {config.game}")
+    return config
+
+
 def is_recorded(settings: dict) -> bool:
     """Tell stored settings of a recording from those of an emulator."""
     return "steps_per_second" in settings

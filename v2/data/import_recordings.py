@@ -28,7 +28,7 @@ from v2.data.games import FITS, OWN, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
 from v2.data.recordings import DATA_NAME, UNFINISHED, default_data, recorded_files
-from v2.data.sources import Source, dataset_source, is_dataset, npz_source
+from v2.data.sources import Source, dataset_source, distinct, is_dataset, npz_source
 from v2.data.video_recordings import video_source
 from v2.runtime.commands import command
 from v2.runtime.files import check_output, free_path
@@ -71,9 +71,7 @@ def main(argv=None) -> int:
         raise FileExistsError(f"{recorded_files(out)[0]} is there already: --overwrite replaces it")
     if args.to_minari:
         check_id(args.to_minari)
-    names = [name.strip().upper() for name in args.actions.split(",")] if args.actions else None
-    if names and (len(set(names)) < len(names) or not all(names)):
-        raise ValueError(f"--actions {args.actions}: each needs a name of its own")
+    names = distinct(args.actions.split(",")) if args.actions else None
     source = _open(args.source, names)
     fps = args.fps or source.fps
     if not fps:

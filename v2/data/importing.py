@@ -44,6 +44,7 @@ class _Episode:
     actions: np.ndarray  # uint8 (num_frames - 1,)
     rewards: np.ndarray  # float32 (num_frames - 1,)
     is_terminated: bool
+    game: object  # see `Recording`
     digest: bytes
 
 
@@ -81,14 +82,16 @@ def import_source(
     num_frames = sum(episode.num_frames for episode in episodes)
     frames = np.memmap(file, np.uint8, "r+", shape=(num_frames, *FRAME_SHAPE))
     first_seed = _first_seed(episodes)
+    games = {game: k for k, game in enumerate(dict.fromkeys(e.game for e in episodes))}
     meta = {
         "format": 1, "game": settings.game, "emulator": emulator_dict(config),
         "action_meanings": source.action_meanings, "policy": "recorded", "seed": first_seed,
         "mix": {"recorded": 1.0}, "every": settings.every, "shift": settings.shift,
         "fit": settings.fit,
         "episodes": [
-            {"id": k, "seed": first_seed + k, "policy": "recorded", "frames": episode.num_frames,
-             "score": float(episode.rewards.sum()), "source": Path(episode.name).name}
+            {"id": k, "seed": first_seed + games[episode.game], "policy": "recorded",
+             "frames": episode.num_frames, "score": float(episode.rewards.sum()),
+             "source": Path(episode.name).name}
             for k, episode in enumerate(episodes)
         ],
     }  # fmt: skip
@@ -105,7 +108,7 @@ def _read(
             f"{recording.name}: action {actions.min()} to {actions.max()} of {num_actions} actions"
         )
     first, begin, total = max(0, -settings.shift), file.tell(), 0
-    digest = hashlib.sha256(actions.tobytes())
+    digest, picture = hashlib.sha256(actions.tobytes()), None
     for index, picture in enumerate(recording.pictures):
         total += 1
         if index >= first and (index - first) % every == 0:
@@ -118,15 +121,20 @@ def _read(
             "of the last may be missing"
         )
     last = min(total - 1, len(actions) - settings.shift)  # first frame without a known action
-    steps = max(0, last - first) // every
-    rows = first + every * np.arange(steps)[:, None] + np.arange(every)
+    steps, rest = divmod(max(0, last - first), every)
     file.truncate(begin + (steps + 1) * int(np.prod(FRAME_SHAPE)))
     file.seek(0, 2)
-    between = actions[rows + settings.shift]
-    num_mixed = int((between != between[:, :1]).any(1).sum())
+    is_shown = recording.is_terminated and last == total - 1  # the end of the game
+    if is_shown and rest and picture is not None:  # its last step is shorter than the others
+        file.write(fit_screen(picture, settings.fit).tobytes())
+        steps, rest = steps + 1, 0
+    starts = first + every * np.arange(steps)
+    taken = slice(first, last - rest)
+    between = actions[first + settings.shift : last - rest + settings.shift]
+    counts = np.stack([_sums(between == k, starts - first) for k in range(num_actions)], 1)
+    num_mixed = int((counts.max(1) < counts.sum(1)).sum())
     if num_mixed:
         notes.append(f"{recording.name}: {num_mixed} of {steps} steps hold more than one action")
-    counts = np.stack([(between == action).sum(1) for action in range(num_actions)], 1)
     rewards = np.zeros(total, np.float32) if recording.rewards is None else recording.rewards
     if rewards.shape not in ((total,), (total - 1,)):
         raise ValueError(f"{recording.name} has {total} frames and rewards {rewards.shape}")
@@ -134,13 +142,19 @@ def _read(
         raise ValueError(f"{recording.name}: a reward is not finite")
     return _Episode(
         recording.name, steps + 1, counts.argmax(1).astype(np.uint8),
-        rewards[rows].sum(1).astype(np.float32),
-        recording.is_terminated and first + steps * every == total - 1, digest.digest(),
+        _sums(rewards[taken], starts - first).astype(np.float32), is_shown and not rest,
+        recording.name if recording.game is None else recording.game, digest.digest(),
     )  # fmt: skip
 
 
+def _sums(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the sums of values from each start to the next, the last one to their end."""
+    values = values.astype(np.float64)
+    return np.add.reduceat(values, starts) if len(starts) else values[:0]
+
+
 def _first_seed(episodes: list[_Episode]) -> int:
-    """Return a multiple of ten from what was recorded: with it the second episode is held out."""
+    """Return a multiple of ten from what was recorded: with it the second game is held out."""
     assert VALIDATION_GAME == 1
     digest = hashlib.sha256(b"".join(episode.digest for episode in episodes)).digest()
     runs = GOLD_SEED_START // SEEDS_PER_RUN - 1

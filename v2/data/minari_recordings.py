@@ -4,6 +4,7 @@ Contract: pixels and discrete actions in, the same out, without loss. Minari is 
 (requirements-import.txt), imported when it is needed. Knows nothing of what becomes of them.
 """
 
+import numbers
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import numpy as np
 
 from v2.data.atari_dataset import GameData
 from v2.data.emulator import spaces_of
-from v2.data.sources import Recording, Source
+from v2.data.sources import Recording, Source, distinct
 
 ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 
@@ -56,19 +57,24 @@ def minari_source(source: str, names: list[str] | None) -> Source:
         raise ValueError(f"{source}: actions must be discrete, got {acts}")
     facts: dict[str, Any] = dataset.storage.metadata
     count, first = int(acts.n), int(acts.start)
-    names = names or facts.get("action_meanings") or [f"ACTION{k}" for k in range(count)]
+    names = distinct(
+        names or facts.get("action_meanings") or [f"ACTION{k}" for k in range(count)]
+    )
     if len(names) != count:
         raise ValueError(f"{source} has {count} actions, got {len(names)} names")
 
     def recordings() -> Iterator[Recording]:
         for episode in dataset.iterate_episodes():
             actions = np.asarray(episode.actions, np.int64) - first
+            (kept,) = dataset.storage.get_episode_metadata([episode.id])
+            seed = kept.get("seed")
             yield Recording(f"{source} episode {episode.id}", iter(episode.observations), actions,
                             np.asarray(episode.rewards, np.float32),
-                            bool(np.any(episode.terminations)))  # fmt: skip
+                            bool(np.any(episode.terminations)),
+                            int(seed) if isinstance(seed, int | np.integer) else None)  # fmt: skip
 
     fps = facts.get("steps_per_second")
-    return Source(recordings(), list(names), fps if isinstance(fps, float) else None)
+    return Source(recordings(), names, float(fps) if isinstance(fps, numbers.Real) else None)
 
 
 def write_minari(dataset_id: str, data: GameData) -> str:

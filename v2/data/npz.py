@@ -37,6 +37,10 @@ class BadFileError(ValueError):
     """A file that is refused, with its path and what to do."""
 
 
+class ForeignFileError(BadFileError):
+    """An npz that is whole and that this program did not write."""
+
+
 def _memory_bytes() -> int:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -81,7 +85,8 @@ def read_npz(
         required: entries that the meta must have, with their types.
         unread: fields whose headers are checked and whose rows are left to `read_blocks`.
     Raises:
-        FileNotFoundError, ValueError: with the path and what is wrong.
+        FileNotFoundError, ValueError: with the path and what is wrong; `ForeignFileError` of a file
+            without a meta.
     """
     with _opened(path) as file:
         meta = _read_meta(file, path, required)
@@ -161,6 +166,11 @@ def _read_meta(file: zipfile.ZipFile, path: Path, required: dict[str, type] | No
 
 
 def _read_table(file: zipfile.ZipFile, path: Path, name: str) -> dict:
+    if f"{name}.npy" not in file.namelist():
+        raise ForeignFileError(
+            f"{path} has no array {name!r}, so this program did not write it: name another file, "
+            "or take it out of the folder"
+        )
     _, dtype = _check_member(file, path, name, MAX_META_BYTES)
     if dtype.kind != "U":
         raise BadFileError(f"{path}: {name} is {dtype}, not text; make the file again")

@@ -30,6 +30,7 @@ class Recording:
     actions: np.ndarray  # int64, one a picture, of the last perhaps none
     rewards: np.ndarray | None = None  # float32, as many; None: zero
     is_terminated: bool = False  # the game is over at its end
+    game: object = None  # equal for all parts of one game; None: it is one of its own
 
 
 @dataclass
@@ -40,6 +41,18 @@ class Source:
     action_meanings: list[str]
     fps: float | None  # None: the source does not say
     notes: list[str] = field(default_factory=list)  # for people
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Return the names of actions as keys are called.
+
+    Raises:
+        ValueError: an empty one, or two alike.
+    """
+    found = [name.strip().upper() for name in names]
+    if len(set(found)) < len(found) or not all(found):
+        raise ValueError(f"the actions {','.join(names)}: each needs a name of its own")
+    return found
 
 
 def numbered(
@@ -57,9 +70,10 @@ def numbered(
     texts = sorted({value.upper() for value in used if isinstance(value, str)})
     if names is None and texts:
         names = sorted(texts, key=lambda text: (text != IDLE, text))
+    names = distinct(names) if names else None
     if names and len(names) > MAX_ACTIONS:
         raise ValueError(f"at most {MAX_ACTIONS} actions are known, got {len(names)}")
-    index = {name.upper(): k for k, name in enumerate(names or [])}
+    index = {name: k for k, name in enumerate(names or [])}
     limit = len(names) if names else MAX_ACTIONS
 
     def number(episode: str, value) -> int:
@@ -176,7 +190,7 @@ def dataset_source(path: Path, names: list[str] | None) -> Source:
             actions = data.actions[part][data.has_action[part]].astype(np.int64)
             yield Recording(f"{path.name} episode {episode['id']}", iter(data.frames[part]),
                             actions, data.rewards[part][: len(actions)],
-                            bool(data.terminated[part].any()))  # fmt: skip
+                            bool(data.terminated[part].any()), episode["seed"])  # fmt: skip
 
     names = names or data.meta["action_meanings"]
     return Source(recordings(), names, data.emulator.steps_per_second)

@@ -67,8 +67,8 @@ def main(argv=None) -> int:
     print(f"held-out games: {coverage(tokens, rank, chosen, vqvae.config.grid)}")
     train = command(
         "train/train_wm_hires.py", "--epochs", 100, "--rollout-steps", 5, "--rollout-ratio", 0.5,
-        **given(args, "game", "data", "vqvae", "device"), tokens=args.out,
-        out=args.out and args.out.parent,
+        **given(args, "game", "data", "vqvae", "device"),
+        tokens=None if home else args.out, out=home or (args.out and args.out.parent),
     )  # fmt: skip
     print(f"next: {train}")
     return 0

@@ -27,7 +27,7 @@ from v2.data.atari_dataset import (
 )
 from v2.data.frames import frames_to_float
 from v2.data.games import EmulatorConfig, RecordedConfig, stored_config
-from v2.data.npz import read_meta, read_npz, write_npz
+from v2.data.npz import ForeignFileError, read_meta, read_npz, write_npz
 from v2.data.recordings import (
     DATA_NAME,
     META_FIELDS,
@@ -104,6 +104,8 @@ def check_target(path: Path) -> None:
         return
     try:
         held = read_meta(path)
+    except ForeignFileError:
+        held = {}
     except ValueError:  # damaged: it may be made again
         return
     if "vqvae_sha256" not in held:

@@ -45,7 +45,7 @@ def video_source(path: Path, names: list[str] | None) -> Source:
     actions, names = numbered({v: t["actions"] for v, t in tables.items()}, names)
     source = Source(iter(()), names, usual)
     source.recordings = (
-        Recording(video, _pictures(video, source.notes), actions[video], table["rewards"],
+        Recording(video, pictures(video, source.notes), actions[video], table["rewards"],
                   table["is_terminated"])
         for video, table in tables.items()
     )  # fmt: skip
@@ -123,14 +123,10 @@ def _of_csv(path: Path, text: str) -> dict:
             raise ValueError(f"{path}: line {number} has no action")
         if end not in TRUE + FALSE:
             raise ValueError(f"{path}: line {number}: terminated must be true or false, got {end}")
-    is_end = [end in TRUE for end in ends]
-    if any(is_end[:-2]):
-        raise ValueError(f"{path}: line {is_end.index(True) + 2} ends the game: cut the video "
-                         "there")  # fmt: skip
     table: dict = {"actions": [int(text) if text.isdecimal() else text for text in actions]}
     if "reward" in columns:
         table["rewards"] = [text or 0 for text in column("reward")]
-    return table | {"is_terminated": any(is_end)}
+    return table | {"is_terminated": _is_ended(path, [end in TRUE for end in ends], 2)}
 
 
 def _of_json(path: Path, text: str) -> dict:
@@ -144,16 +140,27 @@ def _of_json(path: Path, text: str) -> dict:
         raise ValueError(f"{path}: {PLAYS_OWN}")
     if not isinstance(actions, list) or not all(isinstance(a, str | int) for a in actions):
         raise ValueError(f"{path} holds no list of actions, names or whole numbers")
-    names = table.get("action_meanings")
+    names, ends = table.get("action_meanings"), table.get("terminated", False)
+    ends = [ends] if isinstance(ends, bool) else ends
+    if not isinstance(ends, list) or not all(isinstance(end, bool) for end in ends):
+        raise ValueError(f"{path}: terminated must be true or false, or a list of them")
     if names is not None and not (
         isinstance(names, list) and all(isinstance(name, str) for name in names)
     ):
         raise ValueError(f"{path}: action_meanings must be a list of names")
     return {
         "actions": actions, "rewards": table.get("rewards"),
-        "is_terminated": table.get("terminated") is True,
-        "action_meanings": names,
+        "is_terminated": _is_ended(path, ends, 1), "action_meanings": names,
     }  # fmt: skip
+
+
+def _is_ended(path: Path, ends: list[bool], first_line: int) -> bool:
+    """Tell whether a game ends; it must do so at its last action, or the frame after it."""
+    if any(ends[:-2]):
+        raise ValueError(
+            f"{path}: line {ends.index(True) + first_line} ends the game: cut the video there"
+        )
+    return any(ends)
 
 
 def _frame_rate(video: Path) -> float:
@@ -164,7 +171,7 @@ def _frame_rate(video: Path) -> float:
     return rate
 
 
-def _pictures(video: str, notes: list[str]) -> Iterator[np.ndarray]:
+def pictures(video: str, notes: list[str]) -> Iterator[np.ndarray]:
     """Decode the frames of a video, and note where it skips time."""
     import av
 
@@ -175,7 +182,8 @@ def _pictures(video: str, notes: list[str]) -> Iterator[np.ndarray]:
             for frame in container.decode(stream):
                 num_gaps += last is not None and frame.time - last > 1.5 * period
                 last = frame.time
-                yield frame.to_ndarray(format="rgb24")
+                turns = round(frame.rotation / 90)  # to the left, as a telephone notes it
+                yield np.rot90(frame.to_ndarray(format="rgb24"), turns)
         except av.error.FFmpegError as error:
             raise ValueError(f"{video} is damaged ({error.strerror})") from error
     if num_gaps:

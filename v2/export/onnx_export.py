@@ -19,8 +19,7 @@ import torch
 from tqdm import tqdm
 
 from v2.data.dream_starts import load_starts
-from v2.data.games import EmulatorConfig, game_id
-from v2.dream import emulator_of
+from v2.data.games import EmulatorConfig, game_id, learnt_config
 from v2.export.engine import OnnxDream, open_graph
 from v2.export.graph import GRAPH_NAME, INPUTS, export_graph, no_cells
 from v2.export.scenes import float32_steps
@@ -48,7 +47,7 @@ def main(argv=None) -> int:
     game = game_id(args.game)
     starts = load_starts(game, args.starts)
     engine = OnnxDream.load(args.weights, game, "cpu")
-    emulator_of(engine, game)  # refuses another game's weights
+    learnt_config(engine.info, engine.source, game)  # refuses another game's weights
     print(f"weights: {engine.source}")
     scenes = np.linspace(0, len(starts) - 1, NUM_SCENES).round().astype(int)
     engine.reset(*starts.histories(scenes))

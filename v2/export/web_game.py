@@ -14,8 +14,7 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
-from v2.data.games import EmulatorConfig, game_id
-from v2.dream import emulator_of
+from v2.data.games import EmulatorConfig, game_id, learnt_config
 from v2.export.engine import OnnxDream
 from v2.export.graph import GRAPH_NAME, export_graph
 from v2.export.scenes import KINDS, make_scenes, write_game
@@ -36,7 +35,7 @@ def main(argv=None) -> int:
     check_writable(args.out)
     engine = OnnxDream.load(args.weights, args.game, "cpu")
     print(f"weights: {engine.source}")
-    emulator = emulator_of(engine, args.game)
+    emulator = learnt_config(engine.info, engine.source, args.game)
     assert isinstance(emulator, EmulatorConfig)  # a game that was only recorded has no scenes
     graph = args.out / GRAPH_NAME
     export_graph(engine.vqvae, engine.world_model, graph, has_half_weights=True)

@@ -19,7 +19,8 @@ if __name__ == "__main__":
 
 import contextlib
 
-from v2.data.games import find_weights, game_directory, game_id
+from v2.data.atari_dataset import check_emulator
+from v2.data.games import find_weights, game_directory, game_id, learnt_config
 from v2.data.recordings import data_paths, default_data
 from v2.data.start_scene import cut_start
 from v2.eval.weights_folder import describe_folder
@@ -55,8 +56,6 @@ def main(argv=None) -> int:
     config = _config_of_run(path)
     if config.get("is_smoke"):
         raise ValueError(f"{path.parent} is a smoke run, which is never shipped")
-    directory = args.to or game_directory(args.game)
-    check_writable(directory)
     vqvae_path = vqvae_beside(path)
     if args.vqvae:
         vqvae_path = find_weights(args.vqvae, "vqvae", args.game)
@@ -67,9 +66,16 @@ def main(argv=None) -> int:
     world_model, info = load_world_model(path, tokenizer_sha256(vqvae))
     if is_of_smoke(info):
         raise ValueError(f"{path} is of a smoke run, which is never shipped")
+    learnt_config(info, path, args.game)
     for model, source in ((vqvae, vqvae_path), (world_model, path)):
         checkpoint.check_finite(model.to(checkpoint.SHIPPED_DTYPE).state_dict(), source)
     assert checkpoint.model_sha256(vqvae) == vqvae_sha256  # shipping changes nothing
+    data = (args.data or _data_of_run(config, args.game)) if args.to else None
+    if data:
+        check_emulator(data, path, info)
+    scene = cut_start(data) if data else None
+    directory = args.to or game_directory(args.game)
+    check_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with Lock(directory / "ship.lock", f"shipping weights into {directory}"):
         for kind, model, state, source in (
@@ -82,9 +88,8 @@ def main(argv=None) -> int:
             checkpoint.save_checkpoint(target, kind, model, **kept)
             print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
         if args.to:
-            data = args.data or _data_of_run(config, args.game)
             infos = {"vqvae": vqvae_info, "world_model": info}
-            describe_folder(args.to, game_id(args.game), infos, cut_start(data) if data else None)
+            describe_folder(args.to, game_id(args.game), infos, scene)
             print(f"start scene: {data or 'none, as there is no data: give --data'}")
     evaluate = command("eval/gold_eval.py", game=args.game, checkpoint=args.to or "shipped")
     print(f"next: {evaluate}")
