@@ -18,6 +18,7 @@ from v2.agents.players import AgentPlayer, HeldKey, Named, graded_players, load_
 from v2.data import collect_atari
 from v2.data.atari_dataset import make_atari_env
 from v2.data.dream_starts import load_starts
+from v2.data.emulator import emulator_config
 from v2.data.frames import frames_to_float, grey_frames
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.dream import DreamEngine
@@ -25,6 +26,7 @@ from v2.eval import score_agent
 from v2.eval.agent_games import (
     Ranking,
     num_noops,
+    play_games,
     returns_inside,
     returns_outside,
     spearman,
@@ -206,6 +208,45 @@ def test_the_same_agent_trains_in_the_emulator_of_the_same_settings(tmp_path):
         score_agent._emulator([agent, other])
 
 
+@pytest.mark.parametrize("game", ["backgammon", "CartPole-v1", "Acrobot-v1"])
+def test_a_game_whose_first_action_is_no_noop_is_learnt_in_at_its_own_settings(game, tmp_path):
+    pytest.importorskip("stable_baselines3")
+    flags = ["--game", game, "--env", "real", "--steps", "16", "--device", "cpu"]
+    assert train_agent.main([*flags, "--out", str(tmp_path), "--set", *SMALL]) == 0
+    state = checkpoint.load_last(all_runs(tmp_path)[-1], "agent")
+    assert state["emulator"] == emulator_dict(emulator_config(game))
+
+
+def test_each_sitting_learns_in_dreams_of_its_own(paying_weights, data_path, tmp_path, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    from v2.train.agent_env import OfVectorEnv
+
+    begun, reset = [], OfVectorEnv.reset
+
+    def told(games):
+        seen = reset(games)
+        begun.append([info["start"] for info in games.reset_infos])
+        return seen
+
+    monkeypatch.setattr(OfVectorEnv, "reset", told)
+    for folder in ("one", "two"):
+        run = train(paying_weights, data_path, tmp_path / folder, "--steps", 32, "--set", *SMALL)
+    config = json.loads((run / "config.json").read_text())
+    config["args"]["steps"] = 64
+    (run / "config.json").write_text(json.dumps(config))
+    assert train_agent.main(["--resume", str(run)]) == 0
+    assert begun[0] == begun[1] != begun[2]
+
+
+def test_settings_given_at_two_places_all_count(paying_weights, data_path, tmp_path):
+    pytest.importorskip("stable_baselines3")
+    flags = ["--steps", 16, "--set", *SMALL[:3], "--set", *SMALL[3:], "passes=1"]
+    run = train(paying_weights, data_path, tmp_path, *flags)
+    recipe = json.loads((run / "config.json").read_text())["recipe"]
+    names = ("num_games", "rollout_steps", "batch_size", "max_episode_steps", "passes")
+    assert [recipe[name] for name in names] == [4, 4, 8, 6, 1]
+
+
 def test_what_is_saved_acts_as_what_was_trained(paying_weights, data_path, tmp_path):
     pytest.importorskip("stable_baselines3")
     from v2.train.agent_env import dream_games
@@ -234,6 +275,7 @@ def test_what_is_saved_acts_as_what_was_trained(paying_weights, data_path, tmp_p
     (["--weights", "no/such"], "no run or checkpoint"),
     (["--set", "num_games=0"], "num_games must be"),
     (["--set", "games=3"], "did you mean"),
+    (["--set", "num_games=1", "rollout_steps=1"], "times rollout_steps must be at least 2"),
     (["--resume", "no/such"], "no run 'no/such'"),
 ])  # fmt: skip
 def test_bad_flags_of_training_are_refused_before_a_run_is_made(flags, told, tmp_path):
@@ -266,6 +308,15 @@ def test_an_agent_plays_headless_and_says_so(agent_path, paying_weights, capsys)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 5
     with pytest.raises(FileNotFoundError, match="none of human, random, scripted.*'robot'"):
         play_atari_hires.main([*flags, "--policy", "robot"])
+
+
+def test_an_agent_that_learnt_by_other_settings_is_not_played_here(tmp_path, paying_weights):
+    network, path = AgentNetwork(AgentConfig(num_actions=4)), tmp_path / "agent.pt"
+    pooled = emulator_dict(EmulatorConfig(max_pool=True))
+    checkpoint.save_checkpoint(path, "agent", network, game="breakout", emulator=pooled)
+    flags = ["--headless", "--steps", "2", "--weights", paying_weights, "--policy", str(path)]
+    with pytest.raises(ValueError, match="learnt with max_pool True, not False as in the game"):
+        play_atari_hires.main(flags)
 
 
 def test_an_agent_sees_the_real_frame_or_the_dreamed_one():
@@ -331,7 +382,18 @@ def test_games_that_are_the_same_count_once(agent_path, monkeypatch):
         assert score_agent.main([*asked, *greedy]) == 0
     seeds = [score_agent.FIRST_SEED + k for k in range(12)]
     assert given[:3] == [seeds] * 3 == [seeds, *given[4:]]
-    assert given[3] == [num_noops(seed) for seed in seeds]
+    assert given[3] == [num_noops(make_atari_env("breakout"), seed) for seed in seeds]
+
+
+def test_a_game_that_ends_among_its_noops_begins_anew_and_one_without_them_has_none():
+    player = HeldKey(1)
+    player.begin(1, 0)
+    hands = play_games(make_atari_env("Blackjack-v1"), player, list(range(12)), 9, lambda n: None)
+    assert all(hand["score"] in (-1, 0, 1) and hand["steps"] >= 1 for hand in hands)
+    pole = make_atari_env("CartPole-v1")
+    assert pole.noop is None and make_atari_env("Acrobot-v1").noop == 1
+    games = play_games(pole, player, list(range(12)), 200, lambda n: None)
+    assert all(game["score"] == game["steps"] >= 7 for game in games)  # pushed to one side
 
 
 def test_players_are_ranked_inside_and_outside_from_the_same_starts(
@@ -346,6 +408,17 @@ def test_players_are_ranked_inside_and_outside_from_the_same_starts(
     assert {"pearson", "spearman"} <= found.keys()
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert "pearson" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, told", [
+    (["--weights", "no/such"], "--weights no/such would change nothing: add --ranking"),
+    (["--starts", "9"], "--starts 9 would change nothing: add --ranking"),
+    (["--plot", "a.png"], "--plot a.png would change nothing: add --ranking"),
+    (["--ranking", "--games", "3"], "--games 3 would change nothing: leave it out with --ranking"),
+])  # fmt: skip
+def test_a_flag_that_would_change_nothing_is_refused(flags, told):
+    with pytest.raises(ValueError, match=told):
+        score_agent.main(flags)
 
 
 def test_graded_players_differ_in_skill_by_name_and_number():

@@ -877,6 +877,29 @@ def test_a_closed_pipe_ends_in_no_traceback_and_stops_no_work():
     assert process.wait() == 5 and error.split() == ["still", "here"]
 
 
+@pytest.mark.parametrize("script", [play_atari_hires, collect_atari, train_wm_hires, gold_eval])
+def test_help_says_each_default_once_and_none_where_there_is_none(script):
+    lines = " ".join(script.build_parser().format_help().split())
+    assert "(default: " in lines
+    assert not re.search(r"\(default: [^)]*\) \(default: ", lines)
+    assert lines.count("(default: None)") <= lines.count("None: ")
+    assert "(default: False)" not in lines and "(default: [])" not in lines
+
+
+@pytest.mark.parametrize("script, flag", [
+    (play_atari_hires, "--run"), (play_atari_hires, "--policy"), (gold_eval, "--checkpoint"),
+    (ship, "--run"), (tokenize_atari, "--vqvae"),
+])  # fmt: skip
+def test_a_name_that_is_empty_is_no_latest(script, flag, ends):
+    """As of a variable of the shell that is not set."""
+    ends(script.main, [flag, ""], 2, f"{flag}", "must be a name, got an empty text")
+
+
+def test_a_list_that_is_given_at_two_places_is_whole(ends, data_path, tmp_path):
+    flags = ["--data", data_path, "--data", tmp_path / "none.npz"]
+    ends(tokenize_atari.main, flags, 2, "no game data at", "none.npz")
+
+
 CLOSED = """
 import os, sys
 from v2.runtime import cli

@@ -155,6 +155,11 @@ def test_the_quickest_engine_is_measured_once_and_its_graph_kept(shipped_small, 
         assert engine.runtime == runtime
     assert graph.stat().st_mtime_ns == made and "exporting" not in capsys.readouterr().out
     assert load_quickest("shipped", temperature=0.5).runtime == "PyTorch"  # no sampling in it
+    for damaged in (*kept.glob("*.onnx"), times):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+        assert load_quickest("shipped").num_actions == 4
+        is_graph = damaged.suffix == ".onnx"
+        assert ("exporting the step" in capsys.readouterr().out) == is_graph
     shutil.rmtree(kept)
     kept.write_text("a file in its place")
     assert load_quickest("shipped").runtime == "PyTorch"

@@ -237,6 +237,17 @@ def test_a_lost_game_starts_a_new_one_in_sync(session):
     assert session.moment.lives > 0
 
 
+def test_the_scores_of_all_games_are_told_and_a_rewind_forgets_what_it_takes_back():
+    session = PlaySession(make_atari_env("breakout"), FakeEngine(), seed=1)
+    game = human_game(session)
+    keys = np.random.default_rng(0).integers(4, size=900)
+    rewards = [session.step(int(key)).reward for key in keys]
+    scores = game.figures()["scores"]
+    assert len(scores) > 2 and sum(scores) == sum(rewards) > 0
+    session.rewind(500)
+    assert sum(game.figures()["scores"]) == sum(rewards[:400])
+
+
 def test_the_last_step_of_a_game_is_shown_and_measured(session):
     session.engine.last_terminated = 0.7
     while not session.is_over:

@@ -125,7 +125,8 @@ class DreamEngine:
         Args:
             frames: uint8 (T, 84, 64, 3), oldest first, or (B, T, 84, 64, 3). The last four begin
                 the dream; more, up to some 200, tell how old their tokens are.
-            actions: those taken between them, (T - 1,) or (B, T - 1); None: no-ops.
+            actions: those taken between them, (T - 1,) or (B, T - 1); None: the
+                game's first action, which is NOOP in Atari.
             age: for how many steps each of the last tokens has not changed, (21, 16) or
                 (B, 21, 16), 0 unknown; None: what the frames tell.
 

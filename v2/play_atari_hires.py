@@ -27,6 +27,7 @@ from v2.data.emulator import make_atari_env, package_of
 from v2.data.games import (
     EmulatorConfig,
     RecordedConfig,
+    emulator_dict,
     game_directory,
     game_id,
     learnt_config,
@@ -80,10 +81,10 @@ def _add_model_flags(group) -> None:
     weights = group.add_mutually_exclusive_group()
     weights.add_argument("--latest", action="store_true", help="newest finished run, else the "
                          "shipped weights; so without any of these three")  # fmt: skip
-    weights.add_argument("--run", metavar="RUN", help="a run: its name or folder, or the "
-                         "--out that was trained with")  # fmt: skip
-    weights.add_argument("--checkpoint", "--weights", metavar="FILE", help="a world model file, a "
-                         "folder of shared weights, or `shipped`")  # fmt: skip
+    weights.add_argument("--run", type=cli.name, metavar="RUN",
+                        help="a run: its name or folder, or the --out that was trained with")
+    weights.add_argument("--checkpoint", "--weights", type=cli.name, metavar="FILE",
+                        help="a world model file, a folder of shared weights, or `shipped`")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda")
     group.add_argument("--temperature", type=cli.temperature, default=0.0,
                        help="of the dreamed tokens, 0.001 or more; "
@@ -93,7 +94,8 @@ def _add_model_flags(group) -> None:
 def _add_play_flags(group) -> None:
     group.add_argument("--game", default=EmulatorConfig().game, help="any ALE game, or the id of "
                        "an environment of Gymnasium")  # fmt: skip
-    group.add_argument("--policy", metavar="NAME", help="who begins to play: human, random, "
+    group.add_argument("--policy", type=cli.name, metavar="NAME",
+                        help="who begins to play: human, random, "
                        "scripted, or the file or run of an agent; None: human, and headless "
                        "without --keys scripted, or random where a game has no script")  # fmt: skip
     group.add_argument("--dream-only", action="store_true", help="the real game waits")
@@ -205,7 +207,7 @@ def play(
     name = args.policy or _first_controller(args)
     agent = None
     if name not in NAMES:
-        agent, name = _load_agent(args.policy, emulator.game, len(env.action_meanings)), AGENT
+        agent, name = _load_agent(args.policy, emulator, len(env.action_meanings)), AGENT
     controllers = Controllers(emulator.game, actions, name, args.seed, agent)
     tape, seed = None, args.seed
     if args.save_data:
@@ -239,11 +241,15 @@ def play(
     return code
 
 
-def _load_agent(name: str, game: str, num_actions: int) -> Player:
+def _load_agent(
+    name: str, emulator: EmulatorConfig | RecordedConfig, num_actions: int
+) -> Player:
     try:
-        return load_agent_player(name, game, num_actions).player
+        agent = load_agent_player(name, emulator.game, num_actions)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--policy is none of {', '.join(NAMES)}: {error}") from error
+    agent.check_learnt_with(emulator_dict(emulator), "the game here")
+    return agent.player
 
 
 def _environment(emulator: EmulatorConfig | RecordedConfig, engine):

@@ -14,7 +14,7 @@ import torch
 
 from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.frames import grey_frames
-from v2.data.games import game_directory
+from v2.data.games import differing_settings, game_directory
 from v2.data.policies import MIXES, SCRIPTED, STICKY, Policy, make_policy
 from v2.eval.objects import detector
 from v2.models.agent_network import AgentNetwork
@@ -99,6 +99,11 @@ class Named:
     name: str
     player: Player
     emulator: dict | None = None  # settings that an agent learnt with; None: any
+
+    def check_learnt_with(self, settings: dict, where: str) -> None:
+        """Check that it learnt with the settings of a game or a dream; a ValueError with both."""
+        if differing := differing_settings(self.emulator or settings, settings):
+            raise ValueError(f"{self.name} learnt with {'; '.join(differing)} as in {where}")
 
 
 def graded_players(game: str, action_meanings: list[str]) -> list[Named]:

@@ -64,6 +64,11 @@ class AtariFrameEnv(gymnasium.Env):
     def action_meanings(self) -> list[str]:
         return self.env.unwrapped.get_action_meanings()
 
+    @property
+    def noop(self) -> int | None:
+        """The action that does nothing; None where every one does something."""
+        return self.action_meanings.index("NOOP") if "NOOP" in self.action_meanings else None
+
     def get_action_meanings(self) -> list[str]:
         """Return `action_meanings`, as wrappers of the field ask for them."""
         return self.action_meanings

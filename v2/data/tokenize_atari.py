@@ -28,11 +28,12 @@ from v2.runtime.files import check_output
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path, nargs="+", metavar="FILE", help="recordings, or "
-                        "folders of them (default: the one in --out, else the game's)")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+", action=cli.Gather, metavar="FILE",
+                        help="recordings, or folders of them (default: the one in --out, else the "
+                        "game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
-    parser.add_argument("--vqvae", "--weights", default="latest",
+    parser.add_argument("--vqvae", "--weights", type=cli.name, default="latest",
                         help="latest, in --out first; shipped, a run, a home, a folder or a file")
     parser.add_argument("--out", type=cli.path, metavar="HOME", help="directory, or the npz "
                         "itself (default: beside --data)")  # fmt: skip

@@ -72,9 +72,12 @@ def play_games(
         frame, _ = env.reset(seed=seed)
         player.begin(1, seed)
         score, step, is_over = 0.0, 0, False
-        for _ in range(num_noops(seed)):
-            frame, reward, *_ = env.step(0)
+        for _ in range(num_noops(env, seed)):
+            frame, reward, terminated, truncated, _ = env.step(env.noop)
             score += reward
+            if terminated or truncated:  # before the player did anything
+                (frame, _), score = env.reset(seed=seed), 0.0
+                break
         while step < max_steps and not is_over:
             action = int(player.act(frame[None])[0])
             frame, reward, is_over, is_cut, _ = env.step(action)
@@ -84,11 +87,13 @@ def play_games(
     return games
 
 
-def num_noops(seed: int) -> int:
-    """Return how many no-ops begin the game of a seed.
+def num_noops(env: AtariFrameEnv, seed: int) -> int:
+    """Return how many no-ops begin the game of a seed; none where the game has no such action.
 
     Where neither game nor player has luck they are all that tells games apart.
     """
+    if env.noop is None:
+        return 0
     return int(np.random.default_rng(seed).integers(MAX_NOOPS + 1))
 
 

@@ -39,7 +39,8 @@ LEAD_STEPS = 1  # dreamed before the bounce
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout", help=" or ".join(KINDS))
-    parser.add_argument("--weights", nargs="+", default=["shipped"], metavar="WEIGHTS",
+    parser.add_argument("--weights", type=cli.name, nargs="+", action=cli.Gather,
+                        default=["shipped"], metavar="WEIGHTS",
                         help="latest, shipped, a run or a file; a row each")  # fmt: skip
     parser.add_argument("--out", type=cli.path, default=Path("bounces.png"), help="PNG file")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -58,9 +58,10 @@ open loop under the recorded actions.
 
 def build_parser():
     parser = cli.parser(__file__)
-    parser.add_argument("--take", type=cli.path, nargs="+", default=[], metavar="FILE",
-                        help="whole documents of gold_eval.py, trimmed into --docs first, with "
-                        "the strips beside them")  # fmt: skip
+    parser.add_argument("--take", type=cli.path, nargs="+", action=cli.Gather, default=[],
+                        metavar="FILE",
+                        help="whole documents of gold_eval.py, trimmed into --docs first, with the "
+                        "strips beside them")  # fmt: skip
     parser.add_argument("--docs", type=cli.path, default=ROOT / "docs",
                         help="directory of games.md and games/")  # fmt: skip
     return parser

@@ -40,15 +40,16 @@ def build_parser():
     parser = cli.parser(__file__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--latest", action="store_true", help="the newest finished run (default)")
-    which.add_argument("--run", help="a run: its name or folder, or the --out trained with")
-    which.add_argument("--checkpoint", "--weights", metavar="FILE",
+    which.add_argument("--run", type=cli.name,
+                        help="a run: its name or folder, or the --out trained with")
+    which.add_argument("--checkpoint", "--weights", type=cli.name, metavar="FILE",
                        help="weights, a folder of shared ones, or 'shipped'")  # fmt: skip
     which.add_argument("--compare", nargs=2, type=cli.path, metavar=("A.json", "B.json"),
                        help="print B - A with intervals, and evaluate nothing")  # fmt: skip
     parser.add_argument("--game", default="breakout", help="any ALE game")
     parser.add_argument("--tier", choices=list(TIERS), default="gold",
                         help="up to 1, 3 (short) and 30 (gold) minutes")  # fmt: skip
-    parser.add_argument("--data", type=cli.path, nargs="+",
+    parser.add_argument("--data", type=cli.path, nargs="+", action=cli.Gather,
                         help="recorded data instead of the gold set")  # fmt: skip
     parser.add_argument("--starts", choices=("strata", "any"), default="strata",
                         help="of the rollouts on --data: as many before each kind of bounce, or "

@@ -94,7 +94,8 @@ MODEL_COLOUR = "#d6336c"
 
 def build_parser():
     parser = cli.parser(__file__)
-    parser.add_argument("--take", type=cli.path, nargs="+", default=[], metavar="FILE",
+    parser.add_argument("--take", type=cli.path, nargs="+", action=cli.Gather, default=[],
+                        metavar="FILE",
                         help="whole documents of gold_eval.py, trimmed into --docs first")
     parser.add_argument("--docs", type=cli.path, default=ROOT / "docs",
                         help="directory of results.md and results/")  # fmt: skip

@@ -40,26 +40,28 @@ from v2.runtime.device import tune_cpu
 from v2.runtime.files import atomic_path, check_output
 
 FIRST_SEED = 1_800_000_000  # of the games; of training, gold and starts all are elsewhere
+NUM_GAMES, NUM_STARTS = 30, 20
 MIN_PLAYERS = 8  # fewer say nothing about a ranking
 
 
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
-    parser.add_argument("--policy", nargs="+", default=[], metavar="AGENT",
+    parser.add_argument("--policy", type=cli.name, nargs="+", action=cli.Gather, default=[],
+                        metavar="AGENT",
                         help="files, run folders or names of agents, or latest")  # fmt: skip
-    parser.add_argument("--games", type=cli.positive_int, default=30,
-                        help="real games of each, each with its seed")  # fmt: skip
+    parser.add_argument("--games", type=cli.positive_int,
+                        help="real games of each, each with its seed (default: 30)")  # fmt: skip
     parser.add_argument("--max-steps", type=cli.positive_int, help="of a game or a dream "
                         "(default: 10000, with --ranking 500)")  # fmt: skip
     parser.add_argument("--greedy", action="store_true",
                         help="agents take the likeliest action instead of drawing one")  # fmt: skip
     parser.add_argument("--ranking", action="store_true", help="returns inside and outside")
-    parser.add_argument("--weights", default="latest", help="of the dream: latest, shipped, a "
-                        "run's name or a path")  # fmt: skip
-    parser.add_argument("--starts", type=cli.positive_int, default=20,
-                        help="of --ranking, evenly from the committed ones")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="of the dream: auto, cpu or cuda")
+    parser.add_argument("--weights", type=cli.name, help="of the dream: latest, shipped, a run's "
+                        "name or a path (default: latest)")  # fmt: skip
+    parser.add_argument("--starts", type=cli.positive_int,
+                        help="of --ranking, evenly from the committed ones (default: 20)")  # fmt: skip
+    parser.add_argument("--device", help="of the dream: auto, cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=cli.path, metavar="FILE", help="write all figures")
     parser.add_argument("--plot", type=cli.path, metavar="FILE.png",
                         help="of --ranking: the scatter plot")  # fmt: skip
@@ -70,8 +72,7 @@ def main(argv=None) -> int:
     args = build_parser().parse_args(argv)
     for path in filter(None, (args.json, args.plot)):
         check_output(path)
-    if args.plot and not args.ranking:
-        raise ValueError(f"--plot {args.plot} draws a ranking: add --ranking")
+    _check_flags(args)
     env = make_atari_env(args.game)
     game, num_actions = env.config.game, len(env.action_meanings)
     agents = [load_agent_player(name, game, num_actions, args.greedy) for name in args.policy]
@@ -82,6 +83,14 @@ def main(argv=None) -> int:
     found = (_ranking if args.ranking else _scores)(args, env, agents)
     hand_on(found, json.dumps(found), args.json)
     return 0
+
+
+def _check_flags(args) -> None:
+    of_other = ("games",) if args.ranking else ("weights", "starts", "device", "plot")
+    for name in of_other:
+        if (value := getattr(args, name)) is not None:
+            advice = "leave it out with --ranking" if args.ranking else "add --ranking"
+            raise ValueError(f"--{name} {value} would change nothing: {advice}")
 
 
 def _emulator(agents: list[Named]) -> EmulatorConfig | None:
@@ -100,13 +109,13 @@ def _scores(args, env, agents: list[Named]) -> dict:
     players = [*agents, random_player(game, meanings)]
     if has_script(game):
         players.append(scripted_player(game, meanings))
-    seeds = [FIRST_SEED + k for k in range(args.games)]
+    seeds = [FIRST_SEED + k for k in range(args.games or NUM_GAMES)]
     found: dict = {"game": game, "is_greedy": args.greedy, "players": {}}
     with tqdm(total=len(players) * len(seeds), unit="game", disable=None) as bar:
         for named in players:
             games = play_games(env, named.player, seeds, args.max_steps or 10_000, bar.update)
             has_luck = env.config.has_luck or named not in agents or not args.greedy
-            ids = seeds if has_luck else [num_noops(seed) for seed in seeds]  # equal games
+            ids = seeds if has_luck else [num_noops(env, seed) for seed in seeds]  # equal games
             score = mean_metric([g["score"] for g in games], ids, is_share=False)
             found["players"][named.name] = {"score": score.to_dict(), "games": games}
             num_cut = sum(not g["is_over"] for g in games)
@@ -119,15 +128,15 @@ def _ranking(args, env, agents: list[Named]) -> dict:
     players = [*graded_players(game, env.action_meanings), *agents]
     if len(players) < MIN_PLAYERS:
         raise ValueError(f"{len(players)} players are too few to rank: give --policy more agents")
-    dreams = make_dreams(args.starts, game, args.weights, args.device, None, 0.0, "rgb", False)
+    asked = args.starts or NUM_STARTS
+    dreams = make_dreams(asked, game, args.weights or "latest", args.device or "cpu",
+                         None, 0.0, "rgb", False)  # fmt: skip
     for agent in agents:
-        settings = emulator_dict(dreams.starts.emulator)
-        if differing := differing_settings(agent.emulator or settings, settings):
-            raise ValueError(f"{agent.name} learnt with {'; '.join(differing)} as in the dream")
+        agent.check_learnt_with(emulator_dict(dreams.starts.emulator), "the dream")
     num_starts = len(dreams.starts)
-    if args.starts > num_starts:
-        raise ValueError(f"--starts must be 1 to {num_starts}, got {args.starts}")
-    starts = np.linspace(0, num_starts - 1, args.starts).round().astype(int)
+    if asked > num_starts:
+        raise ValueError(f"--starts must be 1 to {num_starts}, got {asked}")
+    starts = np.linspace(0, num_starts - 1, asked).round().astype(int)
     with tqdm(total=len(players) * num_steps, unit="step", disable=None, desc="inside") as bar:
         inside = returns_inside(dreams, players, starts, num_steps, bar.update)
     with tqdm(total=inside.size, unit="game", disable=None, desc="outside") as bar:

@@ -29,7 +29,7 @@ from v2.export.graph import (
 )
 from v2.models.vqvae_hires import MARGIN, WINDOW
 from v2.runtime.device import choose_device, has_fast_bfloat16
-from v2.runtime.files import check_writable, write_text
+from v2.runtime.files import check_writable, file_sha256, write_text
 
 GRAPHS = "graphs"  # folder of exported graphs
 NUM_TIMED = 20  # steps
@@ -102,10 +102,10 @@ def load_quickest(
         quick.use_graph(graph)
         quick.use_encoder(encoder)
         times_file = graph.with_suffix(f".{_processor()}.json")
-        if not times_file.exists():
+        times = _kept_times(times_file)
+        if not times:
             times = {engine.runtime: _step_seconds(engine) for engine in (load_plain(), quick)}
             write_text(times_file, json.dumps(times))
-        times = json.loads(times_file.read_text("utf-8"))
     except OSError as error:
         print(f"{error}: going on in PyTorch", flush=True)
         return load_plain()
@@ -134,18 +134,34 @@ def cached_graphs(engine: DreamEngine, folder: Path) -> tuple[Path, Path]:
     what = f"{engine.info['sha256']} {config} {versions}"
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
     path, encoder = (folder / f"{name}-{key}.onnx" for name in ("step", "encode"))
-    if not (path.exists() and encoder.exists()):
+    sums = folder / f"{key}.sha256"  # so that a copy that was cut short is made again
+    are_there = path.exists() and encoder.exists() and sums.exists()
+    if not are_there or sums.read_text("utf-8") != _hashes(path, encoder):
         check_writable(folder)
         print("exporting the step for ONNX Runtime, once for these weights ...", flush=True)
         export_encoder(engine.vqvae, encoder)
         export_graph(engine.vqvae, engine.world_model, path)
+        write_text(sums, _hashes(path, encoder))
     return path, encoder
+
+
+def _hashes(*paths: Path) -> str:
+    return "".join(f"{file_sha256(path)}  {path.name}\n" for path in paths)
 
 
 def _graphs_of(weights: Path, game: str) -> Path:
     """Return the folder beside a run's weights, or beside the user's data for shipped ones."""
     is_shipped = weights.parent == shipped_directory(game)
     return (game_directory(game) if is_shipped else weights.parent) / GRAPHS
+
+
+def _kept_times(file: Path) -> dict[str, float]:
+    """Return the seconds of a step by each runtime, as measured before; nothing where unknown."""
+    try:
+        times = json.loads(file.read_text("utf-8"))
+        return {name: float(times[name]) for name in (OnnxDream.runtime, DreamEngine.runtime)}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
 
 
 def _step_seconds(engine: DreamEngine) -> float:

@@ -32,7 +32,8 @@ NUM_SCENES = 3  # of the committed starts: a serve, the middle of a game, a late
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default=EmulatorConfig().game, help="name in any spelling")
-    parser.add_argument("--weights", default="shipped", help="latest, shipped, a run or a file")
+    parser.add_argument("--weights", type=cli.name, default="shipped",
+                        help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=cli.path, required=True, help="directory")
     parser.add_argument("--starts", type=cli.path, metavar="DATA.npz", help="a recording whose "
                         "frames are dreamed on from; None: the committed starts")  # fmt: skip

@@ -25,7 +25,8 @@ from v2.runtime.files import check_writable
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", type=game_id, choices=sorted(KINDS), default="breakout")
-    parser.add_argument("--weights", default="shipped", help="latest, shipped, a run or a file")
+    parser.add_argument("--weights", type=cli.name, default="shipped",
+                        help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=cli.path, required=True, help="directory")
     return parser
 

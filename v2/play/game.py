@@ -221,7 +221,7 @@ class PlayGame(Commanded):
             "mean_ball_px": _mean(session.ball_errors),
             "ball_px_steps": _num_known(session.ball_errors),  # where both show a ball
             "mean_paddle_px": _mean(session.paddle_errors),
-            "score": session.moment.score,
+            "scores": [*session.moment.past_scores, session.moment.score],  # game by game
             "weights": session.engine.source,
         }
 

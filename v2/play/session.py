@@ -36,7 +36,8 @@ class Moment:
     real_frame: np.ndarray  # uint8 (84, 64, 3)
     dream_frame: np.ndarray  # uint8 (84, 64, 3)
     reward: float = 0.0
-    score: float = 0.0
+    score: float = 0.0  # of the game that runs
+    past_scores: tuple[float, ...] = ()  # of those before it
     lives: int = 0
     dream_reward: float = 0.0
     dream_end_prob: float = 0.0
@@ -113,6 +114,7 @@ class PlaySession:
                 f"{num_actions}: load weights of this game with --run or --checkpoint"
             )
         self.env, self.engine, self.tape = env, engine, tape
+        self._idle = env.action_meanings.index("NOOP") if "NOOP" in env.action_meanings else 0
         self.game, self.is_recorded = env.config.game, isinstance(env.config, RecordedConfig)
         self.mode = "both"
         self.agreements: list[float] = []  # of every measured step, also across syncs
@@ -173,7 +175,7 @@ class PlaySession:
     def _new_game(self) -> None:
         """Reset the emulator and let it run for the frames that the dream starts from."""
         over = hasattr(self, "moment")
-        score = self.moment.score if over else 0.0
+        scores = (*self.moment.past_scores, self.moment.score) if over else ()
         self._seed += 1
         self.is_over = False
         has_luck = self.env.config.has_luck
@@ -184,11 +186,12 @@ class PlaySession:
         if self.tape:
             self.tape.begin(self._seed, frame, self.ram)
         step, action = (self.moment.step, self.moment.action) if over else (0, 0)
-        self.moment = Moment(step, action, frame, frame, mode=self.mode)
+        self.moment = Moment(step, action, frame, frame, mode=self.mode, past_scores=scores)
         for _ in range(HISTORY_FRAMES - 1):
-            values, _ = self._step_real(self._taken(0))
+            values, is_over = self._step_real(self._taken(self._idle))
             self.moment = dataclasses.replace(self.moment, **values)
-        self.sync(f"game over with {score:.0f} points: a new game" if over else "")
+            self.is_over |= is_over
+        self.sync(f"game over with {scores[-1]:.0f} points: a new game" if over else "")
 
     def begin_anew(self, notice: str) -> Moment:
         """Begin a new game where the real one cannot be brought back to where it was."""

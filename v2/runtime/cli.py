@@ -180,10 +180,21 @@ def parser(script: str) -> argparse.ArgumentParser:
     made = _Parser(
         description=lines[0],
         epilog=f"example: {example(lines[2].strip())}",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return made
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says each default, but where the text does, or does not say what None means."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        is_nothing = action.default in (None, []) and "None: " not in text
+        if is_nothing or isinstance(action.default, bool) or "(default: " in text:
+            return text
+        return super()._get_help_string(action)
 
 
 def path(text: str) -> Path:
@@ -191,6 +202,21 @@ def path(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("must name a file or folder, got an empty text")
     return Path(os.path.expanduser(text))
+
+
+def name(text: str) -> str:
+    """What a run, weights or a player are called; a shell variable that is not set is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be a name, got an empty text")
+    return text
+
+
+class Gather(argparse.Action):
+    """Of a flag with several values: those of each time that it is given, not the last ones."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        held = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if held is self.default else held), *values])
 
 
 def positive_int(text: str) -> int:

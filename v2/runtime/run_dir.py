@@ -227,9 +227,18 @@ def _runs_in(home: Path) -> str:
 
 
 def vqvae_beside(world_model: Path) -> Path:
-    """Return the VQ-VAE that lies beside a world model, in its run or among shipped weights."""
-    of_run = world_model.with_name(VQVAE_NAME)
-    return of_run if of_run.exists() else world_model.with_name(SHIPPED["vqvae"])
+    """Return the VQ-VAE that lies beside a world model, in its run or among shipped weights.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    for name in (VQVAE_NAME, SHIPPED["vqvae"]):
+        if (path := world_model.with_name(name)).exists():
+            return path
+    raise FileNotFoundError(
+        f"{world_model} has no VQ-VAE beside it, {VQVAE_NAME} or {SHIPPED['vqvae']}: "
+        "give the whole folder"
+    )
 
 
 def shown_path(path: Path) -> str:

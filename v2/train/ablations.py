@@ -88,11 +88,12 @@ TABLE = "ablations.json"
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--data", type=cli.path, nargs="+",
+    parser.add_argument("--data", type=cli.path, nargs="+", action=cli.Gather,
                         help="recordings, or folders of them (default: the game's)")  # fmt: skip
     parser.add_argument("--tokens", type=cli.path,
                         help="npz of their tokens (default: made in --out)")  # fmt: skip
-    parser.add_argument("--vqvae", default="shipped", help="latest, shipped, a run or a file")
+    parser.add_argument("--vqvae", type=cli.name, default="shipped",
+                        help="latest, shipped, a run or a file")
     parser.add_argument("--out", type=cli.path, default=Path("ablations"),
                         help="directory of the runs and results")  # fmt: skip
     parser.add_argument("--budget", type=cli.positive_int, default=560,

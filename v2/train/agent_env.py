@@ -95,7 +95,8 @@ def real_games(num_envs: int, config: EmulatorConfig, episodic_life: bool) -> Ve
     """Return emulators, stepped one after another."""
 
     def make() -> gymnasium.Env:
-        env: gymnasium.Env = NoopResetEnv(make_atari_env(config=config), NOOP_STEPS)
+        game = make_atari_env(config=config)
+        env: gymnasium.Env = NoopResetEnv(game, NOOP_STEPS) if game.noop == 0 else game
         env = gymnasium.wrappers.TimeLimit(env, MAX_GAME_STEPS)
         env = EpisodicLifeEnv(env) if episodic_life else env
         return Grey(ClipRewardEnv(env))

@@ -42,7 +42,8 @@ from v2.train.recipe import WORLD_MODEL_PRESETS
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--run", default="latest", help="latest unfinished, a name or a folder")
+    parser.add_argument("--run", type=cli.name, default="latest",
+                        help="latest unfinished, a name or a folder")
     parser.add_argument("--out", type=cli.path, help="directory of runs/ and carried/ "
                         "(default: the game's)")  # fmt: skip
     return parser

@@ -45,8 +45,9 @@ def training_parser(script: str, presets: Mapping[str, Recipe]) -> argparse.Argu
     """Make the parser that both scripts share, of `cli.parser`."""
     parser = cli.parser(script)
     parser.add_argument("--game", default="breakout", help="any ALE game")
-    parser.add_argument("--data", type=cli.path, nargs="+", metavar="FILE", help="recordings, or "
-                        "folders of them (default: the one in --out, else the game's)")  # fmt: skip
+    parser.add_argument("--data", type=cli.path, nargs="+", action=cli.Gather, metavar="FILE",
+                        help="recordings, or folders of them (default: the one in --out, else the "
+                        "game's)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true",
                         help="rename damaged shards to *.bad and go on without")  # fmt: skip
     parser.add_argument("--out", type=cli.path, metavar="HOME", help="directory of runs/ and "
@@ -56,7 +57,8 @@ def training_parser(script: str, presets: Mapping[str, Recipe]) -> argparse.Argu
     length = parser.add_argument_group("length")
     length.add_argument("--max-minutes", type=cli.positive_float,
                         help="save and stop then; --resume goes on")  # fmt: skip
-    length.add_argument("--resume", metavar="RUN", help="continue a run: its name or folder")
+    length.add_argument("--resume", type=cli.name, metavar="RUN",
+                        help="continue a run: its name or folder")
     group = parser.add_argument_group("recipe (v2/train/recipe.py; with --resume the run's own)")
     group.add_argument("--preset", choices=presets, help="(default: default)")
     usual = presets["default"]
@@ -64,7 +66,7 @@ def training_parser(script: str, presets: Mapping[str, Recipe]) -> argparse.Argu
         if hasattr(usual, name):
             group.add_argument(f"--{name.replace('_', '-')}", type=kind,
                                help=f"(default: {getattr(usual, name)})")  # fmt: skip
-    group.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE",
+    group.add_argument("--set", nargs="+", action=cli.Gather, default=[], metavar="FIELD=VALUE",
                        help="any other field of the recipe")  # fmt: skip
     return parser
 

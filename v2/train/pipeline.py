@@ -110,8 +110,8 @@ def build_parser():
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--frames", type=cli.positive_int,
                         help="frames to collect (default: the preset's)")  # fmt: skip
-    parser.add_argument("--vqvae", help="take this one instead of training one: shipped, a run "
-                        "or a file")  # fmt: skip
+    parser.add_argument("--vqvae", type=cli.name,
+                        help="take this one instead of training one: shipped, a run or a file")
     parser.add_argument("--out", type=cli.path, help="directory (default: "
                         "checkpoints/v2/<game>, and runs/smoke in it for smoke)")  # fmt: skip
     return parser

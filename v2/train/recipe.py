@@ -184,6 +184,14 @@ class AgentRecipe(Checked):
     save_minutes: float = _number(5.0)  # between two saves
     num_kept: int = _count(6, 1)  # agents kept on the way, to be compared
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_games * self.rollout_steps < 2:
+            raise ValueError(
+                "num_games times rollout_steps must be at least 2, "
+                f"got {self.num_games} and {self.rollout_steps}"
+            )
+
 
 VQVAE_PRESETS = {
     "default": VQVAERecipe(),

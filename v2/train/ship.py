@@ -37,9 +37,11 @@ KEPT = (*checkpoint.HISTORY, "vqvae_sha256")
 def build_parser():
     parser = cli.parser(__file__)
     parser.add_argument("--game", default="breakout")
-    parser.add_argument("--run", default="latest", help="latest, a run, a home or a checkpoint")
-    parser.add_argument("--vqvae", help="a run or a file with the same tokens and a decoder "
-                        "trained further (default: the VQ-VAE of the world model's run)")
+    parser.add_argument("--run", type=cli.name, default="latest",
+                        help="latest, a run, a home or a checkpoint")
+    parser.add_argument("--vqvae", type=cli.name,
+                        help="a run or a file with the same tokens and a decoder trained further "
+                        "(default: the VQ-VAE of the world model's run)")
     parser.add_argument("--to", type=cli.path, metavar="FOLDER",
                         help="an empty or new folder to share (default: the shipped weights)")
     parser.add_argument("--data", type=cli.path,

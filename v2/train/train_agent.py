@@ -43,6 +43,7 @@ from v2.runtime.files import atomic_path, check_writable
 from v2.runtime.run_dir import RunDir, find_run, read_config, read_status
 from v2.train.loop import check_weights
 from v2.train.recipe import AgentRecipe, recipe_of, with_settings
+from v2.train.sampling import step_rng
 
 OF_THE_START = ("game", "env", "weights", "starts", "steps", "seed")  # flags, as is --set
 OF_A_RUN = (*OF_THE_START, "device")
@@ -56,8 +57,8 @@ def build_parser():
     parser.add_argument("--game", default=EmulatorConfig().game, help="any ALE game")
     parser.add_argument("--env", choices=("dream", "real"), default="dream",
                         help="where it learns; a dream never touches the emulator")  # fmt: skip
-    parser.add_argument("--weights", default="latest", help="of the dream: latest, shipped, a "
-                        "run's name or a path")  # fmt: skip
+    parser.add_argument("--weights", type=cli.name, default="latest",
+                        help="of the dream: latest, shipped, a run's name or a path")  # fmt: skip
     parser.add_argument("--starts", type=cli.path, metavar="DATA.npz", help="a recording that "
                         "dreams begin from, and whose settings --env real takes; None: the "
                         "committed starts")  # fmt: skip
@@ -65,11 +66,12 @@ def build_parser():
                         help="decisions in all games together")  # fmt: skip
     parser.add_argument("--max-minutes", type=cli.non_negative_float, default=0.0,
                         help="stop and save after so many, for --resume; 0: no limit")  # fmt: skip
-    parser.add_argument("--resume", metavar="RUN", help="continue a run: its name or folder")
+    parser.add_argument("--resume", type=cli.name, metavar="RUN",
+                        help="continue a run: its name or folder")
     parser.add_argument("--out", type=cli.path, help="folder of runs/ (default: the game's)")
     parser.add_argument("--seed", type=cli.non_negative_int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE",
+    parser.add_argument("--set", nargs="+", action=cli.Gather, default=[], metavar="FIELD=VALUE",
                         help="change fields of AgentRecipe in v2/train/recipe.py")  # fmt: skip
     return parser
 
@@ -156,7 +158,11 @@ def real_emulator(args) -> EmulatorConfig:
     config = load_starts(args.game, args.starts).emulator if args.starts else None
     if isinstance(config, RecordedConfig):
         raise ValueError(f"{args.starts} is of a game without an emulator: leave --env real out")
-    return config or EmulatorConfig(args.game)
+    if config is None:
+        from v2.data.emulator import emulator_config  # which a dream never imports
+
+        config = emulator_config(args.game)
+    return config
 
 
 class AgentTraining:
@@ -166,10 +172,14 @@ class AgentTraining:
         from v2.train import ppo  # needs stable-baselines3
 
         self.args, self.recipe, self.config, self.run = args, recipe, config, run
-        self.ppo_module, self.ppo = ppo, ppo.make_ppo(games, config, recipe, device, args.seed)
-        self.minutes_before = 0.0
+        self.ppo_module, self.minutes_before = ppo, 0.0
+        state, luck = {}, args.seed
         if args.resume:
             state = checkpoint.load_last(run.path, "agent")
+            # Games and draws of its own, not those of the sittings before.
+            luck = int(step_rng(args.seed, state["step"]).integers(2**31))
+        self.ppo = ppo.make_ppo(games, config, recipe, device, luck)
+        if args.resume:
             network = build_model(state, run.path / "last.pt")
             assert isinstance(network, AgentNetwork)
             ppo.go_on_from(self.ppo, network, state["optimizer"], state["step"])

@@ -77,7 +77,7 @@ def build_parser():
     parser = training_parser(__file__, WORLD_MODEL_PRESETS)
     parser.add_argument("--tokens", type=cli.path, help="npz of tokens (default: in --out, else "
                         "beside --data); made when missing or stale")  # fmt: skip
-    parser.add_argument("--vqvae", "--weights", default="latest",
+    parser.add_argument("--vqvae", "--weights", type=cli.name, default="latest",
                         help="latest, in --out first; shipped, a run, a home, a folder or a file")
     return parser
 
