@@ -60,7 +60,7 @@ def build_parser():
     parser.add_argument("--weights", type=cli.name, help="of the dream: latest, shipped, a run's "
                         "name or a path (default: latest)")  # fmt: skip
     parser.add_argument("--starts", type=cli.positive_int,
-                        help="of --ranking, evenly from the committed ones (default: 20)")  # fmt: skip
+                        help="of --ranking, evenly from the committed (default: 20)")  # fmt: skip
     parser.add_argument("--device", help="of the dream: auto, cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=cli.path, metavar="FILE", help="write all figures")
     parser.add_argument("--plot", type=cli.path, metavar="FILE.png",
