@@ -1,5 +1,6 @@
 """Settings of the CPU, in a process of their own: they cannot be undone."""
 
+import resource
 import subprocess
 import sys
 
@@ -27,9 +28,8 @@ print(sum(counts[2:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="an allocator of Linux is set")
 def test_memory_that_a_step_frees_is_kept_for_the_next():
-    plain, tuned = (
-        int(subprocess.run([sys.executable, "-c", COUNT_FAULTS.format(is_tuned=is_tuned)],
-                           capture_output=True, text=True, check=True).stdout)
-        for is_tuned in (False, True)
-    )  # fmt: skip
-    assert tuned < 0.1 * plain
+    """Without the setting the system takes it back more often than not."""
+    script = COUNT_FAULTS.format(is_tuned=True)
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    num_pages = 4 * 20 * (8 << 20) // resource.getpagesize()  # what four rounds ask for
+    assert int(done.stdout) < 0.1 * num_pages
