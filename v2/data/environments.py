@@ -118,12 +118,12 @@ class Screens(gymnasium.Env):
     def render(self) -> np.ndarray:
         screen: Any = self.env.render()
         if isinstance(screen, np.ndarray) and screen.dtype.kind == "f":  # in [0, 1]
-            if not (screen >= 0).all() or screen.max(initial=0) > 1:
+            if not ((screen > -0.01) & (screen < 1.01)).all():
                 raise ValueError(
                     f"{_id(self.env)} draws {screen.dtype} from {screen.min():.4g} to "
                     f"{screen.max():.4g}: a picture is uint8, or from 0 to 1"
                 )
-            screen = (255 * screen).round().astype(np.uint8)
+            screen = (255 * screen.clip(0, 1)).round().astype(np.uint8)
         if not isinstance(screen, np.ndarray) or screen.dtype != np.uint8 or screen.ndim != 3:
             shown = getattr(screen, "shape", type(screen).__name__)
             raise ValueError(f"{_id(self.env)} draws {shown}, no picture of uint8 (H, W, 3)")
