@@ -113,9 +113,9 @@ QUICK_HORIZONS = (1, 5, 10)
 def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dict[str, float]:
     """Score open-loop rollouts of a few short clips, for `best.pt`; no intervals.
 
-    Takes one engine step for each clip and step. `score` is what `best.pt` is chosen by: the
-    share of copy-last's wrong tokens that are right at 5 and 10 steps, averaged with the ball's
-    hit rate over all steps where the ball can be read.
+    Takes one engine step for each clip and step. `score` is what `best.pt` is chosen by: the gain
+    over copy-last as a share of what it has wrong, at 5 and 10 steps, averaged with the ball's hit
+    rate over all steps where the ball can be read.
     """
     own = clips.actions[:, HISTORY - 1 :]
     dreams = dream(engine, clips.history, clips.past_actions, own, None, progress)

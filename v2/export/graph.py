@@ -53,7 +53,8 @@ class StepGraph(nn.Module):
                 was, and the `next_cells` of it.
         Returns:
             The next tokens int64 (N,), reward logits (3,), the probability of an end (), the
-            decoded frame uint8 (84, 64, 3), and its cells, (N / 4 rounded up, 4 dim).
+            decoded frame uint8 (84, 64, 3), and its cells, one for 2x2 tokens, (88, 4 dim)
+            of 21x16.
         """
         step = predict_next(self.world_model, tokens[None], actions[None], age=age[None])
         pixels, cells = self.decoder(step.tokens[0], decoded, cells)

@@ -98,7 +98,7 @@ class PlaySession:
         env: the emulator, made by `make_atari_env`, or a `v2.play.recorded.RecordedEnv`, which
             takes its own actions in every mode but the dream's.
         engine: a DreamEngine, or anything with its reset, step, restore, encode, history, tokens,
-            noise, num_actions, last_reward and last_terminated.
+            rng_state, num_actions, last_reward and last_terminated.
         seed: seed of the first game; the next game has the next one.
     """
 

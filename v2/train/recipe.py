@@ -148,7 +148,7 @@ class WorldModelRecipe(Recipe):
     motion_scale: float = _number(8.0)  # importance by the distance of the two codes
     event_scale: float = _number(4.0)  # importance by how rare a change is in this cell
     persistence_scale: float = _number(4.0)  # importance by motion nearby in the history
-    importance_cap: float = _number(20.0, 1)  # times the sample's median weight
+    importance_cap: float = _number(20.0, 1)  # times the weight of a token that stays
     false_change_scale: float = _number(8.0)  # of tokens that stay but were thought to change
 
     def unrolls(self, rng: np.random.Generator, step: int, num_steps: int) -> bool:
