@@ -50,7 +50,7 @@ SMALL_WORLD_MODEL = dict(dim=32, heads=2, layers=2, ffn_dim=64, local_layers=1)
 
 @pytest.fixture(autouse=True)
 def denormal_numbers():
-    """Give back the processor as it was: `choose_device` flushes them, hypothesis needs them."""
+    """Give back the processor as it was: `tune_cpu` flushes them, hypothesis needs them."""
     yield
     torch.set_flush_denormal(False)
 

@@ -221,7 +221,7 @@ def test_the_map_names_every_module_once():
 
 
 OF_OTHERS = {"--nproc_per_node", "--force-reinstall"}  # torchrun's and pip's
-OF_OLD_CARDS = {"--average", "--init-from"}  # in commands that trained older weights
+OF_OLD_CARDS = {"--init-from"}  # in commands that trained older weights
 
 
 def _texts(path: Path):

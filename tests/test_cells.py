@@ -36,7 +36,7 @@ def test_cells_are_taken_by_their_distance_from_motion_then_by_far_changes():
         assert far == others[: count - near]
 
 
-def test_the_choice_is_the_same_alone_and_in_a_batch_and_looks_at_no_later_frame():
+def test_the_choice_is_the_same_alone_and_in_a_batch():
     histories = torch.randint(3, (5, 4, 336), generator=torch.Generator().manual_seed(1))
     rank = torch.arange(336)
     together = active_cells(histories, rank, 100, GRID)

@@ -270,6 +270,22 @@ def test_a_tokenizer_older_than_its_field_knows_where_tokens_are_and_is_not_gone
         checkpoint.restore(today, told(state), tmp_path)
 
 
+def test_a_scale_of_the_loss_is_no_architecture(world_run, data_path, tmp_path):
+    """A config that holds it, as some do, goes on with another, too."""
+    for path in (world_run / "last.pt", world_run / "best.pt"):
+        state = checkpoint.load_checkpoint(path, "world_model")
+        assert state["config"]["false_change_scale"] == 0
+        state["config"]["false_change_scale"] = 8.0
+        torch.save(state, path)
+        path.with_name(f"{path.name}.sha256").write_text(f"{file_sha256(path)}  {path.name}\n")
+    changed = ["--set", "steps=3", "false_change_scale=4"]
+    assert train_wm_hires.main(["--resume", str(world_run), *changed]) == 0
+    flags = wm_flags(tmp_path / "new", data_path, world_run / "vqvae.pt")
+    flags += [*changed, f"init_from={world_run / 'best.pt'}"]
+    assert train_wm_hires.main(flags) == 0
+    assert load_world_model(world_run / "last.pt")[0].config.false_change_scale == 0
+
+
 def test_a_tokenizer_has_the_colour_that_is_most_usual_in_its_training_games(data_path, tmp_path):
     data = load_game_data(data_path)
     data.frames[:] = np.maximum(data.frames, (144, 72, 17))  # Pong's, where black was

@@ -245,7 +245,7 @@ def test_a_random_share_of_the_next_tokens_is_revealed_in_a_share_of_the_samples
     assert torch.equal(revealed[is_revealed], truth[is_revealed])
     shares = is_revealed.float().mean(1)
     assert 0.4 < (shares > 0).float().mean() < 0.6
-    assert shares.max() > 0.9 and 0.15 < shares[shares > 0].min() + 0.15 < 0.25
+    assert shares.max() > 0.9 and shares[shares > 0].min() < 0.1
 
 
 def test_a_share_of_the_predictions_is_learnt_without_the_table(monkeypatch):

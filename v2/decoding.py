@@ -20,11 +20,9 @@ import torch
 
 from v2.models.cells import at_cells, nearest_cells
 from v2.models.temporal_world_model import MAX_AGE, Prediction, TemporalWorldModel
-from v2.runtime.checks import whole_number
 from v2.runtime.cli import MIN_TEMPERATURE
 
 END_PROB = 0.5  # above it a dream says that its game is over
-MAX_TOP_K = 65_536
 REFINED_CELLS = 48  # active cells around a revealed one that are predicted again
 COPY_LOGIT = 20.0  # of the last frame's code in a cell that is copied
 
@@ -34,14 +32,12 @@ class Sampling:
     """How tokens are chosen from logits."""
 
     temperature: float = 0.0  # 0: greedy; else at least MIN_TEMPERATURE
-    top_k: int = 0  # 0: all codes
 
     def __post_init__(self):
         if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
                 f"temperature must be 0 or at least {MIN_TEMPERATURE}, got {self.temperature}"
             )
-        object.__setattr__(self, "top_k", whole_number(self.top_k, 0, MAX_TOP_K, "top_k"))
 
 
 GREEDY = Sampling()
@@ -125,9 +121,6 @@ def choose_tokens(
         others = logits.scatter(2, last.unsqueeze(2), -torch.inf)
         return torch.where(stays >= others.logsumexp(2), last, others.argmax(2))
     logits = logits / sampling.temperature
-    if sampling.top_k:
-        least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
     probs = logits.softmax(-1)
     chosen = torch.multinomial(probs.flatten(0, 1), 1, generator=generator)
     return chosen.view(logits.shape[:-1])

@@ -75,7 +75,7 @@ class DreamEngine:
     @classmethod
     def load(
         cls: type[SomeEngine], name: str = "latest", game: str = "breakout", device: str = "auto",
-        temperature: float = 0.0, top_k: int = 0, seed: int = 0,
+        temperature: float = 0.0, seed: int = 0,
     ) -> SomeEngine:  # fmt: skip
         """Load `latest`, `shipped`, a run's name or a path, with the VQ-VAE that belongs to it.
 
@@ -90,7 +90,7 @@ class DreamEngine:
         info = info | {"vqvae": vqvae_info, "sha256": hashes}
         for model in models.values() if cls.has_cast_weights else ():
             cast_weights(model, choose_device(device))
-        sampling = Sampling(temperature, top_k)
+        sampling = Sampling(temperature)
         return cls(vqvae, world_model, device, sampling, seed, shown_path(path), info)
 
     def compile(self) -> "DreamEngine":

@@ -33,7 +33,6 @@ from v2.runtime.files import check_output, check_writable, write_text
 from v2.runtime.run_dir import shown_path
 
 SIZES = ("rollouts", "long_dreams", "long_dream_steps", "branches")  # of a tier, as flags
-PLAYED = ("temperature",)  # how frames are decoded, as flags
 
 
 def build_parser():
@@ -89,7 +88,7 @@ def main(argv=None) -> int:
     if args.report:
         check_writable(args.report)
     game, tier = game_id(args.game), dataclasses.replace(TIERS[args.tier], **_sizes(args))
-    played = {name: getattr(args, name) for name in PLAYED}
+    played = {"temperature": args.temperature}
     tune_cpu()
     weights = args.checkpoint or args.run or "latest"
     engine = DreamEngine.load(weights, game, args.device, **played)

@@ -163,7 +163,6 @@ def ball_scores(
     errors = ball_errors(truth, seen)[counts["hits"]]
     return {
         "recall": _ratio(counts["hits"].sum(), counts["visible"].sum()),
-        "found": _ratio(counts["found"].sum(), counts["visible"].sum()),
         "precision": 1 - _ratio(counts["false_balls"].sum(), counts["balls"].sum()),
         "false_balls": float(counts["false_balls"].mean()),
         "duplicates": float(counts["duplicates"].mean()),

@@ -58,10 +58,6 @@ def training_lines(training: dict[str, list[dict]]) -> list[str]:
             before = f", before there was {unknown}" if unknown else ""
             lines += [f"Trained for {run['steps']} steps{stopped}{time}{data}{before}:", "",
                       f"    python v2/train/{script}.py {flags}{start}", ""]  # fmt: skip
-            if others := run.get("averaged_with"):
-                hashes = ", ".join(sha256[:12] for sha256 in others)
-                lines += [f"Then averaged with the weights of model hash {hashes}: "
-                          "`python v2/train/ship.py --average`.", ""]  # fmt: skip
     return lines
 
 

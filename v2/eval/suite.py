@@ -217,14 +217,13 @@ def training_runs(info: dict) -> list[dict]:
         args = run.get("recipe") or run.get("train_args", {})
         flags = {
             name: value for name, value in args.items()
-            if name not in OF_A_MACHINE and name != "init_from"
+            if name not in OF_A_MACHINE
             and (value is not False or "recipe" in run) and value not in (None, "")
         }  # fmt: skip
         later |= args.keys() - set(OF_A_MACHINE)
         runs.append({"steps": run.get("step"), "minutes": run.get("minutes"), "flags": flags,
                      "is_recipe": "recipe" in run,
                      "unknown": sorted(later - args.keys()),
-                     "averaged_with": run.get("averaged_with", []),
                      "data": run.get("data_sha256", "")})  # fmt: skip
     return runs[::-1]
 

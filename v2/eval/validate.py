@@ -15,7 +15,7 @@ from v2.data.recordings import META_FIELDS, Data, data_paths
 from v2.data.tokens import TokenData
 from v2.dream import DreamEngine
 from v2.eval import metrics
-from v2.eval.engine import Dreams, Engine, Progress, dream, encode
+from v2.eval.engine import Dreams, Engine, dream, encode
 from v2.eval.objects import detector
 from v2.eval.pictures import save_grid
 from v2.eval.rollouts import paddle_error
@@ -110,7 +110,7 @@ def _read(name: str, data: Data, rows: np.ndarray) -> np.ndarray:
 QUICK_HORIZONS = (1, 5, 10)
 
 
-def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dict[str, float]:
+def quick_scores(engine: Engine, clips: Clips) -> dict[str, float]:
     """Score open-loop rollouts of a few short clips, for `best.pt`; no intervals.
 
     Takes one engine step for each clip and step. `score` is what `best.pt` is chosen by: the gain
@@ -118,7 +118,7 @@ def quick_scores(engine: Engine, clips: Clips, progress: Progress = None) -> dic
     rate over all steps where the ball can be read.
     """
     own = clips.actions[:, HISTORY - 1 :]
-    dreams = dream(engine, clips.history, clips.past_actions, own, None, progress)
+    dreams = dream(engine, clips.history, clips.past_actions, own)
     scores = _quick_tokens(engine, clips, dreams)
     if detector.has_truth(clips.game):
         scores |= _quick_objects(clips, dreams)

@@ -86,8 +86,11 @@ class WorldModelConfig:
 
 
 def fields_of(recipe: object) -> dict:
-    """Return those of a recipe's fields that a `WorldModelConfig` has, too."""
-    names = {each.name for each in dataclasses.fields(WorldModelConfig)}
+    """Return those of a recipe's fields that a `WorldModelConfig` has, too.
+
+    But for `false_change_scale`, by which old weights are decoded; a recipe's is of its loss alone.
+    """
+    names = {each.name for each in dataclasses.fields(WorldModelConfig)} - {"false_change_scale"}
     return {k: v for k, v in vars(recipe).items() if k in names}
 
 

@@ -48,7 +48,10 @@ def told(state: dict) -> dict:
         state = state | {"config": POSITIONED | config}
     if state["kind"] == "world_model" and isinstance(config, dict):
         config = {k: v for k, v in config.items() if (k, v) not in RETIRED.items()}
-        state = state | {"config": config if "num_cells" in config else FIRST_EDITION | config}
+        config = config if "num_cells" in config else FIRST_EDITION | config
+        if not config.get("change_weight"):  # a loss's scale, which some configs hold
+            config = config | {"false_change_scale": 0.0}
+        state = state | {"config": config}
     return state
 
 

@@ -93,12 +93,6 @@ def key_of(rows: Sequence[KeyRow], command: str) -> str:
     return next(_written(key) for key, does in _all_keys(rows).items() if does == command)
 
 
-def markdown_table(rows: Sequence[KeyRow]) -> list[str]:
-    """Return the lines of the table as README can hold it."""
-    lines = [f"| {keys} | {does} |" for keys, does in help_rows(rows)]
-    return ["| key | does |", "|---|---|", *lines]
-
-
 def _all_keys(rows: Sequence[KeyRow]) -> dict[str, str]:
     return {key: does for row in rows for key, does in row.does.items()}
 

@@ -26,7 +26,6 @@ from v2.runtime.files import atomic_path, describe_bytes, file_sha256, write_tex
 FORMAT = 1
 OF_A_RUN = (
     "step", "minutes", "recipe", "seed", "data_sha256", "recordings_sha256", "train_args",
-    "averaged_with",
 )  # fmt: skip
 HISTORY = ("metrics", "emulator", "action_meanings", "earlier", *OF_A_RUN)  # how weights came about
 SHIPPED_DTYPE = torch.float16

@@ -48,7 +48,7 @@ from v2.eval.flops import count_flops, matrix_products
 from v2.eval.gold import GOLD_GAMES
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import USUAL_COLOUR, VQVAE, VQVAEConfig
-from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
+from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256, told
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
 from v2.runtime.device import choose_device
@@ -349,7 +349,7 @@ def _is_of_older_code(state: dict) -> bool:
     today = {"vqvae": VQVAEConfig, "world_model": WorldModelConfig}[state["kind"]](
         **{k: v for k, v in state["config"].items() if k in OF_A_RUN}
     )
-    return dataclasses.asdict(today) != state["config"]
+    return dataclasses.asdict(today) != told(state)["config"]
 
 
 def _hashes(data: Path) -> str:

@@ -7,7 +7,7 @@ of how much of each pixel a ball covers. Knows neither colours nor places of any
 
 import numpy as np
 
-from v2.data.frames import FRAME_SHAPE, SCREEN_WIDTH, area_shares
+from v2.data.frames import FRAME_SHAPE, SCREEN_WIDTH, all_shares
 from v2.eval.objects.base import NATIVE_PIXELS
 
 SCREEN_HEIGHT = 210  # of the games that have a detector
@@ -30,14 +30,10 @@ _GLYPHS = (  # the emulator's font, 3 x 5 cells
 DIGITS = np.array([list(glyph) for glyph in _GLYPHS], np.float32).reshape(10, 5, 3)
 
 
-def _averaging(native: int, pixels: int) -> np.ndarray:
-    """Return the matrix (pixels, native) of the area average of frames along one axis."""
-    shares = area_shares(native, pixels)  # of the smallest group of pixels that repeats
-    return np.kron(np.eye(pixels // len(shares), dtype=np.float32), shares / shares[0].sum())
-
-
-ROWS = _averaging(SCREEN_HEIGHT, FRAME_SHAPE[0])  # (84, 210)
-COLUMNS = _averaging(SCREEN_WIDTH, FRAME_SHAPE[1])  # (64, 160)
+ROWS, COLUMNS = (  # (84, 210), (64, 160): the area average of frames along each axis
+    shares / shares[0].sum()
+    for shares in map(all_shares, (SCREEN_HEIGHT, SCREEN_WIDTH), FRAME_SHAPE[:2])
+)
 
 
 def shrink(screen: np.ndarray) -> np.ndarray:
