@@ -1131,7 +1131,7 @@ def test_replay_refuses_data_of_another_emulator(episodes, monkeypatch, dummy_wi
     engine = FakeEngine()
     engine.info = {"emulator": {"game": "breakout", "frameskip": 2}}
     monkeypatch.setattr(play_atari_hires, "load_quickest", lambda *a, **k: engine)
-    with pytest.raises(ValueError, match="with frameskip 4, and the model knows frameskip 2"):
+    with pytest.raises(ValueError, match="recorded with frameskip 4, not 2 as the model knows"):
         play_atari_hires.main(["--replay", str(episodes)])
 
 

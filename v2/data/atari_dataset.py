@@ -378,6 +378,11 @@ def rows_of_split(episode_ids: np.ndarray, episodes: list[dict], split: str) -> 
     return rows
 
 
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return so many of the rows, evenly spread from the first to the last, or all."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+
+
 def window_starts(
     episode_ids: np.ndarray, length: int, rows: np.ndarray | None = None
 ) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from v2.data.atari_dataset import GameData, window_starts
+from v2.data.atari_dataset import GameData, spread, window_starts
 from v2.runtime.files import atomic_path
 
 NUM_MOMENTS, NUM_FRAMES = 6, 9  # rows, evenly spread, and consecutive frames of each
@@ -40,4 +40,4 @@ def _moments(data: GameData) -> np.ndarray:
     middle = starts + NUM_FRAMES // 2
     changes = starts[data.actions[middle] != data.actions[middle - 1]]
     chosen = changes if len(changes) >= NUM_MOMENTS else starts
-    return chosen[np.unique(np.linspace(0, len(chosen) - 1, NUM_MOMENTS).astype(int))]
+    return spread(chosen, NUM_MOMENTS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import window_starts
+from v2.data.atari_dataset import spread, window_starts
 from v2.data.tokens import TokenData
 from v2.models.cells import cell_order, far_changes, rank_of
 from v2.models.temporal_world_model import WorldModelConfig
@@ -89,7 +89,7 @@ def choose_count(tokens: TokenData, rank: torch.Tensor, grid: tuple[int, int]) -
 def _windows(tokens: TokenData, split: str):
     """Yield windows of four frames and the next, int64 (B, 5, N), evenly spread over a split."""
     starts = window_starts(tokens.episode_ids, HISTORY + 1, tokens.rows_of(split))
-    starts = starts[np.linspace(0, len(starts) - 1, min(MAX_WINDOWS, len(starts))).astype(int)]
+    starts = spread(starts, MAX_WINDOWS)
     for first in range(0, len(starts), BATCH):
         rows = starts[first : first + BATCH, None] + np.arange(HISTORY + 1)
         yield torch.from_numpy(tokens.tokens[rows]).long()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v2.data.atari_dataset import NUM_RAM_BYTES
+from v2.data.atari_dataset import NUM_RAM_BYTES, spread
 from v2.data.frames import FRAME_SHAPE
 from v2.eval import metrics
 from v2.eval.engine import Dreams, Engine, Progress, Scores, dream
@@ -44,7 +44,7 @@ class Branches:
 
     def first(self, count: int) -> "Branches":
         """Return evenly spread states."""
-        rows = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(int))
+        rows = spread(np.arange(len(self)), count)
         return Branches(self.game, *(getattr(self, name)[rows] for name in (
             "history", "past_actions", "frames", "ram", "episodes")))  # fmt: skip
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from v2.data.atari_dataset import spread
 from v2.data.games import EmulatorConfig
 from v2.eval import documents, metrics
 from v2.eval.branches import BRANCH_HORIZONS
@@ -179,7 +180,7 @@ def _branch_pictures(pictures: dict) -> list[str]:
     """Show a few states: for each action a row of real frames and one of dreamed ones."""
     branches, dreamed = pictures["branches"], pictures["branch_dreams"]
     parts = []
-    for k in np.unique(np.linspace(0, len(branches) - 1, NUM_STATES_SHOWN).astype(int)):
+    for k in spread(np.arange(len(branches)), NUM_STATES_SHOWN):
         rows = []
         for action in range(branches.num_actions):
             rows.append(branches.frames[k, action, np.array(BRANCH_HORIZONS) - 1])

@@ -9,7 +9,7 @@ import contextlib
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import GameData
+from v2.data.atari_dataset import GameData, spread
 from v2.data.emulator import AtariFrameEnv, make_atari_env
 from v2.data.environments import NoWayBackError
 from v2.data.games import EmulatorConfig
@@ -45,9 +45,8 @@ def recorded_branches(data: GameData, num_states: int) -> Branches | None:
     places = [(seed, t) for seed, rows in firsts.items() for t in range(HISTORY - 1, len(rows) - 1)]
     if not places or not num_states or not isinstance(data.emulator, EmulatorConfig):
         return None
-    spread = np.unique(np.linspace(0, len(places) - 1, num_states).astype(int))
     chosen: dict[int, set[int]] = {}
-    for seed, t in (places[k] for k in spread):
+    for seed, t in (places[k] for k in spread(np.arange(len(places)), num_states)):
         chosen.setdefault(seed, set()).add(t)
     try:
         recorder = Recorder(make_atari_env(config=data.emulator))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from v2.data.atari_dataset import GameData, seeds_of, window_starts
+from v2.data.atari_dataset import GameData, seeds_of, spread, window_starts
 from v2.eval.objects import detector
 from v2.eval.objects.base import MAX_JITTER, Objects
 from v2.eval.objects.synthesis import ahead
@@ -103,8 +103,7 @@ def random_starts(
 def even_starts(data: GameData, num_starts: int, horizon: int) -> np.ndarray:
     """Return evenly spread rows with a whole window around them."""
     firsts = window_starts(data.episode_ids, HISTORY + horizon)
-    chosen = np.linspace(0, len(firsts) - 1, min(num_starts, len(firsts))).astype(int)
-    return firsts[np.unique(chosen)] + HISTORY - 1
+    return spread(firsts, num_starts) + HISTORY - 1
 
 
 def stratified_starts(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from v2.data.atari_dataset import GameData, window_starts
+from v2.data.atari_dataset import GameData, spread, window_starts
 from v2.data.games import differing_settings
 from v2.data.policies import SCRIPTED, STICKY
 from v2.data.recordings import Data
@@ -249,16 +249,12 @@ def _even(data: GameData, count: int) -> Clips:
 def _endings(data: GameData, most: int, horizon: int) -> Clips:
     """Cut the steps that lead to the end of a game, with the four frames before."""
     rows = window_starts(data.episode_ids, HISTORY + horizon) + HISTORY - 1
-    return cut_clips(data, _spread(rows[data.terminated[rows + horizon - 1]], most), horizon)
-
-
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+    return cut_clips(data, spread(rows[data.terminated[rows + horizon - 1]], most), horizon)
 
 
 def _clips(data: GameData, starts: np.ndarray, strata: list[str], most: int, steps: int) -> Clips:
     """Cut as many rollouts as wanted, or as there are, evenly spread over the strata."""
-    chosen = _spread(np.arange(len(starts)), most)
+    chosen = spread(np.arange(len(starts)), most)
     return cut_clips(data, starts[chosen], steps, [strata[k] for k in chosen])
 
 
@@ -305,7 +301,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
             np.concatenate(pair)
             for pair in zip(chosen, (more.history, more.past_actions, more.episodes), strict=True)
         )
-    history, past, episodes = (_spread(part, tier.long_dreams) for part in chosen)
+    history, past, episodes = (spread(part, tier.long_dreams) for part in chosen)
     policy = (SCRIPTED if detector.has_truth(data.meta["game"]) else STICKY).name
     ids = np.unique(data.episode_ids)
     played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == policy]

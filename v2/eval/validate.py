@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, seeds_of, window_starts
+from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, seeds_of, spread, window_starts
 from v2.data.npz import read_meta, read_rows
 from v2.data.recordings import META_FIELDS, Data, data_paths
 from v2.data.tokens import TokenData
@@ -41,8 +41,7 @@ class Evaluation:
         num_clips, num_turns = sizes(num_windows)
         held_out = tokens.rows_of("val")
         firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, held_out)
-        spread = np.linspace(0, len(firsts) - 1, min(num_clips, len(firsts))).astype(int)
-        firsts = firsts[np.unique(spread)]
+        firsts = spread(firsts, num_clips)
         self.clips = _clips(tokens, data, firsts, NUM_STEPS, [ANY] * len(firsts))
         self.turns = None
         game = tokens.emulator.game

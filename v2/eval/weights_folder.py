@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from v2.data.atari_dataset import GameData, save_game_data
+from v2.data.atari_dataset import GameData, save_game_data, spread
 from v2.data.games import shown_name
 from v2.eval.model_card import TERMS, training_lines
 from v2.eval.pictures import save_grid
@@ -38,7 +38,7 @@ def describe_folder(folder: Path, game: str, infos: dict[str, dict], scene: Game
     write_text(folder / "config.json", json.dumps(config, indent=1))
     if scene:
         save_game_data(folder / START_NAME, scene)
-        shown = np.linspace(0, len(scene) - 1, NUM_SHOWN).astype(int)
+        shown = spread(np.arange(len(scene)), NUM_SHOWN)
         save_grid((folder / START_NAME).with_suffix(".png"), [scene.frames[shown]])
         names += [START_NAME, Path(START_NAME).with_suffix(".png").name]
     write_text(folder / "README.md", _card(game, infos, bool(scene)))

@@ -4,13 +4,13 @@ Contract: an episode has more frames than the dream starts from, and belongs to 
 and actions that were checked. Knows no models.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from v2.data.atari_dataset import GameData, load_game_data, recorded_emulator, split_of
-from v2.data.games import EmulatorConfig, RecordedConfig
+from v2.data.games import EmulatorConfig, RecordedConfig, differing_settings, emulator_dict
 from v2.data.npz import read_meta
 from v2.data.recordings import META_FIELDS, data_paths
 from v2.data.validation import check_episodes
@@ -100,13 +100,11 @@ def _check_fits(
     recorded = recorded_emulator(path, meta)
     if recorded.game != emulator.game:
         raise ValueError(f"{path} holds {recorded.game}: add --game {recorded.game}")
-    known = asdict(emulator).items()
-    for (name, value), (_, expected) in zip(asdict(recorded).items(), known, strict=True):
-        if value != expected and name != "package":
-            raise ValueError(
-                f"{path} was recorded with {name} {value}, and the model knows {name} {expected}: "
-                "load other weights"
-            )
+    if differing := differing_settings(emulator_dict(recorded), emulator_dict(emulator)):
+        raise ValueError(
+            f"{path} was recorded with {'; '.join(differing)} as the model knows: load other "
+            "weights"
+        )
     names = meta["action_meanings"]
     if len(names) != num_actions or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} has other actions than the model knows: load other weights")

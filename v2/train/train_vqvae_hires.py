@@ -30,6 +30,7 @@ from v2.data.atari_dataset import (
     hold_out_end,
     load_game_data,
     set_bad_aside,
+    spread,
 )
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.games import find_weights, game_directory
@@ -105,7 +106,7 @@ def main(argv=None) -> int:
 
 def _usual_colour(data: GameData) -> dict[str, float]:
     """Return the median of each colour over the training games, as the config has it."""
-    frames = data.frames[_spread(data.rows_of("train"), NUM_MEDIAN_FRAMES)]
+    frames = data.frames[spread(data.rows_of("train"), NUM_MEDIAN_FRAMES)]
     median = np.median(frames.reshape(-1, 3), axis=0) / 255
     return dict(zip(USUAL_COLOUR, median.tolist(), strict=True))
 
@@ -154,11 +155,11 @@ class Trainer:
         self.ema = {k: v.clone() for k, v in model.state_dict().items()} if recipe.ema else None
         self.guard = GradientGuard(self.optimizer, 1.0, workers)
         self.generator = torch.Generator().manual_seed(self.args.seed)
-        usual = self.pixels(_spread(self.train_rows, NUM_MEDIAN_FRAMES))
+        usual = self.pixels(spread(self.train_rows, NUM_MEDIAN_FRAMES))
         self.loss = ReconstructionLoss(recipe, usual, workers.average)
         num_seen = min(recipe.eval_steps, self.num_steps) * recipe.batch_size
         num_held_out = max(NUM_PICTURES, min(NUM_HELD_OUT_FRAMES, num_seen // 2))
-        self.held_out_rows = _spread(held_out_rows, num_held_out)
+        self.held_out_rows = spread(held_out_rows, num_held_out)
         is_first = np.diff(data.episode_ids, prepend=-1) != 0
         self.before = np.arange(len(is_first)) - ~is_first  # the row before, in the same episode
         chances = None
@@ -256,7 +257,7 @@ class Trainer:
             held_out |= {f"ball_{k}": balls[k] for k in BALL_FIGURES}
         run.log(self.step, **held_out)
         tqdm.write(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in held_out.items()))
-        shown = np.linspace(0, len(frames) - 1, NUM_PICTURES).astype(int)
+        shown = spread(np.arange(len(frames)), NUM_PICTURES)
         save_grid(run.path / "samples" / f"{self.step:06d}.png", [frames[shown], decoded[shown]])
         found = held_out.get("ball_recall", 0.0) * held_out.get("ball_precision", 0.0)
         score = held_out["held_out_psnr"] + (20 * found if np.isfinite(found) else 0.0)
@@ -303,11 +304,6 @@ class Trainer:
         self.minutes_before, self.earlier = state.get("minutes", 0.0), state.get("earlier", [])
         self.generator.set_state(state["rng"]["generator"])
         torch.set_rng_state(state["rng"]["torch"])
-
-
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Return so many of the rows, evenly spread, or all."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 if __name__ == "__main__":
