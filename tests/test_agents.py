@@ -203,7 +203,7 @@ def test_the_same_agent_trains_in_the_emulator_of_the_same_settings(tmp_path):
     assert not torch.equal(first["model"]["to_logits.weight"], state["model"]["to_logits.weight"])
     agent = load_agent_player(str(run), "breakout", 4)
     assert score_agent._emulator([agent]).frameskip == 3
-    with pytest.raises(ValueError, match="frameskip 3, not 4 as b: score them apart"):
+    with pytest.raises(ValueError, match="frameskip 3, not 4 as in b: score them apart"):
         other = dataclasses.replace(agent, name="b", emulator={"frameskip": 4})
         score_agent._emulator([agent, other])
 

@@ -128,10 +128,10 @@ def _read(
     if is_shown and rest and picture is not None:  # its last step is shorter than the others
         file.write(fit_screen(picture, settings.fit).tobytes())
         steps, rest = steps + 1, 0
-    starts = first + every * np.arange(steps)
+    starts = every * np.arange(steps)
     taken = slice(first, last - rest)
     between = actions[first + settings.shift : last - rest + settings.shift]
-    counts = np.stack([_sums(between == k, starts - first) for k in range(num_actions)], 1)
+    counts = np.stack([_sums(between == k, starts) for k in range(num_actions)], 1)
     num_mixed = int((counts.max(1) < counts.sum(1)).sum())
     if num_mixed:
         notes.append(f"{recording.name}: {num_mixed} of {steps} steps hold more than one action")
@@ -142,7 +142,7 @@ def _read(
         raise ValueError(f"{recording.name}: a reward is not finite")
     return _Episode(
         recording.name, steps + 1, counts.argmax(1).astype(np.uint8),
-        _sums(rewards[taken], starts - first).astype(np.float32), is_shown and not rest,
+        _sums(rewards[taken], starts).astype(np.float32), is_shown and not rest,
         recording.name if recording.game is None else recording.game, digest.digest(),
     )  # fmt: skip
 

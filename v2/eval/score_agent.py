@@ -32,7 +32,7 @@ from v2.agents.players import (
     scripted_player,
 )
 from v2.data.emulator import make_atari_env
-from v2.data.games import EmulatorConfig, differing_settings, emulator_dict
+from v2.data.games import EmulatorConfig, emulator_dict
 from v2.eval.agent_games import Ranking, num_noops, play_games, returns_inside, returns_outside
 from v2.eval.documents import hand_on
 from v2.eval.intervals import Metric, mean_metric
@@ -95,13 +95,10 @@ def _check_flags(args) -> None:
 
 def _emulator(agents: list[Named]) -> EmulatorConfig | None:
     """Return the settings that the agents learnt with, None where none says."""
-    settings = {agent.name: agent.emulator for agent in agents if agent.emulator}
-    first = next(iter(settings), "")
-    for name, held in settings.items():
-        if differing := differing_settings(settings[first], held):
-            text = f"{first} learnt with {'; '.join(differing)} as {name}: score them apart"
-            raise ValueError(text)
-    return EmulatorConfig(**settings[first]) if settings else None
+    known = [(agent, agent.emulator) for agent in agents if agent.emulator]
+    for agent, held in known[1:]:
+        known[0][0].check_learnt_with(held, f"{agent.name}: score them apart")
+    return EmulatorConfig(**known[0][1]) if known else None
 
 
 def _scores(args, env, agents: list[Named]) -> dict:

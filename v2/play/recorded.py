@@ -25,7 +25,7 @@ class RecordedEnv:
 
     action_meanings: list[str]
     ram = np.zeros(0, np.uint8)
-    lives = 0
+    lives, noop = 0, None
 
     def __init__(self, path: Path, config: RecordedConfig):
         self.config, self._file = config, EpisodeFile(path)

@@ -114,7 +114,6 @@ class PlaySession:
                 f"{num_actions}: load weights of this game with --run or --checkpoint"
             )
         self.env, self.engine, self.tape = env, engine, tape
-        self._idle = env.action_meanings.index("NOOP") if "NOOP" in env.action_meanings else 0
         self.game, self.is_recorded = env.config.game, isinstance(env.config, RecordedConfig)
         self.mode = "both"
         self.agreements: list[float] = []  # of every measured step, also across syncs
@@ -188,7 +187,7 @@ class PlaySession:
         step, action = (self.moment.step, self.moment.action) if over else (0, 0)
         self.moment = Moment(step, action, frame, frame, mode=self.mode, past_scores=scores)
         for _ in range(HISTORY_FRAMES - 1):
-            values, is_over = self._step_real(self._taken(self._idle))
+            values, is_over = self._step_real(self._taken(self.env.noop or 0))
             self.moment = dataclasses.replace(self.moment, **values)
             self.is_over |= is_over
         self.sync(f"game over with {scores[-1]:.0f} points: a new game" if over else "")
