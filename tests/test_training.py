@@ -39,7 +39,7 @@ from v2.runtime.files import file_sha256
 from v2.runtime.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
-from v2.train.optim import GradientGuard, Optimizers
+from v2.train.optim import GradientGuard, Muon, Optimizers
 from v2.train.recipe import VQVAERecipe, WorldModelRecipe
 from v2.train.sampling import Rows, read_windows, step_rng
 from v2.train.vqvae_loss import ReconstructionLoss
@@ -547,6 +547,31 @@ def test_a_resumed_optimizer_has_the_rates_of_todays_flags():
     assert (group["rate_scale"], group["weight_decay"]) == (2.0, 0.0)
     states = [each.state_dict()["adamw"]["state"] for each in (before, after)]
     assert _states_equal(*states) and states[0][0]["exp_avg"].any()
+
+
+def test_muon_takes_matrices_of_a_shape_at_once_as_pytorch_does_each():
+    """From an equal state, which is PyTorch's; a matrix without a gradient stays."""
+    torch.manual_seed(0)
+    shapes = [(24, 8), (8, 24), (24, 8), (8, 8), (24, 8)]
+    start = [torch.randn(shape) for shape in shapes]
+    trained = {}
+    for optimizer in (torch.optim.Muon, Muon):
+        matrices = [torch.nn.Parameter(values.clone()) for values in start]
+        muon = optimizer(matrices, lr=0.02, weight_decay=0.1)
+        for k in range(3):
+            for place, matrix in enumerate(matrices[:-1]):
+                draw = torch.Generator().manual_seed(10 * k + place)
+                matrix.grad = torch.randn(matrix.shape, generator=draw)
+            muon.step()
+        trained[optimizer] = [m.detach() for m in matrices], muon.state_dict()["state"]
+    (expected, state), (found, own_state) = trained.values()
+    assert torch.equal(found[-1], start[-1])
+    for before, theirs, ours in zip(start, expected, found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)  # bfloat16 sums in any order
+        assert before is start[-1] or (ours - before).abs().mean() > 4e-3
+    assert state.keys() == own_state.keys()
+    for key in state:
+        torch.testing.assert_close(own_state[key], state[key])
 
 
 def test_resume_refuses_another_optimizer(world_run, monkeypatch):

@@ -19,11 +19,9 @@ from v2.models.temporal_world_model import MAX_AGE, TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
-from v2.runtime.checks import whole_number
+from v2.runtime.checks import MAX_SEED, whole_number
 from v2.runtime.device import autocast, cast_weights, choose_device, compiled, laid_out
 from v2.runtime.run_dir import shown_path, vqvae_beside
-
-MAX_SEED = 2**63 - 1
 
 
 class DreamState(NamedTuple):

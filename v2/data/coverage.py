@@ -44,16 +44,16 @@ def far_rank(tokens: TokenData, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def coverage(
-    tokens: TokenData, rank: torch.Tensor, count: int, grid: tuple[int, int], split: str = "val"
+    tokens: TokenData, rank: torch.Tensor, count: int, grid: tuple[int, int]
 ) -> Coverage:
-    """Measure what `count` active cells hold of a split's next frames."""
-    return coverages(tokens, rank, grid, split)[count]
+    """Measure what `count` active cells hold of the held-out games' next frames."""
+    return coverages(tokens, rank, grid, "val")[count]
 
 
 def coverages(
     tokens: TokenData, rank: torch.Tensor, grid: tuple[int, int], split: str
 ) -> list[Coverage]:
-    """Measure the same of 0, 1, ... N active cells."""
+    """Measure what 0, 1, ... N active cells hold of a split's next frames."""
     changed, whole = torch.zeros(2, len(rank) + 1, dtype=torch.long)  # by the cells they need
     for windows in _windows(tokens, split):
         history, following = windows[:, :-1], windows[:, -1]

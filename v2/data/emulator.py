@@ -17,10 +17,9 @@ import numpy as np
 from v2.data import environments
 from v2.data.frames import FRAME_SHAPE, downsample_screen, fit_screen
 from v2.data.games import EmulatorConfig, game_id
-from v2.runtime.checks import whole_number
+from v2.runtime.checks import MAX_SEED, whole_number
 
 RENDER_MODES = ("rgb_array", "human")
-MAX_SEED = 2**63 - 1
 
 
 class BranchStep(NamedTuple):

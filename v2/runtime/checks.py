@@ -6,6 +6,9 @@ Contract: what is not what it must be raises a `ValueError` that names the value
 import operator
 from typing import Any
 
+LARGEST_INT = 2**31 - 1  # of a count
+MAX_SEED = 2**63 - 1  # of torch and Gymnasium
+
 
 def whole_number(value: Any, least: int, most: int, name: str, hint: str = "") -> int:
     """Return an integer of Python, numpy or torch as one of Python.

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from v2.runtime.checks import LARGEST_INT
 from v2.runtime.commands import command, example
 from v2.runtime.errors import report_error
 from v2.runtime.files import DISK_FULL
@@ -27,7 +28,6 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
 OF_A_SCRIPT = "V2_RUN_BY_A_SCRIPT"  # which says itself at its end that output was lost
-LARGEST_INT = 2**31 - 1
 MAX_BATCH_SIZE, MAX_WORKERS = 65_536, 64
 MIN_TEMPERATURE = 1e-3  # of sampled tokens; logits over a smaller one overflow
 

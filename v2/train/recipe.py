@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-LARGEST_INT = 2**31 - 1
+from v2.runtime.checks import LARGEST_INT
 
 
 def _number(default, least: float = 0, most: float = math.inf):
