@@ -233,13 +233,15 @@ def test_the_stored_page_and_readme_are_made_of_the_stored_documents():
 @pytest.fixture
 def held_out(tmp_path):
     """A result of gold_eval.py on a recording's held-out games, with its strip."""
-    metrics = {name: Metric(0.5) for _, name, *_ in games_page.COLUMNS}
-    metrics["rollout/psnr@10"] = Metric(30.25, baselines={"copy_last": Metric(20.04)})
+    metrics = {name: Metric(0.5) for name, *_ in games_page.ROWS.values()}
+    metrics["rollout/psnr@10"] = Metric(30.25, 29, 31.5, baselines={"copy_last": Metric(20.04)})
     del metrics["rollout/psnr@50"]  # episodes were too short
     facts = {name: "x" for name in documents.SHOWN} | {"seconds": 9, "notes": ["it is short"]}
     facts |= {"game": "space_invaders", "emulator": {"max_pool": True}, "data_sha256": "d",
-              "evaluator": 11, "settings": {}}  # fmt: skip
-    path = tmp_path / "held_out.json"
+              "evaluator": 11, "settings": {}, "num_cells": 144}  # fmt: skip
+    path = tmp_path / "games" / "invaders" / "runs" / "1" / "held_out.json"
+    path.parent.mkdir(parents=True)
+    facts["model"] = str(path.parent / "best.pt")
     path.write_text(json.dumps(documents.make_document(metrics, **facts)))
     save_grid(strip_of(path), [np.zeros((2, 84, 64, 3), np.uint8)] * 2)
     return path
@@ -254,9 +256,14 @@ def test_the_page_of_games_has_a_row_and_a_strip_for_each_result(held_out, tmp_p
     (docs / "games" / "MinAtar_Breakout-v1.txt").write_text("It loses the ball.")
     assert games_page.main(["--take", str(held_out), "--docs", str(docs)]) == 0
     page = (docs / "games.md").read_text()
-    row = "yes | 0.5 | 0.5 | 0.50 | 0.50 | 0.5 / - | 30.2 / 20.0 | - / - | 0.50 / - |"
-    assert f"| Space Invaders | {row}" in page
-    assert f"| MinAtar/Breakout-v1 | {row.replace('yes', 'no')}" in page
+    for row in (
+        "|  | MinAtar/Breakout-v1 | Space Invaders |", "| pooled | no | yes |",
+        "| active cells | 144 | 144 |", "| changed tokens, one step | 0.50 | 0.50 |",
+        "| PSNR at 10, dB | 30.2 [29.0, 31.5] / 20.0 | 30.2 [29.0, 31.5] / 20.0 |",
+        "| PSNR at 50, dB | - / - | - / - |", "| right branch at 8 | 0.50 / - | 0.50 / - |",
+    ):  # fmt: skip
+        assert row in page
+    assert "Figures of runs/1/best.pt on x" in page and str(tmp_path) not in page
     assert "MinAtar/Breakout-v1 of minatar 1.0.15." in page and "It loses the ball." in page
     assert page.count("Note: it is short.") == 2
     shown = re.findall(r"\(games/(.*)\)", page)

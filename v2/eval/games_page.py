@@ -1,8 +1,8 @@
-"""Write docs/games.md, one row a game that was trained, from the documents of gold_eval.py.
+"""Write docs/games.md, one column a game that was trained, from the documents of gold_eval.py.
 
     python v2/eval/games_page.py --take checkpoints/v2/freeway/runs/20260101_000000/held_out.json
 
-Contract: page and rows are functions of `docs/games/<game>.json`, trimmed documents of gold_eval.py
+Contract: the page is a function of `docs/games/<game>.json`, trimmed documents of gold_eval.py
 --json, of the strip of pictures beside each, and of what people wrote in `<game>.txt`, if anything.
 """
 
@@ -27,32 +27,34 @@ from v2.runtime.files import atomic_path, check_output, write_text
 
 COPY, CHANCE = "copy_last", "chance"
 BRANCH = "branches/right_branch_pixels@8"
-COLUMNS = (  # title, metric, decimals, baseline
-    ("round trip, dB", "tokenizer/psnr", 1, ""),
-    ("its worst patch, dB", "tokenizer/worst_patch_psnr", 1, ""),
-    ("changed tokens, one step", "one_step/changed_accuracy", 2, ""),
-    ("changed tokens at 10", "rollout/changed_accuracy@10", 2, ""),
-    ("PSNR at 1, dB", "rollout/psnr@1", 1, COPY),
-    ("PSNR at 10, dB", "rollout/psnr@10", 1, COPY),
-    ("PSNR at 50, dB", "rollout/psnr@50", 1, COPY),
-    ("right branch at 8", BRANCH, 2, CHANCE),
-)
-STEMS = {documents.stem(name) for _, name, *_ in COLUMNS}
+ROWS: dict[str, tuple[str, int, str]] = {  # by title: metric, decimals, baseline
+    "round trip, dB": ("tokenizer/psnr", 1, ""),
+    "its worst patch, dB": ("tokenizer/worst_patch_psnr", 1, ""),
+    "changed tokens, one step": ("one_step/changed_accuracy", 2, ""),
+    "changed tokens at 10": ("rollout/changed_accuracy@10", 2, ""),
+    "PSNR at 1, dB": ("rollout/psnr@1", 1, COPY),
+    "PSNR at 10, dB": ("rollout/psnr@10", 1, COPY),
+    "PSNR at 50, dB": ("rollout/psnr@50", 1, COPY),
+    "right branch at 8": (BRANCH, 2, CHANCE),
+}
+STEMS = {documents.stem(name) for name, *_ in ROWS.values()}
 INTRODUCTION = """\
 # Other games
 
 Made by `python v2/eval/games_page.py` from `docs/games/*`; edit those, not this page.
 
-One `make train GAME=...` each, with the default preset and nothing tuned to the game. The figures
-are of games held out from the same recording. "At 10" means ten steps after the last real frame,
-open loop under the recorded actions.
+One `make train GAME=...` each, with the default preset and nothing tuned to the game. Figures are
+of games held out from the same recording, with 95 % intervals. "At 10" means ten steps after the
+last real frame, open loop under the recorded actions.
 
+- *Pooled*: frames are the maximum of two screens, since objects were found to blink.
+- *Active cells*: tokens of 336 that a step predicts, as many as the game's motion needs. The more
+  there are, the longer training takes.
 - *Round trip*: the real frame after tokenizing. Its *worst patch* has 8x8 pixels: small objects.
 - *Changed tokens*: the share that is right of those that differ from the last real frame;
   repeating that frame has none.
 - Behind each slash stands the baseline: of PSNR repeating the last real frame, of branches chance.
 - *Right branch*: of the real outcomes of all held actions, a dream is nearest to that of its own.
-- *Pooled*: frames are the maximum of two screens, since objects were found to blink.
 """
 
 
@@ -79,7 +81,7 @@ def main(argv=None) -> int:
 
 
 def take(path: Path, folder: Path) -> Path:
-    """Keep what the page needs of a document, and its strip.
+    """Keep what the page needs of a document, and its strip; paths begin at the game's folder.
 
     Raises:
         FileNotFoundError, ValueError: no such document or strip.
@@ -89,7 +91,8 @@ def take(path: Path, folder: Path) -> Path:
     if not strip.exists():
         raise FileNotFoundError(f"no strip {strip}: run gold_eval.py --json {path} again")
     kept = folder / f"{game_directory(document['game']).name}.json"
-    write_text(kept, json.dumps(documents.trimmed(document, STEMS), indent=1) + "\n")
+    text = json.dumps(documents.trimmed(document, STEMS), indent=1)
+    write_text(kept, text.replace(f"{path.resolve().parents[2]}/", "") + "\n")
     with atomic_path(strip_of(kept)) as temporary:
         temporary.write_bytes(strip.read_bytes())
     return kept
@@ -116,21 +119,27 @@ def _read(path: Path) -> dict:
 
 def page_of(found: dict[Path, dict]) -> str:
     """Return the page in Markdown."""
-    lines = [INTRODUCTION, *tables.head("game", "pooled", *(title for title, *_ in COLUMNS))]
-    lines += [tables.row(*_cells(document)) for document in found.values()]
+    games = found.values()
+    lines = [
+        INTRODUCTION, *tables.head("", *(shown_name(document["game"]) for document in games)),
+        tables.row("pooled", *("yes" if _is_pooled(document) else "no" for document in games)),
+        tables.row("active cells", *(str(document.get("num_cells", "-")) for document in games)),
+        *(tables.row(title, *(_cell(document, *of_it) for document in games))
+          for title, of_it in ROWS.items()),
+    ]  # fmt: skip
     for path, document in found.items():
         lines += _section(path, document)
     return "\n".join([*lines, ""])
 
 
-def _cells(document: dict) -> list[str]:
-    cells = [shown_name(document['game']), "yes" if document["emulator"].get("max_pool") else "no"]
-    for _, name, decimals, baseline in COLUMNS:
-        metric = document["metrics"].get(name, documents.NO_VALUE)
-        value = "-" if metric["value"] is None else f"{metric['value']:.{decimals}f}"
-        cells.append(f"{value} / {tables.baseline(metric, baseline, decimals)}" if baseline
-                     else value)  # fmt: skip
-    return cells
+def _is_pooled(document: dict) -> bool:
+    return bool(document["emulator"].get("max_pool"))
+
+
+def _cell(document: dict, name: str, decimals: int, baseline: str) -> str:
+    metric = document["metrics"].get(name, documents.NO_VALUE)
+    value = tables.value(metric, decimals)
+    return f"{value} / {tables.baseline(metric, baseline, decimals)}" if baseline else value
 
 
 def _section(path: Path, document: dict) -> list[str]:

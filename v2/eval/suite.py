@@ -200,6 +200,7 @@ def _origin(engine, chosen: EvaluationSet) -> dict:
         "data_sha256": chosen.sha256, "data": chosen.source, "model": engine.source,
         "vqvae_sha256": hashes["vqvae"], "world_model_sha256": hashes["world_model"],
         "num_parameters": engine.num_parameters, "device": str(engine.device),
+        "num_cells": engine.info.get("config", {}).get("num_cells"),
         "torch": torch.__version__, "threads": torch.get_num_threads(),
         "emulator": chosen.data.meta["emulator"],
         "training": {"train_vqvae_hires": training_runs(engine.info.get("vqvae", {})),
