@@ -19,7 +19,7 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (2, 4, 84, 64, 3), dtype=np.u
 
 @pytest.fixture
 def engine(vqvae):
-    return DreamEngine(vqvae, _model(num_cells=96, has_age=True))
+    return DreamEngine(vqvae, _model(num_cells=96, has_age=True, exact_age=8))
 
 
 def test_a_batch_of_dreams_equals_single_dreams(engine, vqvae):
@@ -65,7 +65,7 @@ def test_a_known_age_is_read_and_unknown_is_what_the_frames_tell(engine):
         found.append(int(engine.history.age.max()))
         engine.step(0)
         found.append(engine.logits)
-    assert found[0] == 0 and found[2] == 40
+    assert found[0] == -3 and found[2] == 40  # for at least three steps
     assert not torch.equal(found[1], found[3])
     assert set(engine.history.age.flatten().tolist()) <= {1, 41}
 
@@ -80,12 +80,12 @@ def test_a_longer_history_gives_back_the_true_age_of_each_token(engine):
     engine.reset(frames, actions)
     long, tokens = engine.history, engine.encode(frames).reshape(30, -1)
     changed = tokens[1:] != tokens[:-1]
-    expected = np.where(changed.any(0), changed[::-1].argmax(0) + 1, 0)  # 0: never seen to change
+    expected = np.where(changed.any(0), changed[::-1].argmax(0) + 1, -29)  # never seen to change
     assert long.age[0].tolist() == expected.tolist() and {2, 10} <= set(expected)
     engine.reset(frames[-4:], actions[-3:])
     four = engine.history
     assert torch.equal(long.tokens, four.tokens) and torch.equal(long.actions, four.actions)
-    assert set(four.age.flatten().tolist()) == {0, 2}
+    assert set(four.age.flatten().tolist()) == {-3, 2}
 
 
 @pytest.mark.parametrize("call", [
@@ -94,6 +94,7 @@ def test_a_longer_history_gives_back_the_true_age_of_each_token(engine):
     lambda e: e.reset(FRAMES[0], [1, 2]), lambda e: e.reset(FRAMES, [1, 2, 3]),
     lambda e: e.reset(FRAMES[0], [1, 2, 4]), lambda e: e.reset(FRAMES[0], [1, 2, 0.5]),
     lambda e: e.reset(FRAMES[0], age=np.zeros(3, int)), lambda e: e.reset(FRAMES[0], age=-1),
+    lambda e: e.reset(FRAMES[0], age=np.full((21, 16), -256)),
     lambda e: e.step(4), lambda e: e.step(-1), lambda e: e.step(2.9), lambda e: e.step(-0.5),
     lambda e: e.step(1 + 0j), lambda e: e.step("1"), lambda e: e.step(None),
     lambda e: e.step(True), lambda e: e.step([1, 1]), lambda e: e.step([]),

@@ -20,8 +20,8 @@ from v2.runtime.run_dir import SHIPPED
 
 KINDS = {
     "all of the second edition": {
-        "num_cells": 60, "has_age": True, "memory_bits": 6, "table_bits": 6, "num_decided": 2,
-        "reveal_layer": 1,
+        "num_cells": 60, "has_age": True, "exact_age": 8, "memory_bits": 6, "table_bits": 6,
+        "num_decided": 2, "reveal_layer": 1,
     },
     "missing changes": {"change_weight": 2.0, "max_missing": 0.3, "num_cells": 100},
 }  # fmt: skip

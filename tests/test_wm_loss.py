@@ -12,7 +12,7 @@ from v2.models.temporal_world_model import TemporalWorldModel
 from v2.runtime.device import autocast
 from v2.train import wm_loss
 from v2.train.recipe import WorldModelRecipe
-from v2.train.sampling import Windows, token_ages
+from v2.train.sampling import Windows, cut_ages, episode_steps, known_steps, token_ages
 from v2.train.token_weights import (
     candidate_weights,
     change_rarity,
@@ -278,4 +278,25 @@ def test_ages_count_steps_without_a_change_and_begin_unknown():
     assert ages[289, 0] == 255 and ages[290:295, 0].tolist() == [1, 2, 3, 4, 5]
     assert not ages[295:].any()  # another game
     history = torch.from_numpy(tokens[:6]).long()[None]
-    assert torch.equal(known_age(history)[0], torch.from_numpy(ages[5]).long())
+    steps = episode_steps(np.repeat([0, 1], [295, 5]))
+    assert steps[[0, 5, 294, 295, 299]].tolist() == [0, 5, 294, 0, 4]
+    known = cut_ages(ages[5:6], steps[5:6], np.array([255]))
+    assert known.tolist() == known_age(history).tolist() == [[4, -5]]  # -5: for at least 5 steps
+
+
+@pytest.mark.parametrize("start", [0, 2, 3, 7])
+def test_cut_ages_are_those_of_a_dream_that_was_reset_then(start):
+    rng = np.random.default_rng(start)
+    tokens = (rng.random((40, 60)) < 0.04).cumsum(0).astype(np.uint8)
+    known = cut_ages(token_ages(tokens, np.zeros(40, int))[-1:], np.array([39]),
+                     np.array([39 - start]))  # fmt: skip
+    assert known.tolist() == known_age(torch.from_numpy(tokens[start:]).long()[None]).tolist()
+    assert (known < 0).any() and (known > 20).any()
+
+
+def test_half_of_the_dreams_that_were_reset_were_so_just_now():
+    steps = known_steps(np.linspace(0, 1, 1001), 0.2, 4)
+    assert (steps[:101] == 3).all() and (steps[200:] == 255).all()
+    between = steps[101:200]
+    assert (np.diff(between) >= 0).all() and between[0] == 3 and 26 <= between[50] <= 29
+    assert (known_steps(np.zeros(3), 0.0, 4) == 255).all()

@@ -8,7 +8,7 @@ from v2.decoding import predict_next
 from v2.models.patch_hash import hash_patches
 from v2.models.patch_memory import PatchMemory
 from v2.models.patch_table import LEVELS, PatchTable
-from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
+from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, age_limits
 
 
 def _model(**changes) -> TemporalWorldModel:
@@ -234,17 +234,23 @@ def test_what_is_not_active_is_neither_predicted_nor_seen():
         assert torch.equal(model(other, actions, cells).logits, first)
 
 
-def test_the_age_is_read_in_logarithmic_buckets_and_only_where_asked():
+def test_the_age_is_read_step_by_step_then_in_logarithmic_buckets_and_only_where_asked():
+    assert age_limits(0) == [1, 2, 3, 4, 6, 9, 13, 19, 28, 41, 60, 88, 129, 190]  # older weights
+    assert age_limits(64) == [*range(1, 65), 94, 138, 203]
     history, actions = torch.randint(32, (1, 4, 336)), torch.zeros(1, 4).long()
-    ages = [torch.full((1, 336), age) for age in (0, 1, 2, 41, 42, 60, 255)]
-    for has_age in (False, True):
-        model = _model(has_age=has_age)
+    ages = [torch.full((1, 336), age) for age in (-70, -42, -41, 0, 1, 2, 41, 42, 60, 255)]
+    for settings, expected in (
+        ({}, [False] * 9),
+        ({"has_age": True}, [False] * 3 + [True, True, True, False, True, True]),
+        ({"has_age": True, "exact_age": 50}, [True] * 9),
+    ):
+        model = _model(**settings)
         with torch.no_grad():
             logits = [model(history, actions, age=age).logits for age in ages]
             unknown = model(history, actions).logits
-        assert torch.equal(unknown, logits[0])
+        assert torch.equal(unknown, logits[3])
         differ = [not torch.equal(a, b) for a, b in zip(logits, logits[1:], strict=False)]
-        assert differ == ([True, True, True, False, True, True] if has_age else [False] * 6)
+        assert differ == expected
 
 
 def test_revealed_tokens_enter_at_their_layer_and_cost_only_what_follows():

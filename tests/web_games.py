@@ -73,7 +73,7 @@ def small_models(num_actions: int) -> tuple[VQVAE, TemporalWorldModel]:
     torch.manual_seed(0)
     config = WorldModelConfig(
         num_actions, dim=32, heads=2, layers=2, ffn_dim=64, copy_bias=0.5, num_cells=60,
-        has_age=True, memory_bits=6, table_bits=6, num_decided=2, reveal_layer=1,
+        has_age=True, exact_age=8, memory_bits=6, table_bits=6, num_decided=2, reveal_layer=1,
     )  # fmt: skip
     model = TemporalWorldModel(config).eval()
     with torch.no_grad():
@@ -101,7 +101,7 @@ def _scene(game: str, number: int, tokens: torch.Tensor, world: nn.Module) -> Sc
     dream = dream_tokens if isinstance(world, TemporalWorldModel) else _toy_tokens
     return Scene(
         KINDS[game][number], segment.seed, tokens.numpy().astype(np.uint8), past,
-        age.numpy().astype(np.uint8), actions, segment.rewards[FIRST_STEP:],
+        age.numpy().astype(np.float32), actions, segment.rewards[FIRST_STEP:],
         detector.read_ram(game, segment.ram[FIRST_STEP:]).ball,
         detector.read_frames(game, frames).ball, frames, _real_tokens(tokens[-1]),
         dream(world, tokens, past, age, actions[:PARITY_STEPS]),

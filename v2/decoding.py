@@ -158,14 +158,14 @@ def next_age(age: None, last: torch.Tensor, tokens: torch.Tensor) -> None: ...
 def next_age(
     age: torch.Tensor | None, last: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return for how many steps tokens (B, N) have not changed; unknown until they first do.
+    """Return for how many steps tokens (B, N) have not changed; -k: for at least k.
 
     Args:
         age: of `last`, (B, N), 0 unknown; None stays None.
     """
     if age is None:
         return None
-    older = torch.where(age > 0, (age + 1).clamp(max=MAX_AGE), 0)
+    older = torch.where(age > 0, age + 1, age - 1).clamp(-MAX_AGE, MAX_AGE)
     return torch.where(tokens != last, 1, older)
 
 

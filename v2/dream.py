@@ -126,7 +126,7 @@ class DreamEngine:
             actions: those taken between them, (T - 1,) or (B, T - 1); None: the
                 game's first action, which is NOOP in Atari.
             age: for how many steps each of the last tokens has not changed, (21, 16) or
-                (B, 21, 16), 0 unknown; None: what the frames tell.
+                (B, 21, 16), 0 unknown, -k at least k; None: what the frames tell.
 
         Raises:
             ValueError: other shapes or dtypes, or an action that the game lacks.
@@ -174,7 +174,7 @@ class DreamEngine:
         tokens = tokens.long().to(self.device)
         known = known_age(tokens)
         if age is not None:
-            given = _integers(age, MAX_AGE + 1, "age")
+            given = _integers(age, MAX_AGE + 1, "age", least=-MAX_AGE)
             if given.size != known.numel():
                 raise ValueError(f"age must hold one number a token, got {given.shape}")
             known = torch.from_numpy(given.reshape(known.shape)).to(self.device)
@@ -334,16 +334,17 @@ def on_host(*parts: torch.Tensor) -> list[np.ndarray]:
     ]
 
 
-def _integers(values, limit: int, name: str) -> np.ndarray:
-    """Return whole numbers from 0 to below a limit as int64, of Python, numpy or torch.
+def _integers(values, limit: int, name: str, least: int = 0) -> np.ndarray:
+    """Return whole numbers from the least to below a limit as int64, of Python, numpy or torch.
 
     Raises:
         ValueError: anything else, with the value.
     """
     array = _array(values, name)
-    if array.dtype.kind not in "iu" or (array.size and not 0 <= array.min() <= array.max() < limit):
+    is_whole = array.dtype.kind in "iu"
+    if not is_whole or (array.size and not least <= array.min() <= array.max() < limit):
         shown = str(values) if array.size < 20 else f"{array.dtype} {array.shape}"
-        raise ValueError(f"{name} must be whole numbers from 0 to {limit - 1}, got {shown}")
+        raise ValueError(f"{name} must be whole numbers from {least} to {limit - 1}, got {shown}")
     return np.array(array, np.int64)
 
 

@@ -32,7 +32,7 @@ from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE
 from v2.runtime.files import atomic_path
 
-FORMAT = 1  # of game.json; web/src/files.js reads this one alone
+FORMAT = 2  # of game.json; web/src/files.js reads this one alone
 MAX_GAMES = 20
 HISTORY = WorldModelConfig.history
 MIN_STEPS, MAX_STEPS = 150, 240  # 10 to 16 seconds
@@ -59,7 +59,7 @@ class Scene:
     seed: int
     tokens: np.ndarray  # uint8 (4, N), oldest first
     past: np.ndarray  # uint8 (3,): the actions between them
-    age: np.ndarray  # uint8 (N,), see v2.decoding.next_age
+    age: np.ndarray  # float32 (N,), see v2.decoding.next_age
     actions: np.ndarray  # uint8 (T,)
     rewards: np.ndarray  # float32 (T,)
     ball: np.ndarray  # float32 (T + 1, 2): from memory, NaN where there is none
@@ -135,7 +135,7 @@ def _make_scene(
     tokens, past = encoded[row - HISTORY + 1 : row + 1], segment.actions[row - HISTORY + 1 : row]
     (age,) = known_age(encoded[None, : row + 1])
     return Scene(
-        kind, segment.seed, _bytes(tokens), past, _bytes(age), actions,
+        kind, segment.seed, _bytes(tokens), past, age.numpy().astype(np.float32), actions,
         segment.rewards[row:last], objects.ball[row : last + 1],
         detector.read_frames(emulator.game, frames).ball, frames, _bytes(encoded[row:]),
         dream_tokens(world_model, tokens, past, age, actions[:PARITY_STEPS]),

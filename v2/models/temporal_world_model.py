@@ -21,8 +21,9 @@ from v2.models.patch_memory import PatchMemory
 from v2.models.patch_table import LEVELS, PatchTable
 
 COPY_BIAS = 4.0
-AGE_LIMITS = (1, 2, 3, 4, 6, 9, 13, 19, 28, 41, 60, 88, 129, 190)  # steps, first of a bucket
 MAX_AGE = 255  # steps; counted no further
+AGE_GROWTH = 1.47  # of the limits of ages above those that have a row each
+OLD_EXACT_AGE = 4  # of weights that knew no least ages
 
 
 MAY_BE_ZERO = ("local_layers", "copy_bias", "past_actions")
@@ -44,6 +45,7 @@ class WorldModelConfig:
     past_actions: int = 3  # how many are read of those between the frames of the history
     num_cells: int = 0  # M that a step predicts, the others are copied; 0: all
     has_age: bool = False  # read for how long each token has not changed
+    exact_age: int = 0  # ages up to this have a row each; 0: up to 4, and least ages have none
     memory_bits: int = 0  # of the rows of its learnt tables of patches; 0: it has none
     memory_width: int = 16  # numbers in a row of them
     table_bits: int = 0  # of the buckets in its counted table of patches; 0: it has none
@@ -126,7 +128,8 @@ class TemporalWorldModel(nn.Module):
             past = config.past_actions * (config.num_actions + unknown)
             self.past_action_tables = nn.Embedding(past, config.dim)
         if config.has_age:
-            self.age_table = nn.Embedding(len(AGE_LIMITS) + 1, config.dim)
+            num_rows = len(age_limits(config.exact_age)) + 1
+            self.age_table = nn.Embedding((2 if config.exact_age else 1) * num_rows, config.dim)
         if config.memory_bits:
             self.memory = PatchMemory(
                 config.memory_bits, config.memory_width, config.dim, slots, config.num_codes,
@@ -184,8 +187,8 @@ class TemporalWorldModel(nn.Module):
                 now. `num_actions` stands for an unknown one among the first three.
             cells: predict at these only, int64 (B, M); None: at all.
             revealed: next tokens that are known, int64 (B, N), `num_codes` where none is.
-            age: for how many steps each token has not changed, int64 (B, N), 0 unknown; None: all
-                unknown. Read by a model that `has_age`.
+            age: for how many steps each token has not changed, int64 (B, N), see
+                `v2.decoding.next_age`; None: all unknown. Read by a model that `has_age`.
             num_layers: run the first ones only; 0: all.
             recalls: whether a sample reads the table of patches, bool (B,); None: all do.
         """
@@ -217,9 +220,8 @@ class TemporalWorldModel(nn.Module):
             of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
             rows = (cells + of_sample).flatten()
         if self.config.has_age:
-            limits = torch.tensor(AGE_LIMITS, device=history.device)
             age = torch.zeros_like(history[:, -1]) if age is None else age
-            x = x + self.age_table(torch.bucketize(at_cells(age, cells), limits, right=True))
+            x = x + self.age_table(self._age_rows(at_cells(age, cells)))
         if read := self.config.past_actions:
             past = torch.arange(read, device=history.device) * (self.config.num_actions + 1)
             x = x + self.past_action_tables(actions[:, -1 - read : -1] + past).sum(1, keepdim=True)
@@ -254,6 +256,13 @@ class TemporalWorldModel(nn.Module):
         history = at_cells(history.transpose(1, 2), cells).transpose(1, 2)  # (B, T, M)
         return self.token_tables(history + slots * self.config.num_codes).sum(1)
 
+    def _age_rows(self, age: torch.Tensor) -> torch.Tensor:
+        limits = torch.tensor(age_limits(self.config.exact_age), device=age.device)
+        rows = torch.bucketize(age.abs(), limits, right=True)
+        if self.config.exact_age:
+            return rows + (len(limits) + 1) * (age < 0)
+        return rows * (age > 0)
+
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
             if "table" in name or name in ("position", "spatial_bias"):
@@ -270,6 +279,14 @@ class TemporalWorldModel(nn.Module):
             self.copy_table.weight.zero_().fill_diagonal_(self.config.copy_bias)
             if self.config.table_bits:
                 self.recalled_table.weight.zero_()
+
+
+def age_limits(exact: int) -> list[int]:
+    """Return the first age of each row of a table of ages, in steps, but for 0."""
+    limits = list(range(1, (exact or OLD_EXACT_AGE) + 1))
+    while (following := round(limits[-1] * AGE_GROWTH)) <= MAX_AGE:
+        limits.append(following)
+    return limits
 
 
 class Block(nn.Module):

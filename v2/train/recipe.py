@@ -128,7 +128,8 @@ class WorldModelRecipe(Recipe):
     table_share: float = _number(0.5, 0, 0.9)  # of the games, counted and not learnt from
     table_dropout: float = _share(0.5)  # share of the predictions that do not read the table
     has_age: bool = True  # read for how long each token has not changed
-    unknown_age_share: float = _share(0.2)  # share of the windows that begin as after a reset
+    exact_age: int = _count(64, 0, 255)  # ages up to this have a row each
+    unknown_age_share: float = _share(0.2)  # share of the windows whose dream was just reset
     reveal_layer: int = _count(0)  # at which layer revealed tokens enter; 0: at the input
     num_decided: int = _count(0, 0, 64)  # least certain cells that a dream decides in turn
     copy_bias: float = _number(4.0, 0, 4096)  # first logit of the last frame's token

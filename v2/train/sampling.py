@@ -127,6 +127,37 @@ def token_ages(tokens: np.ndarray, episode_ids: np.ndarray) -> np.ndarray:
     return ages
 
 
+def episode_steps(episode_ids: np.ndarray) -> np.ndarray:
+    """Return for how many steps each row's episode has gone on, int64 (M,)."""
+    rows = np.arange(len(episode_ids))
+    is_first = np.diff(episode_ids, prepend=-1) != 0
+    return rows - np.maximum.accumulate(np.where(is_first, rows, 0))
+
+
+def known_steps(draws: np.ndarray, share: float, history: int) -> np.ndarray:
+    """Draw for how many steps a dream has gone on, its history included, int64 (B,).
+
+    Args:
+        draws: (B,) of 0 to 1; below `share` a dream was reset: half of these just now, the others
+            at a time whose logarithm is uniform.
+    """
+    least = history - 1
+    when = (2 * draws / max(share, 1e-9) - 1).clip(0, 1)
+    steps = (least * (MAX_AGE / least) ** when).astype(np.int64)
+    return np.where(draws < share, steps, MAX_AGE)
+
+
+def cut_ages(ages: np.ndarray, limits: np.ndarray, known_for: np.ndarray) -> np.ndarray:
+    """Return ages as a dream knows them that has gone on for so many steps, int64 (B, N).
+
+    Args:
+        ages: (B, N) of `token_ages`; limits: steps of their episodes, (B,); known_for: (B,).
+    """
+    ages, known_for = ages.astype(np.int64), np.minimum(known_for, limits)[:, None]
+    is_known = (ages > 0) & (ages <= known_for)
+    return np.where(is_known, ages, -known_for)
+
+
 def event_steps(
     tokens: np.ndarray, rewards: np.ndarray, terminated: np.ndarray, grid: tuple[int, int],
     max_rate: float = 0.05,

@@ -36,7 +36,6 @@ from v2.data.tokens import (
     tokens_path,
 )
 from v2.data.validation import array_sha256
-from v2.decoding import known_age
 from v2.eval.validate import Evaluation
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import VQVAE
@@ -61,8 +60,11 @@ from v2.train.recipe import WORLD_MODEL_PRESETS, WorldModelRecipe
 from v2.train.sampling import (
     Rows,
     Windows,
+    cut_ages,
+    episode_steps,
     event_chances,
     event_steps,
+    known_steps,
     read_windows,
     step_rng,
     token_ages,
@@ -216,6 +218,7 @@ class Trainer:
         self.recordings_sha256 = recordings_sha256(data)
         self.train_rows = tokens.rows_of("train")
         self.ages = token_ages(tokens.tokens, tokens.episode_ids) if recipe.has_age else None
+        self.episode_steps = episode_steps(tokens.episode_ids)
         if workers.is_writer:
             num_windows = min(recipe.eval_steps, self.num_steps) * recipe.batch_size
             self.evaluation = Evaluation(vqvae, tokens, data, device, num_windows)
@@ -244,11 +247,12 @@ class Trainer:
             noisy = add_noise(tokens, others, grid, recipe.history_noise, draws)
             windows.history = torch.from_numpy(noisy)
         if self.ages is not None:
-            T = self.model.config.history
-            age = torch.from_numpy(self.ages[starts + T - 1]).long()
-            is_unknown = self.workers.part(rng.random(count)) < recipe.unknown_age_share
-            of_history = known_age(windows.tokens[:, :T])  # as after a reset
-            windows.age = torch.where(torch.from_numpy(is_unknown)[:, None], of_history, age)
+            last = starts + self.model.config.history - 1
+            draws = self.workers.part(rng.random(count))
+            known_for = known_steps(draws, recipe.unknown_age_share, self.model.config.history)
+            windows.age = torch.from_numpy(
+                cut_ages(self.ages[last], self.episode_steps[last], known_for)
+            )
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
         forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
         windows, forced = windows.to(self.device), self.workers.part(forced)

@@ -25,9 +25,12 @@ export function nextState(state, action, tokens) {
   }
 }
 
-/** Return for how many steps each token has not changed; unknown (0) until it first does. */
+/** Return for how many steps each token has not changed; -k: for at least k. */
 export function nextAge(age, last, tokens) {
-  return age.map((steps, k) => (tokens[k] !== last[k] ? 1 : steps && Math.min(steps + 1, MAX_AGE)))
+  return age.map((steps, k) => {
+    if (tokens[k] !== last[k]) return 1
+    return steps > 0 ? Math.min(steps + 1, MAX_AGE) : Math.max(steps - 1, -MAX_AGE)
+  })
 }
 
 /** Return what a graph reads in a state under an action. */

@@ -1,7 +1,7 @@
 // Files of a game: fetched with progress, checked against the hashes in game.json, unpacked.
 // Contract: what is returned is whole; what is not throws a PageError that a person can act on.
 
-const FORMAT = 1 // of game.json, see v2/export/scenes.py
+const FORMAT = 2 // of game.json, see v2/export/scenes.py
 
 /** An error with a sentence that says what is wrong, and one that says what to do. */
 export class PageError extends Error {
