@@ -1,15 +1,20 @@
 """The dream's API: what it takes, what it refuses, and that it is a guest."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tests.test_world_model import _model
+from v2.data.atari_dataset import load_game_data
 from v2.dream import DreamEngine
+from v2.eval.engine import begin_clips, known_ages
+from v2.eval.starts import cut_clips
 from v2.models.weights import tokenizer_sha256
 from v2.runtime import checkpoint
 
@@ -86,6 +91,26 @@ def test_a_longer_history_gives_back_the_true_age_of_each_token(engine):
     four = engine.history
     assert torch.equal(long.tokens, four.tokens) and torch.equal(long.actions, four.actions)
     assert set(four.age.flatten().tolist()) == {-3, 2}
+
+
+def test_an_evaluation_begins_with_the_ages_that_all_of_the_game_before_tells(engine, data_path):
+    """As play does after R; each clip's are those of a reset with every frame before it."""
+    data = load_game_data(data_path)
+    data = dataclasses.replace(data, ages=known_ages(engine, data))
+    first = int(np.flatnonzero(np.diff(data.episode_ids))[0]) + 1  # of the second episode
+    starts = first + np.array([3, 17, 26])
+    clips = cut_clips(data, starts, 2)
+    for k, start in enumerate(starts):
+        whole = slice(first, start + 1)
+        engine.reset(data.frames[whole], data.actions[first:start])
+        expected = engine.history
+        begin_clips(engine, clips, slice(k, k + 1))
+        assert all(map(torch.equal, engine.history[:3], expected[:3]))
+    assert int(engine.history.age.min()) == -26
+    seen = []
+    other = SimpleNamespace(reset=lambda *args, **known: seen.append(known))
+    begin_clips(other, dataclasses.replace(clips, ages=None), slice(0, 2))
+    assert seen == [{}] and known_ages(other, data) is None
 
 
 @pytest.mark.parametrize("call", [

@@ -6,13 +6,14 @@ import torch
 
 from tests.test_world_model import _model
 from v2 import decoding
+from v2.data.ages import cut_ages, episode_steps, token_ages
 from v2.decoding import dense_logits, known_age, predict_next
 from v2.dream import DreamEngine
 from v2.models.temporal_world_model import TemporalWorldModel
 from v2.runtime.device import autocast
 from v2.train import wm_loss
 from v2.train.recipe import WorldModelRecipe
-from v2.train.sampling import Windows, cut_ages, episode_steps, known_steps, token_ages
+from v2.train.sampling import Windows, known_steps
 from v2.train.token_weights import (
     candidate_weights,
     change_rarity,

@@ -101,6 +101,12 @@ class DreamEngine:
         self.world_model = compiled(self.world_model, mode)
         return self
 
+    @property
+    def has_exact_age(self) -> bool:
+        """Whether it counts tokens' ages step by step, as older weights do not."""
+        config = self.world_model.config
+        return config.has_age and config.exact_age > 0
+
     @functools.cached_property
     def num_parameters(self) -> dict[str, int]:
         models = {"vqvae": self.vqvae, "world_model": self.world_model}

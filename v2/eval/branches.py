@@ -150,7 +150,8 @@ def shuffle_scores(
     """
     horizons = [h for h in SHUFFLE_HORIZONS if h in dreamed.horizons]
     actions = np.roll(clips.actions[:, HISTORY - 1 :], 1, axis=0)
-    wrong = dream(engine, clips.history, clips.past_actions, actions, horizons, progress)
+    wrong = dream(engine, clips.history, clips.past_actions, actions, horizons, progress,
+                  clips.ages)  # fmt: skip
     scores: Scores = {}
     for h in horizons:
         real = clips.frames_at(h)

@@ -2,7 +2,8 @@
 
 Contract: an engine is whatever has `reset(frames, actions)`, `restart(rows)`, `step(actions)`,
 `tokens`, `logits`, `last_reward`, `last_terminated`, `encode(frames)` and `decode(tokens)` as
-v2.dream.DreamEngine has them. The evaluation knows nothing else of it, so that fakes fit in.
+v2.dream.DreamEngine has them. One that `has_exact_age` is told at its reset what the recording
+before the history tells. The evaluation knows nothing else of it, so that fakes fit in.
 """
 
 import time
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from v2.data.ages import cut_ages, episode_steps, token_ages
+from v2.data.atari_dataset import GameData
 from v2.eval.intervals import Metric
 from v2.eval.starts import Clips
 
@@ -52,6 +55,28 @@ class Dreams:
         return self.frames[:, index], self.tokens[:, index]
 
 
+def known_ages(engine: Engine, data: GameData) -> np.ndarray | None:
+    """Return the ages of recorded tokens, int16 (M, N), if the engine counts them."""
+    if not getattr(engine, "has_exact_age", False):
+        return None
+    ages = token_ages(encode(engine, data.frames), data.episode_ids)
+    return cut_ages(ages, episode_steps(data.episode_ids)).astype(np.int16)
+
+
+def begin(
+    engine: Engine, history: np.ndarray, past_actions: np.ndarray, ages: np.ndarray | None
+) -> None:
+    """Reset an engine to histories, with the ages of their last tokens where they are known."""
+    known = {} if ages is None else {"age": ages}
+    engine.reset(history, past_actions, **known)
+
+
+def begin_clips(engine: Engine, clips: Clips, chunk: slice | np.ndarray) -> None:
+    """Reset an engine to the histories of some clips."""
+    ages = None if clips.ages is None else clips.ages[chunk]
+    begin(engine, clips.history[chunk], clips.past_actions[chunk], ages)
+
+
 def dream(
     engine: Engine,
     history: np.ndarray,
@@ -59,17 +84,20 @@ def dream(
     actions: np.ndarray,
     horizons: list[int] | None = None,
     progress: Progress = None,
+    ages: np.ndarray | None = None,
 ) -> Dreams:
     """Dream B clips in batches, open loop.
 
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3); actions: (B, H).
         horizons: those to keep; default: all.
+        ages: (B, N) of the last frames' tokens, for an engine that reads them.
     """
     horizons = horizons or list(range(1, actions.shape[1] + 1))
     wholes: list[np.ndarray] = []  # filled in place: joined parts would be held twice
     for chunk in chunks(len(history)):
-        engine.reset(history[chunk], past_actions[chunk])
+        of_chunk = None if ages is None else ages[chunk]
+        begin(engine, history[chunk], past_actions[chunk], of_chunk)
         frames, tokens, ends = [], [], []
         for h in range(1, max(horizons) + 1):
             frame = engine.step(actions[chunk, h - 1].astype(np.int64))
@@ -115,7 +143,7 @@ def speed_scores(engine: Engine, clips: Clips, steps_per_second: float, steps: i
     Args:
         steps_per_second: of the real game.
     """
-    engine.reset(clips.history[:1], clips.past_actions[:1])
+    begin_clips(engine, clips, slice(1))
     seconds = []
     for k in range(WARM_UP_STEPS + steps):
         action = clips.actions[:1, k % clips.actions.shape[1]].astype(np.int64)

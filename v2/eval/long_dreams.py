@@ -13,7 +13,7 @@ from v2.data.atari_dataset import NUM_RAM_BYTES
 from v2.data.policies import SCRIPTED, STICKY, make_policy
 from v2.decoding import END_PROB
 from v2.eval import metrics
-from v2.eval.engine import Engine, Progress, Scores, chunks, encode, flat, round_trip
+from v2.eval.engine import Engine, Progress, Scores, begin, chunks, encode, flat, round_trip
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
 
@@ -36,11 +36,12 @@ def long_dream_scores(
     real_frames: np.ndarray,
     num_codes: int = 32,
     progress: Progress = None,
+    ages: np.ndarray | None = None,
 ) -> tuple[Scores, np.ndarray]:
     """Return the metrics and a few dreamed frames to look at, uint8 (B, 5, 84, 64, 3).
 
     Args:
-        history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3).
+        history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3); ages: (B, N), see `dream`.
         episodes: (B,), the game that each begins in, over which intervals are resampled.
         real_clips: recorded games of the same policy, uint8 (M, 84, 64, 3), for the figures beside.
         real_ends: which of them went on until they were over, bool (number of games,).
@@ -50,8 +51,9 @@ def long_dream_scores(
     looks: list = []
     wholes: tuple[list, ...] = looks, [], [], [], []
     for chunk in chunks(len(history)):
-        parts = _play(engine, game, action_meanings, history[chunk], past_actions[chunk], steps,
-                      chunk.start, progress)  # fmt: skip
+        begin(engine, history[chunk], past_actions[chunk], None if ages is None else ages[chunk])
+        parts = _play(engine, game, action_meanings, history[chunk, -1], steps, chunk.start,
+                      progress)  # fmt: skip
         for whole, part in zip(wholes, parts, strict=True):
             whole.append(part)
     tokens, ends, sampled, pictures = map(np.concatenate, wholes[1:])  # (B, steps, N), (B, steps)
@@ -133,18 +135,17 @@ def _distribution_rows(
     return scores
 
 
-def _play(engine, game, meanings, history, past_actions, steps, first_seed, progress):
-    """Dream one batch; return balls, tokens, ends, sampled frames and pictures."""
+def _play(engine, game, meanings, first_frames, steps, first_seed, progress):
+    """Dream on, one batch; return balls, tokens, ends, sampled frames and pictures."""
     can_read = detector.has_truth(game)
     config = SCRIPTED if can_read else STICKY
     policies = [make_policy(config, game, meanings, np.random.default_rng(first_seed + k))
-               for k in range(len(history))]  # fmt: skip
-    engine.reset(history, past_actions)
+               for k in range(len(first_frames))]  # fmt: skip
     num_balls, balls, tokens, ends, sampled = [], [], [], [], []
     shown: list[np.ndarray] = []
-    ram = np.zeros((len(history), NUM_RAM_BYTES), np.uint8)
+    ram = np.zeros((len(first_frames), NUM_RAM_BYTES), np.uint8)
     if can_read:
-        _, ram = detector.seen_memory(game, history[:, -1])
+        _, ram = detector.seen_memory(game, first_frames)
     first_ram = ram
     for step in range(1, steps + 1):
         actions = np.array([policy.act(ram[k]) for k, policy in enumerate(policies)])

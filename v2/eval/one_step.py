@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from v2.decoding import END_PROB
 from v2.eval import metrics
-from v2.eval.engine import Engine, Progress, Scores, chunks, dream, encode, flat
+from v2.eval.engine import Engine, Progress, Scores, begin_clips, chunks, dream, encode, flat
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.starts import HISTORY, Clips
 
@@ -68,7 +68,7 @@ def ending_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Sc
     if len(clips):
         own = clips.actions[:, HISTORY - 1 :]
         held = np.concatenate([own, own[:, -1:]], 1)
-        dreams = dream(engine, clips.history, clips.past_actions, held, None, progress)
+        dreams = dream(engine, clips.history, clips.past_actions, held, None, progress, clips.ages)
         is_over = dreams.ends > END_PROB  # (B, LEAD_STEPS + 1)
         in_time = is_over.any(1) & (np.abs(is_over.argmax(1) + 1 - LEAD_STEPS) <= 1)
     row = mean_metric(in_time, clips.episodes)
@@ -80,7 +80,7 @@ def _one_step(engine: Engine, clips: Clips, target: np.ndarray, progress: Progre
     """Return tokens, cross-entropies, reward signs and probabilities of an end, each (B, ...)."""
     parts = []
     for chunk in chunks(len(clips)):
-        engine.reset(clips.history[chunk], clips.past_actions[chunk])
+        begin_clips(engine, clips, chunk)
         engine.step(clips.actions_to(1)[chunk].astype(np.int64))
         losses = _cross_entropy(engine.logits, target[chunk])
         parts.append((flat(engine.tokens), losses, engine.last_reward, engine.last_terminated))

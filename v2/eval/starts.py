@@ -37,6 +37,7 @@ class Clips:
     ram: np.ndarray  # uint8 (B, 4 + H, 128); (B, 4 + H, 0) of a game without an emulator
     episodes: np.ndarray  # int (B,): seeds or ids, what the intervals are resampled over
     strata: np.ndarray  # str (B,)
+    ages: np.ndarray | None = None  # int (B, N), of the last history frame; None: by four frames
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -88,6 +89,7 @@ def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> 
         ram=data.ram[rows],
         episodes=seeds_of(data.meta["episodes"], data.episode_ids[starts]),
         strata=np.array([ANY] * len(starts) if strata is None else strata),
+        ages=None if data.ages is None else data.ages[starts],
     )
 
 

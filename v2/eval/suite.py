@@ -20,7 +20,16 @@ from v2.data.recordings import Data
 from v2.dream import DreamEngine
 from v2.eval import documents
 from v2.eval.branches import BRANCH_STEPS, SHUFFLE_HORIZONS, branch_scores, shuffle_scores
-from v2.eval.engine import BATCH, Scores, decode, dream, encode, speed_scores
+from v2.eval.engine import (
+    BATCH,
+    Scores,
+    begin_clips,
+    decode,
+    dream,
+    encode,
+    known_ages,
+    speed_scores,
+)
 from v2.eval.gold import EvaluationSet, load_gold, load_recorded
 from v2.eval.long_dreams import long_dream_scores
 from v2.eval.objects import detector
@@ -135,6 +144,8 @@ def evaluate(
         Stopped: `stop` became true.
     """
     began = time.perf_counter()
+    data = dataclasses.replace(chosen.data, ages=known_ages(engine, chosen.data))
+    chosen = dataclasses.replace(chosen, data=data)
     if chosen.rollout_steps:
         tier = dataclasses.replace(tier, rollout_steps=chosen.rollout_steps)
     clips = _clips(chosen.data, chosen.starts, chosen.strata, tier.rollouts, tier.rollout_steps)
@@ -232,7 +243,7 @@ def training_runs(info: dict) -> list[dict]:
 def _announce(engine, clips: Clips, num_steps: int) -> None:
     """Time two batches and say how long the whole will take."""
     batch = np.arange(BATCH) % len(clips)
-    engine.reset(clips.history[batch], clips.past_actions[batch])
+    begin_clips(engine, clips, batch)
     engine.step(clips.actions_to(1)[batch].astype(np.int64))
     began = time.perf_counter()
     engine.step(clips.actions_to(min(2, clips.horizon))[batch].astype(np.int64))
@@ -280,7 +291,7 @@ def _rollouts(engine, clips: Clips, after: int, progress) -> Rollouts:
         after: the horizons that are scored lie beyond this one.
     """
     own = clips.actions[:, HISTORY - 1 :]
-    dreams = dream(engine, clips.history, clips.past_actions, own, None, progress)
+    dreams = dream(engine, clips.history, clips.past_actions, own, None, progress, clips.ages)
     horizons = [h for h in HORIZONS if after < h <= clips.horizon]
     tokens = {h: encode(engine, clips.frames_at(h)) for h in (0, *horizons)}
     kept = {h: decode(engine, tokens[h], engine.grid) for h in horizons}
@@ -294,6 +305,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     chosen: tuple[np.ndarray, ...] = (
         clips.history[flying], clips.past_actions[flying], clips.episodes[flying]
     )  # fmt: skip
+    ages = None if clips.ages is None else clips.ages[flying]
     missing = tier.long_dreams - len(flying)
     if missing > 0:
         starts = random_starts(data, missing, 1, np.random.default_rng(1))
@@ -302,7 +314,10 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
             np.concatenate(pair)
             for pair in zip(chosen, (more.history, more.past_actions, more.episodes), strict=True)
         )
+        if ages is not None and more.ages is not None:
+            ages = np.concatenate([ages, more.ages])
     history, past, episodes = (spread(part, tier.long_dreams) for part in chosen)
+    ages = None if ages is None else spread(ages, tier.long_dreams)
     policy = (SCRIPTED if detector.has_truth(data.meta["game"]) else STICKY).name
     ids = np.unique(data.episode_ids)
     played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == policy]
@@ -313,6 +328,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     return long_dream_scores(
         engine, data.meta["game"], data.meta["action_meanings"], history, past, episodes,
         tier.long_dream_steps, games, ends, data.frames[::REAL_FRAME_EVERY], num_codes, progress,
+        ages,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ Baselines: copy-last, and for the place constant velocity. Knows nothing of file
 import numpy as np
 
 from v2.data.atari_dataset import window_starts
-from v2.eval.engine import Engine, Progress, Scores, chunks, encode, flat
+from v2.eval.engine import Engine, Progress, Scores, begin_clips, chunks, encode, flat
 from v2.eval.intervals import mean_metric
 from v2.eval.objects import detector
 from v2.eval.objects.base import MAX_JITTER, NATIVE_PIXELS, Objects
@@ -94,7 +94,7 @@ def turn_scores(engine: Engine, clips: Clips, progress: Progress = None) -> Scor
     last, target = encode(engine, clips.frames_at(0)), encode(engine, clips.frames_at(1))
     predicted, frames = [], []
     for chunk in chunks(len(clips)):
-        engine.reset(clips.history[chunk], clips.past_actions[chunk])
+        begin_clips(engine, clips, chunk)
         frames.append(engine.step(clips.actions_to(1)[chunk].astype(np.int64)))
         predicted.append(flat(engine.tokens))
         if progress:

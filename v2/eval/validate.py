@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from v2.data.ages import cut_ages, episode_steps
 from v2.data.atari_dataset import ARRAY_FIELDS, fields_of, seeds_of, spread, window_starts
 from v2.data.npz import read_meta, read_rows
 from v2.data.recordings import META_FIELDS, Data, data_paths
@@ -34,15 +35,20 @@ class Evaluation:
     """Held-out clips, read once."""
 
     def __init__(
-        self, vqvae: VQVAE, tokens: TokenData, data: Data, device: torch.device, num_windows: int
-    ):
-        """Choose clips, as many as `sizes` allows for so many windows trained on in between."""
-        self.vqvae, self.device = vqvae, device
+        self, vqvae: VQVAE, tokens: TokenData, data: Data, device: torch.device, num_windows: int,
+        ages: np.ndarray | None = None,
+    ):  # fmt: skip
+        """Choose clips, as many as `sizes` allows for so many windows trained on in between.
+
+        Args:
+            ages: of the tokens, from `token_ages`, for a model that reads them.
+        """
+        self.vqvae, self.device, self.ages = vqvae, device, ages
         num_clips, num_turns = sizes(num_windows)
         held_out = tokens.rows_of("val")
         firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, held_out)
         firsts = spread(firsts, num_clips)
-        self.clips = _clips(tokens, data, firsts, NUM_STEPS, [ANY] * len(firsts))
+        self.clips = self._clips(tokens, data, firsts, NUM_STEPS, [ANY] * len(firsts))
         self.turns = None
         game = tokens.emulator.game
         if detector.has_truth(game) and num_turns:
@@ -50,16 +56,18 @@ class Evaluation:
             ram = _read("ram", data, every)[:, 0]
             starts, kinds = turn_starts(game, ram, tokens.episode_ids, held_out, num_turns)
             if len(starts):
-                self.turns = _clips(tokens, data, starts + 1 - HISTORY, 1, kinds)
+                self.turns = self._clips(tokens, data, starts + 1 - HISTORY, 1, kinds)
 
     def __call__(self, model: TemporalWorldModel, picture: Path) -> tuple[dict, float]:
         """Return figures and the score that chooses `best.pt`; draw a clip, real over dream."""
         engine = DreamEngine(self.vqvae, model, self.device)
         figures = quick_scores(engine, self.clips)
         clips, one = self.clips, [len(self.clips) // 2]
+        ages = None if clips.ages is None else clips.ages[one]
         dreams = dream(
-            engine, clips.history[one], clips.past_actions[one], clips.actions[one, HISTORY - 1 :]
-        )
+            engine, clips.history[one], clips.past_actions[one], clips.actions[one, HISTORY - 1 :],
+            ages=ages,
+        )  # fmt: skip
         dreamed = np.stack([dreams.at(h)[0][0] for h in dreams.horizons])
         save_grid(picture, [clips.frames[one[0], HISTORY:], dreamed])
         score = figures.pop("score")
@@ -68,27 +76,32 @@ class Evaluation:
             figures |= {name: row.value for name, row in scores if row.num_samples >= MIN_TURNS}
         return figures, score
 
+    def _clips(
+        self, tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata
+    ) -> Clips:
+        """Cut windows of four frames and the steps after them that begin at some rows."""
+        rows = firsts[:, None] + np.arange(HISTORY + steps)  # (B, 4 + H)
+        last, ages = rows[:, HISTORY - 1], self.ages
+        if ages is not None:
+            ages = cut_ages(ages[last], episode_steps(tokens.episode_ids)[last])
+        return Clips(
+            game=tokens.emulator.game,
+            frames=_read("frames", data, rows),
+            actions=tokens.actions[rows[:, :-1]],
+            rewards=tokens.rewards[rows[:, :-1]],
+            terminated=tokens.terminated[rows[:, :-1]],
+            ram=_read("ram", data, rows),
+            episodes=seeds_of(tokens.meta["episodes"], tokens.episode_ids[rows[:, 0]]),
+            strata=np.array(strata),
+            ages=ages,
+        )
+
 
 def sizes(num_windows: int) -> tuple[int, int]:
     """Return how many clips, and windows of each kind of turn, a short training deserves."""
     num_turns = min(NUM_TURNS, num_windows // WINDOWS_A_TURN)
     num_clips = min(NUM_CLIPS, max(1, num_windows // WINDOWS_A_CLIP))
     return num_clips, num_turns if num_turns >= MIN_TURNS else 0
-
-
-def _clips(tokens: TokenData, data: Data, firsts: np.ndarray, steps: int, strata) -> Clips:
-    """Cut windows of four frames and the steps after them that begin at some rows."""
-    rows = firsts[:, None] + np.arange(HISTORY + steps)  # (B, 4 + H)
-    return Clips(
-        game=tokens.emulator.game,
-        frames=_read("frames", data, rows),
-        actions=tokens.actions[rows[:, :-1]],
-        rewards=tokens.rewards[rows[:, :-1]],
-        terminated=tokens.terminated[rows[:, :-1]],
-        ram=_read("ram", data, rows),
-        episodes=seeds_of(tokens.meta["episodes"], tokens.episode_ids[rows[:, 0]]),
-        strata=np.array(strata),
-    )
 
 
 def _read(name: str, data: Data, rows: np.ndarray) -> np.ndarray:
@@ -117,7 +130,7 @@ def quick_scores(engine: Engine, clips: Clips) -> dict[str, float]:
     rate over all steps where the ball can be read.
     """
     own = clips.actions[:, HISTORY - 1 :]
-    dreams = dream(engine, clips.history, clips.past_actions, own)
+    dreams = dream(engine, clips.history, clips.past_actions, own, ages=clips.ages)
     scores = _quick_tokens(engine, clips, dreams)
     if detector.has_truth(clips.game):
         scores |= _quick_objects(clips, dreams)

@@ -25,6 +25,7 @@ import json
 
 import numpy as np
 
+from v2.data.ages import token_ages
 from v2.data.games import find_weights
 from v2.data.recordings import default_data, shown
 from v2.data.tokens import TOKENS_NAME, load_tokens
@@ -168,8 +169,9 @@ def evaluated(args: argparse.Namespace, world_model: Path) -> dict:
     tokens = load_tokens(args.tokens, vqvae, args.data)
     assert tokens is not None  # training made them
     held_out = Evaluation(
-        vqvae, tokens, args.data, choose_device("auto"), NUM_TURNS * WINDOWS_A_TURN
-    )
+        vqvae, tokens, args.data, choose_device("auto"), NUM_TURNS * WINDOWS_A_TURN,
+        token_ages(tokens.tokens, tokens.episode_ids),
+    )  # fmt: skip
     engine = DreamEngine.load(str(world_model), args.game)
     metrics = {k: Metric(v) for k, v in quick_scores(engine, held_out.clips).items()}
     if held_out.turns is not None:

@@ -113,27 +113,6 @@ def rare_motion_chances(
     return chances / chances.sum()
 
 
-def token_ages(tokens: np.ndarray, episode_ids: np.ndarray) -> np.ndarray:
-    """Return for how many steps each token has not changed, uint8 (M, N), as `decoding.next_age`.
-
-    Args:
-        tokens: uint8 (M, N), consecutive frames; episode_ids: (M,).
-    """
-    ages = np.zeros(tokens.shape, np.uint8)
-    for row in np.flatnonzero(np.diff(episode_ids) == 0) + 1:
-        before = ages[row - 1]
-        ages[row] = before + ((before > 0) & (before < MAX_AGE))
-        ages[row, tokens[row] != tokens[row - 1]] = 1
-    return ages
-
-
-def episode_steps(episode_ids: np.ndarray) -> np.ndarray:
-    """Return for how many steps each row's episode has gone on, int64 (M,)."""
-    rows = np.arange(len(episode_ids))
-    is_first = np.diff(episode_ids, prepend=-1) != 0
-    return rows - np.maximum.accumulate(np.where(is_first, rows, 0))
-
-
 def known_steps(draws: np.ndarray, share: float, history: int) -> np.ndarray:
     """Draw for how many steps a dream has gone on, its history included, int64 (B,).
 
@@ -145,17 +124,6 @@ def known_steps(draws: np.ndarray, share: float, history: int) -> np.ndarray:
     when = (2 * draws / max(share, 1e-9) - 1).clip(0, 1)
     steps = (least * (MAX_AGE / least) ** when).astype(np.int64)
     return np.where(draws < share, steps, MAX_AGE)
-
-
-def cut_ages(ages: np.ndarray, limits: np.ndarray, known_for: np.ndarray) -> np.ndarray:
-    """Return ages as a dream knows them that has gone on for so many steps, int64 (B, N).
-
-    Args:
-        ages: (B, N) of `token_ages`; limits: steps of their episodes, (B,); known_for: (B,).
-    """
-    ages, known_for = ages.astype(np.int64), np.minimum(known_for, limits)[:, None]
-    is_known = (ages > 0) & (ages <= known_for)
-    return np.where(is_known, ages, -known_for)
 
 
 def event_steps(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from v2.data.ages import cut_ages, episode_steps, token_ages
 from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside, window_starts
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
@@ -60,14 +61,11 @@ from v2.train.recipe import WORLD_MODEL_PRESETS, WorldModelRecipe
 from v2.train.sampling import (
     Rows,
     Windows,
-    cut_ages,
-    episode_steps,
     event_chances,
     event_steps,
     known_steps,
     read_windows,
     step_rng,
-    token_ages,
 )
 from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
@@ -221,7 +219,7 @@ class Trainer:
         self.episode_steps = episode_steps(tokens.episode_ids)
         if workers.is_writer:
             num_windows = min(recipe.eval_steps, self.num_steps) * recipe.batch_size
-            self.evaluation = Evaluation(vqvae, tokens, data, device, num_windows)
+            self.evaluation = Evaluation(vqvae, tokens, data, device, num_windows, self.ages)
 
     @property
     def minutes(self) -> float:
