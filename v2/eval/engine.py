@@ -15,6 +15,7 @@ import numpy as np
 
 from v2.data.ages import cut_ages, episode_steps, token_ages
 from v2.data.atari_dataset import GameData
+from v2.data.tokens import encode_frames
 from v2.eval.intervals import Metric
 from v2.eval.starts import Clips
 
@@ -55,11 +56,15 @@ class Dreams:
         return self.frames[:, index], self.tokens[:, index]
 
 
-def known_ages(engine: Engine, data: GameData) -> np.ndarray | None:
+def known_ages(engine, data: GameData) -> np.ndarray | None:
     """Return the ages of recorded tokens, int16 (M, N), if the engine counts them."""
     if not getattr(engine, "has_exact_age", False):
         return None
-    ages = token_ages(encode(engine, data.frames), data.episode_ids)
+    tokens = np.concatenate([
+        encode_frames(engine.vqvae, data.frames[chunk], engine.device)
+        for chunk in chunks(len(data), 256)
+    ])  # fmt: skip
+    ages = token_ages(tokens, data.episode_ids)
     return cut_ages(ages, episode_steps(data.episode_ids)).astype(np.int16)
 
 
@@ -91,7 +96,7 @@ def dream(
     Args:
         history: uint8 (B, 4, 84, 64, 3); past_actions: (B, 3); actions: (B, H).
         horizons: those to keep; default: all.
-        ages: (B, N) of the last frames' tokens, for an engine that reads them.
+        ages: (B, N) of the last frames' tokens, for an engine that counts them.
     """
     horizons = horizons or list(range(1, actions.shape[1] + 1))
     wholes: list[np.ndarray] = []  # filled in place: joined parts would be held twice
