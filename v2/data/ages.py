@@ -32,7 +32,7 @@ def cut_ages(
     """Return ages as a dream knows them that has gone on for so many steps, int64 (B, N).
 
     Args:
-        ages: (B, N) of `token_ages`; limits: `episode_steps` of these rows, (B,).
+        ages: rows of `token_ages`, (B, N); limits: `episode_steps` of these rows, (B,).
         known_for: (B,), or one number for all.
     """
     ages, known_for = ages.astype(np.int64), np.minimum(known_for, limits)[:, None]

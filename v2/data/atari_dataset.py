@@ -81,7 +81,7 @@ class GameData:
     has_action: np.ndarray  # bool (M,)
     ram: np.ndarray  # uint8 (M, 128); (M, 0) of a game without an emulator
     meta: dict
-    ages: np.ndarray | None = None  # int (M, N), of an engine's tokens, see v2.decoding.next_age
+    ages: np.ndarray | None = None  # uint8 (M, N), `token_ages` of an engine's tokens
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from v2.data.ages import cut_ages, episode_steps, token_ages
+from v2.data.ages import token_ages
 from v2.data.atari_dataset import GameData
 from v2.data.tokens import encode_frames
 from v2.eval.intervals import Metric
@@ -57,15 +57,14 @@ class Dreams:
 
 
 def known_ages(engine, data: GameData) -> np.ndarray | None:
-    """Return the ages of recorded tokens, int16 (M, N), if the engine counts them."""
+    """Return the `token_ages` of recorded frames, uint8 (M, N), if the engine counts them."""
     if not getattr(engine, "has_exact_age", False):
         return None
     tokens = np.concatenate([
         encode_frames(engine.vqvae, data.frames[chunk], engine.device)
         for chunk in chunks(len(data), 256)
     ])  # fmt: skip
-    ages = token_ages(tokens, data.episode_ids)
-    return cut_ages(ages, episode_steps(data.episode_ids)).astype(np.int16)
+    return token_ages(tokens, data.episode_ids)
 
 
 def begin(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from v2.data.ages import cut_ages, episode_steps
 from v2.data.atari_dataset import GameData, seeds_of, spread, window_starts
 from v2.eval.objects import detector
 from v2.eval.objects.base import MAX_JITTER, Objects
@@ -78,6 +79,9 @@ def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> 
     """Cut windows whose last history frame is at rows `starts`."""
     starts = np.asarray(starts)
     rows = starts[:, None] + np.arange(1 - HISTORY, horizon + 1)  # (B, 4 + H)
+    ages = data.ages
+    if ages is not None:
+        ages = cut_ages(ages[starts], episode_steps(data.episode_ids)[starts])
     if not (data.episode_ids[rows] == data.episode_ids[starts][:, None]).all():
         raise ValueError(f"a clip of {horizon} steps crosses an episode")
     return Clips(
@@ -89,7 +93,7 @@ def cut_clips(data: GameData, starts: np.ndarray, horizon: int, strata=None) -> 
         ram=data.ram[rows],
         episodes=seeds_of(data.meta["episodes"], data.episode_ids[starts]),
         strata=np.array([ANY] * len(starts) if strata is None else strata),
-        ages=None if data.ages is None else data.ages[starts],
+        ages=ages,
     )
 
 
