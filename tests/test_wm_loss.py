@@ -73,7 +73,8 @@ def test_what_is_revealed_is_neither_fed_back_nor_counted_as_right(world_model, 
     draws = torch.zeros(2, 3, NUM_LOSS_DRAWS + 336)
     draws[..., 1] = 1.0  # all tokens are revealed in all samples ...
     draws[..., NUM_LOSS_DRAWS] = 1.0  # ... but the first
-    loss, never = _loss(WorldModelRecipe(max_wrong=336)), torch.zeros(2, 3, dtype=torch.bool)
+    loss = _loss(WorldModelRecipe(max_wrong=336, revealed_share=0.35))
+    never = torch.zeros(2, 3, dtype=torch.bool)
     _, metrics = loss(world_model, windows, never, draws)
     assert [revealed is None for _, revealed in read] == [True, True, False]
     own = read[2][0][:, -2:]

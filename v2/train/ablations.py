@@ -46,7 +46,8 @@ BASE = WorldModelRecipe(  # one step alone, and one validation at the end
     rollout_ratio=0.0, eval_steps=1_000_000,
 )
 FULL = {"first_cells": 64, "memory_bits": 15, "table_bits": 16, "is_calibrated": True,
-        "has_age": True, "reveal_layer": 8, "num_decided": 2}  # fmt: skip
+        "has_age": True}  # fmt: skip
+REVEALED = {"revealed_share": 0.35}
 ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "active cells": {},
     "all cells": {"num_cells": 336},
@@ -57,9 +58,9 @@ ROWS: dict[str, dict] = {  # the fields that differ from BASE, and the seed
     "a counted table of patches": {"table_bits": 16},
     "calibrated logits": {"is_calibrated": True},
     "age": {"has_age": True},
-    "two decided cells, revealed at the input": {"num_decided": 2},
-    "two decided cells, revealed at layer 8": {"reveal_layer": 8, "num_decided": 2},
-    "no token revealed": {"revealed_share": 0.0},
+    "tokens revealed": REVEALED,
+    "two decided cells, revealed at the input": REVEALED | {"num_decided": 2},
+    "two decided cells, revealed at layer 8": REVEALED | {"reveal_layer": 8, "num_decided": 2},
     "all of these": FULL,
     "active cells, seed 1": {"seed": 1},
     "all of these, seed 1": FULL | {"seed": 1},

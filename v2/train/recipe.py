@@ -145,7 +145,7 @@ class WorldModelRecipe(Recipe):
     # loss
     outcome_weight: float = _number(0.3)  # of reward and end, beside the tokens
     is_calibrated: bool = False  # add log importance to the logits in the loss (arXiv 2007.07314)
-    revealed_share: float = _share(0.35)  # predictions with a random share of the tokens revealed
+    revealed_share: float = _share(0.0)  # predictions with a random share of the tokens revealed
     motion_scale: float = _number(8.0)  # importance by the distance of the two codes
     event_scale: float = _number(4.0)  # importance by how rare a change is in this cell
     persistence_scale: float = _number(4.0)  # importance by motion nearby in the history
