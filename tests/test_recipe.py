@@ -80,7 +80,7 @@ def test_presets_differ_where_they_say(kind):
     rollouts = {"rollout_batch_size", "rollout_steps", "batch_size"}
     own = rollouts if kind == "world_model" else set()
     assert changed["smoke"] == {"steps", "eval_steps", "is_smoke"} | own
-    more = {"decay", "table_bits", "table_share"} if kind == "world_model" else set()
+    more = {"decay", "table_bits"} if kind == "world_model" else set()
     assert changed["long"] == {"epochs", "eval_steps"} | more
     assert changed["gpu"] >= {"epochs", "batch_size", "samples_per_epoch"}
     samples = 10**6

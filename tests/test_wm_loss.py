@@ -1,5 +1,7 @@
 """The loss: rollouts as they are dreamed, importance weights, calibrated logits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -252,14 +254,16 @@ def test_a_random_share_of_the_next_tokens_is_revealed_in_a_share_of_the_samples
 
 def test_a_share_of_the_predictions_is_learnt_without_the_table(monkeypatch):
     model, seen = _model(table_bits=4), []
-    recipe = WorldModelRecipe(table_dropout=0.25, revealed_share=0.0)
+    model.patch_table.folds = model.patch_table.entries.expand(3, -1, -1)
+    windows = dataclasses.replace(_windows(steps=3), fold=torch.tensor([2, 1]))
+    recipe = WorldModelRecipe(table_dropout=0.25)
     trunk = TemporalWorldModel.trunk
     monkeypatch.setattr(TemporalWorldModel, "trunk",
                         lambda *args: seen.append(args[-2].tolist()) or trunk(*args))  # fmt: skip
     draws = torch.ones(2, 3, NUM_LOSS_DRAWS + 336)
     draws[0, 1, 2], draws[1, :, 2] = 0.2, 0.3
-    _loss(recipe)(model, _windows(steps=3), torch.zeros(2, 3, dtype=torch.bool), draws)
-    assert seen == [[True, True], [False, True], [True, True]]
+    _loss(recipe)(model, windows, torch.zeros(2, 3, dtype=torch.bool), draws)
+    assert seen == [[2, 1], [-1, 1], [2, 1]]
 
 
 def test_what_is_revealed_is_not_learnt(world_model):

@@ -131,8 +131,10 @@ def test_a_models_table_reaches_its_prediction():
     assert torch.equal(table(history, actions[:, -1], cells)[1], found[1, 99:102])
     changed = (model(history, actions).logits != before).any(2)
     assert changed[1, 100] and not changed[0].any()
-    for reads, expected in ((False, before), (True, model(history, actions).logits)):
-        logits = model(history, actions, recalls=torch.tensor([True, reads])).logits
+    table.folds = torch.stack([torch.zeros_like(table.entries), table.entries])
+    whole = model(history, actions).logits
+    for fold, expected in ((-1, before), (0, before), (1, whole)):
+        logits = model(history, actions, fold=torch.tensor([1, fold])).logits
         assert torch.equal(logits, expected)
     still = history[:, -1:].expand(-1, 4, -1)
     assert not table.is_near_motion(still).any()

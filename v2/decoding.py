@@ -60,7 +60,7 @@ def predict_next(
     num_decided: int | None = None,
     num_cells: int = 0,
     num_layers: int = 0,
-    recalls: torch.Tensor | None = None,
+    fold: torch.Tensor | None = None,
 ) -> Step:
     """Predict one step.
 
@@ -72,17 +72,17 @@ def predict_next(
         num_decided: cells that are decided in turn; None: as many as the model's config says.
         num_cells: active cells where they are fewer than the config's; 0: the config's.
         num_layers: layers that run, the first ones; 0: all.
-        recalls: who reads the table of patches, bool (B,); None: all.
+        fold: what each reads of the table of patches, int64 (B,); None: the whole table.
     """
     last, num_codes = history[:, -1], model.config.num_codes
     num_decided = model.config.num_decided if num_decided is None else num_decided
     cells = model.active_cells(history, num_cells)
     kept = None if model.config.change_weight else at_cells(last, cells)
     if not num_decided:
-        prediction = model(history, actions, cells, revealed, age, num_layers, recalls)
+        prediction = model(history, actions, cells, revealed, age, num_layers, fold)
         chosen = choose_tokens(prediction.logits, kept, sampling, generator)
     else:
-        trunk = model.trunk(history, actions, cells, age, recalls, num_layers)
+        trunk = model.trunk(history, actions, cells, age, fold, num_layers)
         prediction = model.finish(trunk, cells, revealed, num_layers)
         logits = prediction.logits
         chosen = choose_tokens(logits, kept, sampling, generator)

@@ -1,8 +1,10 @@
 """Count what follows each patch in tokenized games, and fill a model's table with it.
 
-Contract: deterministic, from tokens and actions alone; see `v2.models.patch_table`.
+Contract: deterministic, from tokens and actions alone; a whole game is in one fold; see
+`v2.models.patch_table`.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from v2.data.atari_dataset import seeds_of, window_starts
+from v2.data.npz import read_npz, write_npz
 from v2.data.tokens import TokenData
 from v2.models.patch_table import FRAMES, LEVELS, SLOTS, PatchTable
 
@@ -23,6 +26,7 @@ class Seen(NamedTuple):
     keys: np.ndarray  # int32 (n, levels)
     guess: np.ndarray  # uint8 (n,): what the levels so far say comes next
     tokens: np.ndarray  # uint8 (n,): what came
+    folds: np.ndarray  # int8 (n,): of whose game
 
 
 class Exceptions(NamedTuple):
@@ -34,33 +38,71 @@ class Exceptions(NamedTuple):
     sure: np.ndarray  # 1 to NUM_SURE - 1
 
 
-def counted_rows(tokens: TokenData, share: float) -> np.ndarray:
-    """Return the rows of those training games that are counted; no window comes from them.
+def fold_of_rows(tokens: TokenData, num_folds: int) -> np.ndarray:
+    """Return the fold of each row's game, int64 (M,); -1 outside of training, or of a lone game.
 
     A game is all episodes of a seed: after a rewind one repeats what the one before has shown.
     """
-    rows = tokens.rows_of("train")
-    of_row = seeds_of(tokens.meta["episodes"], tokens.episode_ids[rows])
-    games = np.unique(of_row)
-    order = np.arange(len(games))
-    is_counted = np.floor((order + 1) * share) > np.floor(order * share)
-    return rows[np.isin(of_row, games[is_counted])]
+    rows, folds = tokens.rows_of("train"), np.full(len(tokens), -1)
+    games, of_row = np.unique(
+        seeds_of(tokens.meta["episodes"], tokens.episode_ids[rows]), return_inverse=True
+    )
+    if len(games) > 1:
+        folds[rows] = of_row % num_folds
+    return folds
 
 
 @torch.inference_mode()
-def fill(table: PatchTable, tokens: TokenData, rows: np.ndarray) -> int:
-    """Count the steps within these rows (whole games), write the table, and return its entries.
+def fill(table: PatchTable, tokens: TokenData, folds: np.ndarray) -> int:
+    """Count the steps of all games in folds into `entries`, and into `folds` without one each.
 
     Where a bucket is full, later levels, and of a level what gains less, are left out. Takes some
-    30 bytes of memory for each cell near motion, 60 of which a frame of Breakout has.
+    60 bytes of memory for each cell near motion, 60 of which a frame of Breakout has.
+
+    Args:
+        folds: `fold_of_rows`, (M,).
+    Returns:
+        The entries that were written.
     """
     starts = window_starts(tokens.episode_ids, FRAMES + 1)
-    last = starts[np.isin(starts, rows)] + FRAMES - 1
+    last = starts + FRAMES - 1
+    last = last[folds[last] >= 0]
     parts = np.array_split(last, len(last) // BATCH + 1)
     bar = tqdm(parts, desc="count patches", unit="batch", disable=None)
-    found = [_seen(table, tokens, part) for part in bar]
+    found = [_seen(table, tokens, part, folds) for part in bar]
     seen = Seen(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     del found
+    num_folds = max(1, folds.max(initial=-1) + 1)
+    of_folds = []
+    for fold in range(num_folds):
+        is_other = seen.folds != fold
+        _count(table, Seen(*(part[is_other] for part in seen)))
+        of_folds.append(table.entries.clone())
+    table.folds = torch.stack(of_folds)
+    return _count(table, seen)
+
+
+def write_counts(path: Path, table: PatchTable) -> None:
+    """Keep what `fill` counted, which takes minutes."""
+    assert table.folds is not None
+    tables = torch.cat([table.entries.unsqueeze(0), table.folds]).cpu().numpy()
+    write_npz(path, {"tables": tables}, {})
+
+
+def read_counts(path: Path, table: PatchTable) -> None:
+    """Fill a table as the one was that `write_counts` kept.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one of another size.
+    """
+    arrays, _ = read_npz(path, {"tables": (np.int32, tuple(table.entries.shape))})
+    whole, folds = torch.from_numpy(arrays["tables"]).split([1, len(arrays["tables"]) - 1])
+    table.entries, table.folds = whole[0].clone(), folds
+
+
+def _count(table: PatchTable, seen: Seen) -> int:
+    """Write `entries`, and return how many there are; what `seen` guesses is changed."""
+    table.entries.zero_()
     taken = np.zeros(table.num_buckets, np.int64)
     for level in range(len(LEVELS)):
         better = _exceptions(seen, level, table.num_codes)
@@ -81,13 +123,14 @@ def fill(table: PatchTable, tokens: TokenData, rows: np.ndarray) -> int:
     return int(taken.sum())
 
 
-def _seen(table: PatchTable, tokens: TokenData, rows: np.ndarray) -> Seen:
+def _seen(table: PatchTable, tokens: TokenData, rows: np.ndarray, folds: np.ndarray) -> Seen:
     """Return what was seen of the cells near motion in steps whose last frames are these rows."""
     history = torch.from_numpy(tokens.tokens[rows[:, None] + np.arange(1 - FRAMES, 1)]).long()
     near = table.is_near_motion(history)
     keys = table.keys(history, torch.from_numpy(tokens.actions[rows]).long())[near]
-    of_last = tokens.tokens[rows][near.numpy()]
-    return Seen(keys.int().numpy(), of_last, tokens.tokens[rows + 1][near.numpy()])
+    of_last, following = (tokens.tokens[part][near.numpy()] for part in (rows, rows + 1))
+    fold = folds[rows].astype(np.int8).repeat(near.sum(1))
+    return Seen(keys.int().numpy(), of_last, following, fold)
 
 
 def _exceptions(seen: Seen, level: int, num_codes: int) -> Exceptions:

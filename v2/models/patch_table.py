@@ -3,8 +3,9 @@
 Contract: a key is what surrounds a cell in the last frames: where an object is, and how it moves.
 Its entry is the token that came next most often, and how sure that is. Levels go from small keys
 to large ones; each has only the keys for which it knows better than the levels before (backing
-off, Katz 1987). The table is counted once, by `v2.data.patch_counts`, on games that no training
-window comes from; the layers learn how far to trust it. Knows nothing of games.
+off, Katz 1987). The table is counted once, by `v2.data.patch_counts`; the layers learn how far to
+trust it. A training window reads one that was counted without its own game (cross-fitting, Stone
+1974), since what a table says of what it has counted is too good. Knows nothing of games.
 """
 
 from typing import NamedTuple
@@ -53,29 +54,41 @@ class PatchTable(nn.Module):
     """A hash table of 2^bits buckets."""
 
     entries: torch.Tensor  # int32 (buckets, SLOTS): what is left of the key, times 8 K, + found
+    folds: torch.Tensor | None  # (folds, buckets, SLOTS): each without some games; in training
 
     def __init__(self, bits: int, num_codes: int, grid: tuple[int, int]):
         super().__init__()
         self.num_codes, self.grid, self.num_buckets = num_codes, grid, 1 << bits
         self.num_found = NUM_SURE * num_codes  # what an entry may say: K * sure + token
         self.register_buffer("entries", torch.zeros(self.num_buckets, SLOTS, dtype=torch.int32))
+        self.register_buffer("folds", None, persistent=False)
 
     def forward(
-        self, history: torch.Tensor, action: torch.Tensor, cells: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, history: torch.Tensor, action: torch.Tensor, cells: torch.Tensor | None,
+        fold: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Look up what each level says of each cell, int64 (B, M, levels); 0 where it has nothing.
 
         Args:
             history: tokens (B, T, N), oldest first; action: int64 (B,), the one taken now.
             cells: at these only, int64 (B, M); None: at all.
+            fold: which of `folds` each sample reads, int64 (B,), -1 nothing; None: the whole table.
         """
         is_near = at_cells(self.is_near_motion(history), cells).unsqueeze(2)
-        return self.look_up(at_cells(self.keys(history, action), cells)) * is_near
+        keys = at_cells(self.keys(history, action), cells)
+        if fold is None:
+            return self.look_up(keys) * is_near
+        fold = fold.view(-1, 1, 1)
+        return self.look_up(keys, fold.clamp(min=0)) * is_near * (fold >= 0)
 
-    def look_up(self, keys: torch.Tensor) -> torch.Tensor:
+    def look_up(self, keys: torch.Tensor, fold: torch.Tensor | None = None) -> torch.Tensor:
         """Return what the entries of keys say, int64 of the same shape; 0 where there is none."""
         bucket, rest = self.place(keys)
-        entries = self.entries[bucket]  # (..., SLOTS)
+        if fold is None:
+            entries = self.entries[bucket]  # (..., SLOTS)
+        else:
+            assert self.folds is not None
+            entries = self.folds[fold, bucket]
         is_it = entries // self.num_found == rest.unsqueeze(-1)
         return torch.where(is_it, entries % self.num_found, 0).amax(-1).long()
 

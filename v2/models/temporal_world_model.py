@@ -177,7 +177,7 @@ class TemporalWorldModel(nn.Module):
     def forward(
         self, history: torch.Tensor, actions: torch.Tensor, cells: torch.Tensor | None = None,
         revealed: torch.Tensor | None = None, age: torch.Tensor | None = None,
-        num_layers: int = 0, recalls: torch.Tensor | None = None,
+        num_layers: int = 0, fold: torch.Tensor | None = None,
     ) -> Prediction:  # fmt: skip
         """Predict the frame after the last one of the history.
 
@@ -190,13 +190,13 @@ class TemporalWorldModel(nn.Module):
             age: for how many steps each token has not changed, int64 (B, N), see
                 `v2.decoding.next_age`; None: all unknown. Read by a model that `has_age`.
             num_layers: run the first ones only; 0: all.
-            recalls: whether a sample reads the table of patches, bool (B,); None: all do.
+            fold: what a sample reads of the table of patches, int64 (B,), see `PatchTable`.
         """
-        trunk = self.trunk(history, actions, cells, age, recalls, num_layers)
+        trunk = self.trunk(history, actions, cells, age, fold, num_layers)
         return self.finish(trunk, cells, revealed, num_layers)
 
     def trunk(
-        self, history, actions, cells=None, age=None, recalls=None, num_layers: int = 0
+        self, history, actions, cells=None, age=None, fold=None, num_layers: int = 0
     ) -> Trunk:
         """Compute the layers before revealed tokens enter; see `forward`."""
         B, T, N = history.shape
@@ -209,9 +209,7 @@ class TemporalWorldModel(nn.Module):
             x = x + self.memory(history, cells)
         recalled = None
         if self.config.table_bits:
-            found = self.patch_table(history, action, cells)
-            if recalls is not None:
-                found = found * recalls.view(-1, 1, 1)
+            found = self.patch_table(history, action, cells, fold)
             levels = torch.arange(found.shape[2], device=found.device)
             x = x + self.found_tables(found + levels * self.patch_table.num_found).sum(2)
             recalled = self.patch_table.of_last_level(found)

@@ -2,8 +2,8 @@
 
     python v2/train/carry.py --run latest
 
-What is kept are the averaged weights in half precision, the recipe and the log: 22 MB, with a
-counted table 31. `make train` with the preset and VQ-VAE that it prints goes on from it, and warms
+What is kept are the averaged weights in half precision, the recipe and the log: 24 MB, of the
+recipe `long` 31. `make train` with the preset and VQ-VAE that it prints goes on from it, and warms
 its rate up again for a few hundred steps, as the optimizer's state stays behind.
 """
 

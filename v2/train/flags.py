@@ -24,7 +24,7 @@ from v2.train.recipe import (
 
 # by the kind of a run
 RECIPES: dict[str, type[Recipe]] = {"vqvae": VQVAERecipe, "world_model": WorldModelRecipe}
-OF_THE_START = ("is_smoke", "init_from", "decoder_only", "table_bits", "table_share")  # fields
+OF_THE_START = ("is_smoke", "init_from", "decoder_only", "table_bits", "table_folds")  # fields
 NOT_RESUMED = ("resume", "max_minutes", "skip_bad", "debug", "preset", "set")
 KINDS = {  # of the recipe's fields that have a flag of their own
     "epochs": cli.positive_int, "batch_size": cli.batch_size, "lr": cli.positive_float,

@@ -124,8 +124,8 @@ class WorldModelRecipe(Recipe):
     first_layers_share: float = _share(0.7)  # share of the steps with these
     memory_bits: int = _count(15, 0, 20)  # of the rows of its learnt tables of patches; 0: none
     memory_width: int = _count(16, 1, 1024)  # numbers in a row of them
-    table_bits: int = _count(0, 0, 20)  # of the buckets in its counted table; 0: none
-    table_share: float = _number(0.5, 0, 0.9)  # of the games, counted and not learnt from
+    table_bits: int = _count(16, 0, 20)  # of the buckets in its counted table; 0: none
+    table_folds: int = _count(4, 2, 100)  # parts of the games, each learnt without its own counts
     table_dropout: float = _share(0.5)  # share of the predictions that do not read the table
     has_age: bool = True  # read for how long each token has not changed
     exact_age: int = _count(64, 0, 255)  # ages up to this have a row each
@@ -206,7 +206,7 @@ WORLD_MODEL_PRESETS = {
         steps=40, batch_size=4, eval_steps=40, rollout_steps=3, rollout_batch_size=4, is_smoke=True
     ),
     "long": WorldModelRecipe(  # 144,000 steps
-        epochs=1500, decay=0.3, eval_steps=4000, table_bits=18, table_share=0.67
+        epochs=1500, decay=0.3, eval_steps=4000, table_bits=18
     ),
     "gpu": WorldModelRecipe(
         epochs=400, batch_size=128, samples_per_epoch=3200, rollout_batch_size=128

@@ -47,6 +47,7 @@ class Windows:
     terminated: torch.Tensor  # float32 (B, K)
     history: torch.Tensor | None = None  # int64 (B, 4, N): what the model reads; None: the truth
     age: torch.Tensor | None = None  # int64 (B, N) of the last history frame; None: all unknown
+    fold: torch.Tensor | None = None  # int64 (B,) of the table of patches; None: the whole table
 
     def to(self, device: torch.device) -> "Windows":
         return Windows(**{k: moved(t, device) for k, t in vars(self).items() if t is not None})
@@ -57,7 +58,7 @@ class Windows:
         return Windows(
             self.tokens[:, : self.tokens.shape[1] - more],
             self.actions[:, : self.actions.shape[1] - more],
-            self.reward_signs[:, :1], self.terminated[:, :1], self.history, self.age,
+            self.reward_signs[:, :1], self.terminated[:, :1], self.history, self.age, self.fold,
         )  # fmt: skip
 
     def read_history(self, length: int) -> torch.Tensor:

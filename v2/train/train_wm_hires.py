@@ -25,7 +25,7 @@ from v2.data.ages import cut_ages, episode_steps, token_ages
 from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside, window_starts
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
-from v2.data.patch_counts import counted_rows, fill
+from v2.data.patch_counts import fill, fold_of_rows, read_counts, write_counts
 from v2.data.recordings import Data, default_data, shown
 from v2.data.tokens import (
     TokenData,
@@ -38,6 +38,7 @@ from v2.data.tokens import (
 )
 from v2.data.validation import array_sha256
 from v2.eval.validate import Evaluation
+from v2.models.patch_table import PatchTable
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig, fields_of
 from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256, told
@@ -70,6 +71,7 @@ from v2.train.sampling import (
 from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
+TABLE_NAME = "patch_table.npz"  # in a run's folder
 REWARM_STEPS = 300  # of a run that goes on without the optimizer's state
 
 
@@ -119,7 +121,10 @@ def main(argv=None) -> int:
     assert tokens is not None
     if tokens.emulator.package:
         print(f"environment: {tokens.emulator.game} of {tokens.emulator.package}")
-    model = _new_model(recipe, vqvae, tokens, bool(args.resume)).to(device)
+    model = _new_model(recipe, vqvae, tokens)
+    if recipe.table_bits:
+        _fill_table(model.patch_table, recipe, tokens, args.resume)
+    model = model.to(device)
     tune_cpu()  # now, as it keeps all memory that is freed after it
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
@@ -132,6 +137,9 @@ def main(argv=None) -> int:
         run = RunDir.create(home, "world_model", config)
         kept = {key: vqvae_state[key] for key in checkpoint.HISTORY if key in vqvae_state}
         checkpoint.save_checkpoint(run.path / VQVAE_NAME, "vqvae", vqvae, **kept)
+    counts = run and run.path / TABLE_NAME
+    if counts and workers.is_writer and recipe.table_bits and not counts.exists():
+        write_counts(counts, model.patch_table)
     return run_trainer(trainer, run)
 
 
@@ -157,14 +165,8 @@ def _load_or_make_tokens(
     return tokens
 
 
-def _new_model(
-    recipe: WorldModelRecipe, vqvae: VQVAE, tokens: TokenData, is_resumed: bool
-) -> TemporalWorldModel:
-    """Build the model of a recipe for a game; say what its active cells hold.
-
-    Args:
-        is_resumed: the table of patches comes from a checkpoint.
-    """
+def _new_model(recipe: WorldModelRecipe, vqvae: VQVAE, tokens: TokenData) -> TemporalWorldModel:
+    """Build the model of a recipe for a game; say what its active cells hold."""
     grid = vqvae.config.grid
     rank = far_rank(tokens, grid)
     num_cells = recipe.num_cells or choose_count(tokens, rank, grid).count
@@ -180,11 +182,17 @@ def _new_model(
     if recipe.first_layers:
         model.leave_for_later(recipe.first_layers)
     model.far_rank.copy_(rank)
-    if config.table_bits and not is_resumed:
-        entries = fill(model.patch_table, tokens, counted_rows(tokens, recipe.table_share))
-        share = entries / model.patch_table.entries.numel()
-        print(f"table of patches: {entries} entries, {share:.0%} full")
     return model
+
+
+def _fill_table(
+    table: PatchTable, recipe: WorldModelRecipe, tokens: TokenData, run: Path | None
+) -> None:
+    """Count the table of patches, or read it from a run that goes on."""
+    if run and (run / TABLE_NAME).exists():
+        return read_counts(run / TABLE_NAME, table)
+    entries = fill(table, tokens, fold_of_rows(tokens, recipe.table_folds))
+    print(f"table of patches: {entries} entries, {entries / table.entries.numel():.0%} full")
 
 
 class Trainer:
@@ -217,6 +225,7 @@ class Trainer:
         self.train_rows = tokens.rows_of("train")
         self.ages = token_ages(tokens.tokens, tokens.episode_ids) if recipe.has_age else None
         self.episode_steps = episode_steps(tokens.episode_ids)
+        self.folds = fold_of_rows(tokens, recipe.table_folds) if recipe.table_bits else None
         if workers.is_writer:
             num_windows = min(recipe.eval_steps, self.num_steps) * recipe.batch_size
             self.evaluation = Evaluation(vqvae, tokens, data, device, num_windows, self.ages)
@@ -251,6 +260,8 @@ class Trainer:
             windows.age = torch.from_numpy(
                 cut_ages(self.ages[last], self.episode_steps[last], known_for)
             )
+        if self.folds is not None:
+            windows.fold = torch.from_numpy(self.folds[starts])
         self.batch = {name: v.numpy() for name, v in vars(windows).items() if v is not None}
         forced = rng.random((count, steps)) < recipe.teacher_forcing_prob
         windows, forced = windows.to(self.device), self.workers.part(forced)
@@ -382,7 +393,8 @@ class Trainer:
         checkpoint.check_architecture(self.model, config, path, ignored)
         self.has_all_layers = True
         nothing = {k: torch.zeros_like(v) for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(nothing | model.state_dict())
+        own = {k: v for k, v in self.model.state_dict().items() if k.endswith("table.entries")}
+        self.model.load_state_dict(nothing | model.state_dict() | own)
         if self.ema:
             self.ema = {k: v.clone() for k, v in self.model.state_dict().items()}
 
@@ -393,8 +405,6 @@ def _window_draws(
 ) -> dict[int, Rows]:  # fmt: skip
     """Return the windows to draw from, by how many steps each predicts."""
     rows = tokens.rows_of("train")
-    if recipe.table_bits:
-        rows = np.setdiff1d(rows, counted_rows(tokens, recipe.table_share))
     starts_of = {
         steps: window_starts(tokens.episode_ids, history + steps, rows)
         for steps in {1, recipe.rollout_steps}

@@ -75,16 +75,17 @@ class WorldModelLoss:
         if draws is not None:
             draws = moved(draws, self.device)
         for k, factor in enumerate(factors):
-            revealed = recalls = None
+            revealed, fold = None, windows.fold
             if draws is not None:
                 is_last = k + 1 == len(factors)  # elsewhere what is fed back would hold the truth
                 revealed = self._reveal(truth[:, k], draws[:, k]) if is_last else None
-                recalls = draws[:, k, 2] >= self.recipe.table_dropout
+                if fold is not None:
+                    fold = torch.where(draws[:, k, 2] >= self.recipe.table_dropout, fold, -1)
             with autocast(self.device):
                 step = predict_next(
                     model, history, windows.actions[:, k : k + T], age=age, revealed=revealed,
                     num_decided=None if k + 1 < len(factors) else 0,  # only what is fed back
-                    num_cells=num_cells, num_layers=num_layers, recalls=recalls,
+                    num_cells=num_cells, num_layers=num_layers, fold=fold,
                 )  # fmt: skip
             loss, metrics = self.step_loss(step, windows, k, T, revealed)
             (factor * loss).backward()
