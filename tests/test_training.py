@@ -147,6 +147,26 @@ def test_the_table_is_counted_once_and_resumed_as_it_was(
     assert train_wm_hires.main(["--resume", str(run), *flags[2:]]) == 0 and len(counted) == 2
 
 
+def test_a_run_that_begins_with_other_weights_counts_its_own_table(
+    vqvae_run, data_path, tmp_path, monkeypatch
+):
+    fills = iter((7, 9))
+
+    def fill(table, tokens, folds):
+        table.entries.fill_(next(fills))
+        table.folds = table.entries.expand(4, -1, -1)
+        return table.entries.numel()
+
+    monkeypatch.setattr(train_wm_hires, "fill", fill)
+    flags = "--batch-size", "4", "--set", "steps=1", "table_bits=4"
+    first = train_world_model(tmp_path / "first", data_path, vqvae_run, *flags)
+    init = f"init_from={first / 'last.pt'}"
+    run = train_world_model(tmp_path / "w", data_path, vqvae_run, *flags, init)
+    for weights, filled in ((first, 7), (run, 9)):
+        state = checkpoint.load_checkpoint(weights / "last.pt", "world_model")
+        assert (state["model"]["patch_table.entries"] == filled).all()
+
+
 def test_draws_come_with_repetition():
     """So an epoch is no pass over the data, of whatever size."""
     drawn = Rows(np.arange(1000)).draw(np.random.default_rng(0), 1000)

@@ -69,7 +69,7 @@ def fill(table: PatchTable, tokens: TokenData, folds: np.ndarray) -> int:
     last = last[folds[last] >= 0]
     parts = np.array_split(last, len(last) // BATCH + 1)
     bar = tqdm(parts, desc="count patches", unit="batch", disable=None)
-    found = [_seen(table, tokens, part, folds) for part in bar]
+    found = [_seen(table, tokens, part, folds[part]) for part in bar]
     seen = Seen(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
     del found
     num_folds = max(1, folds.max(initial=-1) + 1)
@@ -124,13 +124,16 @@ def _count(table: PatchTable, seen: Seen) -> int:
 
 
 def _seen(table: PatchTable, tokens: TokenData, rows: np.ndarray, folds: np.ndarray) -> Seen:
-    """Return what was seen of the cells near motion in steps whose last frames are these rows."""
+    """Return what was seen of the cells near motion in steps whose last frames are these rows.
+
+    Args:
+        rows, folds: (n,).
+    """
     history = torch.from_numpy(tokens.tokens[rows[:, None] + np.arange(1 - FRAMES, 1)]).long()
-    near = table.is_near_motion(history)
-    keys = table.keys(history, torch.from_numpy(tokens.actions[rows]).long())[near]
-    of_last, following = (tokens.tokens[part][near.numpy()] for part in (rows, rows + 1))
-    fold = folds[rows].astype(np.int8).repeat(near.sum(1))
-    return Seen(keys.int().numpy(), of_last, following, fold)
+    near = table.is_near_motion(history).numpy()
+    keys = table.keys(history, torch.from_numpy(tokens.actions[rows]).long()).int().numpy()
+    of_last, following = (tokens.tokens[part][near] for part in (rows, rows + 1))
+    return Seen(keys[near], of_last, following, folds.astype(np.int8).repeat(near.sum(1)))
 
 
 def _exceptions(seen: Seen, level: int, num_codes: int) -> Exceptions:
