@@ -154,6 +154,13 @@ def test_a_run_keeps_the_agent_and_its_curves_and_goes_on(paying_weights, data_p
     assert counts[1] == 2 * counts[0] > 0 and last["trained_in"] == "dream"
     assert not torch.equal(first["model"]["to_logits.weight"], last["model"]["to_logits.weight"])
     assert last["dream_sha256"] == DreamEngine.load(paying_weights).info["sha256"]
+    checkpoint.save_checkpoint(
+        run / "last.pt", "agent", load_agent_player(str(run), "breakout", 4).player.network,
+        **{k: v for k, v in last.items() if k not in ("format", "kind", "config", "model")}
+        | {"dream_sha256": "another"},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="learnt in a dream of other weights than"):
+        train_agent.main(["--resume", str(run)])
     kept = sorted(run.glob("step_*.pt"))
     assert [checkpoint.load_checkpoint(path, "agent")["step"] for path in kept] == [16, 32, 48, 64]
     loaded = load_agent_player(str(run), "breakout", 4)

@@ -5,14 +5,16 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
 import pytest
 
 from tests.conftest import SMALL_WORLD_MODEL, wm_flags
+from v2.data.tokens import load_tokens
 from v2.models.temporal_world_model import WorldModelConfig
-from v2.models.weights import load_vqvae, tokenizer_sha256
+from v2.models.weights import build_model, load_vqvae, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import CARRIED, all_runs
 from v2.train import carry, pipeline, train_wm_hires
@@ -75,9 +77,17 @@ def test_a_carried_run_goes_on_elsewhere_where_its_loss_was(
     named, _ = load_vqvae(elsewhere / CARRIED / run.name / "vqvae.pt")  # as the command says
     wanted = {"vqvae_sha256": tokenizer_sha256(named)}
     assert made._newest_run("world_model", wanted) == new and new.name == run.name
-    flags = ["--resume", str(new), "--data", str(data_path), "--tokens", str(tokens_path)]
+    made._bring_carried()
+    assert all_runs(elsewhere) == [new]  # which came as far
+    other_tokens = tmp_path / "others.npz"  # as of a machine that rounds otherwise
+    tokens = load_tokens(tokens_path, named, data_path)
+    tokens.tokens[7, 7] = (tokens.tokens[7, 7] + 1) % 8
+    tokens.save(other_tokens)
+    flags = ["--resume", str(new), "--data", str(data_path), "--tokens", str(other_tokens)]
     assert train_wm_hires.main(flags) == 0
-    assert "warming up again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "warming up again" in said and "machines round differently" in said
+    ends(train_wm_hires.main, [*flags[:-1], tokens_path], 2, "was trained on other tokens")
     state = checkpoint.load_checkpoint(new / "last.pt", "world_model")
     assert (state["step"], state["warm_from"]) == (300, STOP + 1)
     losses = _losses(new)
@@ -93,3 +103,22 @@ def test_a_carried_run_goes_on_elsewhere_where_its_loss_was(
         if "lr" in line
     }
     assert rates[220] < 0.1 * rates[200] < rates[300]
+
+
+def test_a_run_that_came_further_elsewhere_goes_on_from_there(stopped, capsys):
+    assert carry.main(["--out", str(stopped)]) == 0
+    (run,), made = all_runs(stopped), pipeline.Pipeline(stopped, "breakout", "long")
+    last = run / "last.pt"
+    state = checkpoint.load_checkpoint(last, "world_model")
+    model = build_model(dict(state), last)
+    kept = {k: v for k, v in state.items() if k not in ("format", "kind", "config", "model")}
+    checkpoint.save_checkpoint(last, "world_model", model, **kept | {"step": STOP - 50})
+    shutil.copytree(run, run.with_name("another"))  # as young
+    made._bring_carried()
+    assert f"brought from {stopped / CARRIED / run.name}" in capsys.readouterr().out
+    assert checkpoint.load_last(run, "world_model")["step"] == state["step"] > STOP - 50
+    before = run.with_name(f"{run.name}_at_{STOP - 50}")
+    assert checkpoint.load_last(before, "world_model")["optimizer"]
+    assert made._newest_run("world_model", {}) == run
+    made._bring_carried()
+    assert len(all_runs(stopped)) == 3

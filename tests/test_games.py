@@ -10,7 +10,7 @@ from gymnasium.wrappers import AddRenderObservation, RecordVideo
 
 from tests.fake_engine import FakeEngine
 from v2 import play_atari_hires
-from v2.data import collect_atari
+from v2.data import collect_atari, tokenize_atari
 from v2.data.atari_dataset import load_game_data
 from v2.data.collector import record
 from v2.data.emulator import known_games, make_atari_env
@@ -22,7 +22,7 @@ from v2.play.controllers import Controllers
 from v2.play.keys import ActionMap
 from v2.play.session import PlaySession
 from v2.runtime.run_dir import all_runs
-from v2.train import pipeline
+from v2.train import pipeline, train_vqvae_hires
 
 
 @pytest.mark.parametrize("name, game", [
@@ -73,6 +73,30 @@ def test_a_game_without_noop_takes_its_first_action_where_nothing_is_pressed():
     assert checkers.action([]) == checkers.action(["UP"]) == 0
     assert checkers.action(["UP", "LEFT"]) == 2
     assert list(checkers.script("UPLEFT*2,NOOP,FIRE")) == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("names, keys, action", [
+    ("NOOP,LEFT,RIGHT,JUMP", [], 0), ("ACTION0,ACTION1,ACTION2", [], 0),
+    ("LEFT,OTHER1,OTHER2", [], 0), ("UP,DOWN,PICKUP", ["UP"], 0), ("FIRE,CEASEFIRE", ["FIRE"], 0),
+    ("RIGHT,RIGHTLEFT", ["RIGHT"], 0),
+])  # fmt: skip
+def test_no_key_plays_an_action_with_another_name(names, keys, action):
+    actions = ActionMap(names.split(","))
+    assert actions.action(keys) == action
+    assert actions.inputs(len(actions.meanings) - 1) == frozenset()
+    if not keys:
+        assert list(actions.script("NOOP*2")) == [0, 0]
+
+
+def test_the_advice_for_a_game_without_data_records_that_game(ends, tmp_path, monkeypatch):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
+    for script in (train_vqvae_hires, tokenize_atari):
+        said = ends(script.main, ["--game", "freeway"], 2, "collect_atari.py --game freeway")
+        assert "--out" not in said
+        other = tmp_path / "else" / "a.npz"
+        ends(script.main, ["--game", "freeway", "--data", other], 2,
+             f"--game freeway --out {other.parent}")  # fmt: skip
+        ends(script.main, ["--game", "own-ball"], 2, "import_recordings.py SOURCE --name own-ball")
 
 
 # The emulator as an environment

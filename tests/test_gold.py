@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ import torch
 
 from tests.canaries import PatchTokenizer
 from v2.data import collect_atari
-from v2.data.atari_dataset import GOLD_SEED_START
+from v2.data.atari_dataset import GOLD_SEED_START, load_game_data, save_game_data
 from v2.data.games import EmulatorConfig
 from v2.eval import build_gold, documents, gold_eval, html_report, model_card, suite
 from v2.eval.branches import _by_paddle
 from v2.eval.gold import GOLD_GAMES, gold_path, load_gold, read_set
 from v2.eval.intervals import Metric, mean_metric
 from v2.eval.objects import detector
+from v2.eval.pictures import strip_of
 from v2.eval.starts import EVENT_STEPS, HISTORY, strata_of
 from v2.models.temporal_world_model import TemporalWorldModel, WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
@@ -172,6 +174,14 @@ def test_the_result_is_one_line_of_json_and_a_table(evaluated, capsys):
     documents.print_table(document)
     printed = capsys.readouterr().out
     assert "ball tracking" in printed and "copy-last" in printed
+
+
+def test_the_document_is_there_whatever_comes_of_its_pages(evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_card, "model_card", None)  # a full disk, or a signal
+    args = SimpleNamespace(json=tmp_path / "a.json", report=None, model_card=tmp_path / "a.md")
+    with pytest.raises(TypeError):
+        gold_eval._write(args, *evaluated)
+    assert documents.read_document(args.json)["is_gold"] and strip_of(args.json).exists()
 
 
 def test_the_report_is_one_file_that_needs_no_network(evaluated, tmp_path):
@@ -399,10 +409,18 @@ def test_pong_is_evaluated_by_its_ball_and_paddles_too(tmp_path, capsys):
 
 def test_starts_at_any_moment_are_of_no_stratum_and_need_data(tiny_gold, tmp_path, capsys):
     played = ["--frames", "900", "--policy", "scripted"]
-    _, last = _evaluated_untrained(tmp_path, capsys, "pong", 6, *played, flags=["--starts", "any"])
+    flags = ["--starts", "any"]
+    asked, last = _evaluated_untrained(tmp_path, capsys, "pong", 6, *played, flags=flags)
     assert last["settings"]["strata"] == ["any"] and "--starts any" in last["flags"]
     assert "rollout/ball_hit_2px@5" in last["metrics"]
     assert not [name for name in last["metrics"] if "[" in name or "loss_in_time" in name]
+    assert any(name.startswith("turns/") for name in last["metrics"])
+    data = load_game_data(Path(asked[1]))
+    data.ram[:] = data.ram[0]  # nothing ever turns, and there is no ball
+    save_game_data(Path(asked[1]), data)
+    assert gold_eval.main([*asked, "--game", "pong", *flags]) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert not any(name.startswith("turns/") for name in last["metrics"])
     with pytest.raises(ValueError, match="--starts any needs --data"):
         gold_eval.main(["--checkpoint", "shipped", "--starts", "any"])
     with pytest.raises(ValueError, match="--rollouts must be at most .* on the gold set, got 99"):

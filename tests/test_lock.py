@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import content_of
 from v2 import play_atari_hires
-from v2.data import collect_atari
+from v2.data import collect_atari, import_recordings
+from v2.data.recordings import COLLECTING
 from v2.runtime import files
 from v2.runtime.lock import Lock
 from v2.runtime.run_dir import RunDir
@@ -55,6 +57,25 @@ def test_weights_are_shipped_by_one_process_at_a_time(world_run, ends, tmp_path,
         ends(ship.main, ["--run", world_run], 2, f"process {os.getpid()} is busy")
     assert not list(folder.iterdir())
     assert ship.main(["--run", str(world_run)]) == 0
+
+
+def test_two_imports_into_a_folder_do_not_replace_each_other(ends, tmp_path, monkeypatch):
+    source, out = tmp_path / "source.npz", tmp_path / "home" / "data.npz"
+    frames = np.random.default_rng(0).integers(0, 255, (400, 84, 64, 3), np.uint8)
+    np.savez(source, frames=frames, actions=np.arange(400) % 3)
+    flags = [source, "--name", "ball", "--out", out, "--fps", 15]
+    out.parent.mkdir()
+    with Lock(out.parent / COLLECTING, "busy"):
+        ends(import_recordings.main, flags, 2, f"process {os.getpid()} is busy")
+    imported = import_recordings.import_source
+
+    def slow(*args):
+        out.write_bytes(b"came meanwhile")
+        return imported(*args)
+
+    monkeypatch.setattr(import_recordings, "import_source", slow)
+    ends(import_recordings.main, flags, 2, "is there already: --overwrite replaces it")
+    assert out.read_bytes() == b"came meanwhile"
 
 
 def test_what_came_meanwhile_is_not_replaced_by_what_was_played(tmp_path):

@@ -25,6 +25,7 @@ from v2.data.games import EmulatorConfig, find_weights
 from v2.data.tokens import recording_sha256, tokenize
 from v2.dream import DreamEngine
 from v2.eval import documents
+from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.weights import load_vqvae, tokenizer_sha256
 from v2.runtime import checkpoint
 from v2.runtime.run_dir import all_runs
@@ -311,6 +312,14 @@ def test_the_run_that_was_begun_last_is_gone_on_with_whatever_its_name(stages, t
     (tmp_path / "runs" / "0_renamed" / "status.json").write_text(json.dumps(status))
     found = pipeline.Pipeline(tmp_path, "breakout", "default")._newest_run("world_model", {})
     assert found == tmp_path / "runs" / "0_renamed"
+
+
+def test_a_field_that_changes_nothing_leaves_no_run_out():
+    config = dataclasses.asdict(WorldModelConfig(num_actions=4))
+    del config["local_layers"]  # as if it was younger than the run
+    state = {"kind": "world_model", "config": config, "model": {}}
+    assert not pipeline._is_of_older_code(state)
+    assert pipeline._is_of_older_code(state | {"config": config | {"layers": 3}})
 
 
 def test_what_is_made_and_judged_is_not_made_again(stages, tmp_path):

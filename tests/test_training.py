@@ -1,6 +1,7 @@
 """The training scripts on a synthetic game with known truth, with small models."""
 
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -24,7 +25,7 @@ from v2.data.atari_dataset import load_game_data, save_game_data, window_starts
 from v2.data.patch_counts import read_counts
 from v2.data.tokens import load_tokens
 from v2.dream import DreamEngine
-from v2.eval import validate
+from v2.eval import validate, weights_folder
 from v2.models.patch_table import SLOTS, PatchTable
 from v2.models.temporal_world_model import WorldModelConfig
 from v2.models.vqvae_hires import VQVAE, VQVAEConfig
@@ -234,6 +235,35 @@ def test_shared_weights_are_taken_wherever_weights_are(
     assert DreamEngine.load("shipped", device="cpu").info["sha256"] == kept.info["sha256"]
     with pytest.raises(FileExistsError, match="name another --to"):
         ship.main(["--run", str(world_run), "--to", str(folder)])
+
+
+def test_both_weights_are_shipped_or_none(world_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("v2.data.games.CHECKPOINTS", tmp_path)
+    assert ship.main(["--run", str(world_run)]) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "atari").glob("*.pt")}
+    write, written = checkpoint._write_state, []
+
+    def on_a_full_disk(state, file):
+        written.append(state["kind"])
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "no space")
+        write(state | {"step": 7}, file)
+
+    monkeypatch.setattr(checkpoint, "_write_state", on_a_full_disk)
+    with pytest.raises(OSError, match="what was there is kept"):
+        ship.main(["--run", str(world_run)])
+    after = {path.name: path.read_bytes() for path in (tmp_path / "atari").glob("*.pt")}
+    assert after == before and len(written) == len(before) == 2
+    assert DreamEngine.load("shipped", device="cpu")
+
+
+@pytest.mark.parametrize("game, measured", [
+    ("pong", "gold_eval.py --game pong --weights FOLDER --model-card"),
+    ("own-ball", "gold_eval.py --game own-ball --weights FOLDER --data DATA.npz --model-card"),
+])  # fmt: skip
+def test_the_shared_card_says_how_its_game_is_measured(game, measured):
+    infos = {kind: {"config": {}} for kind in ("vqvae", "world_model")}
+    assert measured in weights_folder._card(game, infos, False)
 
 
 def test_what_learnt_the_tokens_of_a_smoke_run_is_never_shipped(

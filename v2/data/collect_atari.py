@@ -31,6 +31,7 @@ from v2.data.flicker import measure_flicker
 from v2.data.games import FITS, EmulatorConfig, emulator_dict, game_directory
 from v2.data.policies import POLICY_NAMES, PolicyConfig, policy_mix
 from v2.data.recordings import (
+    COLLECTING,
     DATA_NAME,
     UNFINISHED,
     recorded_files,
@@ -92,7 +93,7 @@ def main(argv=None) -> int:
     directory = args.out or game_directory(emulator.game)
     check_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with Lock(directory / "collecting.lock", f"collecting into {directory}"):
+    with Lock(directory / COLLECTING, f"collecting into {directory}"):
         return _collect(args, emulator, mix, directory)
 
 

@@ -86,8 +86,8 @@ def load_starts(game: str, path: Path | None = None) -> DreamStarts:
     path = starts_path(game) if path is None else Path(path).absolute()  # as pickles name it
     if path == starts_path(game) and not path.exists():
         raise FileNotFoundError(
-            f"no starts of {game_id(game)} come with this package: give starts=FILE, "
-            "a recording of v2/data/collect_atari.py"
+            f"no starts of {game_id(game)} come with this package: give starts=FILE "
+            "(--starts FILE), a recording of v2/data/collect_atari.py"
         )
     is_set = path.exists() and "episodes" not in read_meta(path)  # else a recording or its shards
     starts = _read_set(path) if is_set else _of_recording(path)

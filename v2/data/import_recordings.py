@@ -27,14 +27,21 @@ from v2.data.contact_sheet import save_contact_sheet
 from v2.data.games import FITS, OWN, game_id
 from v2.data.importing import ImportSettings, import_source
 from v2.data.minari_recordings import check_id, is_minari, minari_source, write_minari
-from v2.data.recordings import DATA_NAME, UNFINISHED, default_data, recorded_files
+from v2.data.recordings import (
+    COLLECTING,
+    DATA_NAME,
+    UNFINISHED,
+    default_data,
+    recorded_files,
+)
 from v2.data.sources import Source, dataset_source, distinct, is_dataset, npz_source
 from v2.data.video_recordings import video_source
+from v2.play.keys import is_played_by_keys
 from v2.runtime.commands import command
 from v2.runtime.files import check_output, free_path
+from v2.runtime.lock import Lock
 
 USUAL_FPS = 15  # what the recipes were made for
-KEYS = re.compile("NOOP|(UP|DOWN)?(LEFT|RIGHT)?(FIRE)?")  # what keys can play
 
 
 def build_parser():
@@ -67,8 +74,7 @@ def main(argv=None) -> int:
     if out.suffix != ".npz":
         raise ValueError(f"--out {out}: a dataset ends in .npz")
     check_output(out)
-    if recorded_files(out) and not args.overwrite:
-        raise FileExistsError(f"{recorded_files(out)[0]} is there already: --overwrite replaces it")
+    _check_free(out, args.overwrite)
     if args.to_minari:
         check_id(args.to_minari)
     names = distinct(args.actions.split(",")) if args.actions else None
@@ -78,13 +84,15 @@ def main(argv=None) -> int:
         raise ValueError(f"{args.source} does not say its frame rate: give --fps")
     settings = ImportSettings(game, fps, args.every, args.shift, args.fit)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with cli.StopRequest() as stop:
-        data = import_source(source, settings, out.parent, stop)
-    if data is None:
-        return stop.exit_code
-    check_training_games(out, data.meta["episodes"])
-    save_game_data(out, data)
-    out.with_name(UNFINISHED).unlink(missing_ok=True)
+    with Lock(out.parent / COLLECTING, f"importing into {out.parent}"):
+        with cli.StopRequest() as stop:
+            data = import_source(source, settings, out.parent, stop)
+        if data is None:
+            return stop.exit_code
+        check_training_games(out, data.meta["episodes"])
+        _check_free(out, args.overwrite)  # from what came meanwhile
+        save_game_data(out, data)
+        out.with_name(UNFINISHED).unlink(missing_ok=True)
     sheet = out.with_suffix(".png")
     sheet = sheet if args.overwrite else free_path(sheet)  # a picture of another is kept
     save_contact_sheet(sheet, data)
@@ -95,6 +103,11 @@ def main(argv=None) -> int:
         print(f"Minari: {args.to_minari}, {write_minari(args.to_minari, data)}")
     print(f"next: {command('train/train_vqvae_hires.py', game=game, data=args.out)}")
     return 0
+
+
+def _check_free(out: Path, may_overwrite: bool) -> None:
+    if recorded_files(out) and not may_overwrite:
+        raise FileExistsError(f"{recorded_files(out)[0]} is there already: --overwrite replaces it")
 
 
 def _game(name: str) -> str:
@@ -125,7 +138,7 @@ def _report(data: GameData, source: Source, settings: ImportSettings) -> None:
         print(f"note: {note}")
     for name in np.array(names)[shares == 0]:
         print(f"note: {name} is never taken: a dream cannot know what it does")
-    if unknown := [name for name in names if not KEYS.fullmatch(name)]:
+    if unknown := [name for name in names if not is_played_by_keys(name)]:
         print(f"note: no key plays {', '.join(unknown)}: --actions can name them by NOOP, UP, "
               "LEFT, RIGHT, DOWN, FIRE and what is joined of them")  # fmt: skip
     if rate >= 2 * USUAL_FPS:

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     """What was seen of n cells near motion."""
 
     keys: np.ndarray  # int32 (n, levels)
-    guess: np.ndarray  # uint8 (n,): what the levels so far say comes next
+    guess: np.ndarray  # uint8 (n,): the token that it had
     tokens: np.ndarray  # uint8 (n,): what came
     folds: np.ndarray  # int8 (n,): of whose game
 
@@ -75,11 +75,10 @@ def fill(table: PatchTable, tokens: TokenData, folds: np.ndarray) -> int:
     num_folds = max(1, folds.max(initial=-1) + 1)
     of_folds = []
     for fold in range(num_folds):
-        is_other = seen.folds != fold
-        _count(table, Seen(*(part[is_other] for part in seen)))
+        _count(table, seen, np.flatnonzero(seen.folds != fold))
         of_folds.append(table.entries.clone())
     table.folds = torch.stack(of_folds)
-    return _count(table, seen)
+    return _count(table, seen, np.arange(len(seen.tokens)))
 
 
 def write_counts(path: Path, table: PatchTable) -> None:
@@ -100,12 +99,14 @@ def read_counts(path: Path, table: PatchTable) -> None:
     table.entries, table.folds = whole[0].clone(), folds
 
 
-def _count(table: PatchTable, seen: Seen) -> int:
-    """Write `entries`, and return how many there are; what `seen` guesses is changed."""
+def _count(table: PatchTable, seen: Seen, cells: np.ndarray) -> int:
+    """Write `entries` from some cells, int64 (m,), and return how many entries there are."""
+    guess, came = seen.guess[cells], seen.tokens[cells]
     table.entries.zero_()
     taken = np.zeros(table.num_buckets, np.int64)
     for level in range(len(LEVELS)):
-        better = _exceptions(seen, level, table.num_codes)
+        keys = seen.keys[cells, level]
+        better = _exceptions(keys, guess, came, table.num_codes)
         bucket, rest = table.place(better.keys)
         order = np.lexsort((-better.gains, bucket))
         bucket, rest = bucket[order], rest[order]
@@ -116,10 +117,10 @@ def _count(table: PatchTable, seen: Seen) -> int:
         entries = torch.from_numpy(entry[has_room]).int()
         table.entries[bucket[has_room], slot[has_room]] = entries
         taken = np.minimum(SLOTS, taken + np.bincount(bucket, minlength=len(taken)))
-        for first in range(0, len(seen.tokens), CELLS):
+        for first in range(0, len(cells), CELLS):
             part = slice(first, first + CELLS)
-            says = table.look_up(torch.from_numpy(seen.keys[part, level]).long()).numpy()
-            seen.guess[part] = np.where(says > 0, says % table.num_codes, seen.guess[part])
+            says = table.look_up(torch.from_numpy(keys[part]).long()).numpy()
+            guess[part] = np.where(says > 0, says % table.num_codes, guess[part])
     return int(taken.sum())
 
 
@@ -136,10 +137,16 @@ def _seen(table: PatchTable, tokens: TokenData, rows: np.ndarray, folds: np.ndar
     return Seen(keys[near], of_last, following, folds.astype(np.int8).repeat(near.sum(1)))
 
 
-def _exceptions(seen: Seen, level: int, num_codes: int) -> Exceptions:
-    """Find the keys of a level that know better than what is guessed so far."""
-    packed = (seen.keys[:, level].astype(np.int64) * num_codes + seen.tokens) * 2
-    packed, count = np.unique(packed + (seen.guess == seen.tokens), return_counts=True)
+def _exceptions(
+    keys: np.ndarray, guess: np.ndarray, came: np.ndarray, num_codes: int
+) -> Exceptions:
+    """Find the keys of a level that know better than what is guessed so far.
+
+    Args:
+        keys, guess, came: of each cell its key, what is guessed and which token came, (m,).
+    """
+    packed = (keys.astype(np.int64) * num_codes + came) * 2
+    packed, count = np.unique(packed + (guess == came), return_counts=True)
     was_right, packed = packed % 2, packed // 2  # ascending by key, then by token
     first = np.flatnonzero(np.diff(packed, prepend=-1))
     was_right = np.add.reduceat(count * was_right, first)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from v2.data.games import differing_settings, game_directory
+from v2.data.games import OWN, differing_settings, game_directory, game_id
 from v2.data.npz import BadFileError, add_to_meta, read_meta
 from v2.data.validation import check_episodes
 from v2.runtime.commands import command
@@ -22,6 +22,7 @@ META_FIELDS: dict[str, type] = {
 }  # fmt: skip
 DIGITS = 5  # of a shard's number, behind the name of the whole
 NUM_SHARDS = "num_shards"  # in the meta of each shard, once all are there
+COLLECTING = "collecting.lock"  # held while a recording is made in a folder
 UNFINISHED = "collecting.tmp"  # beside what `make train` has begun to record
 OF_TOKENS = "vqvae_sha256"  # in the meta of a file that holds tokens, which is no recording
 OF_GOLD = "gold_sha256"  # in the meta of what is evaluated on, which no folder offers to train on
@@ -89,6 +90,13 @@ def say_all_are_there(shards: list[Path]) -> None:
         add_to_meta(shard, {NUM_SHARDS: len(shards)})
 
 
+def check_recorded(data: Data, game: str) -> None:
+    """Raise a FileNotFoundError, with the command that makes it, where a game has no recording."""
+    for path in _listed(data):
+        if not path.is_dir() and not recorded_files(path):
+            raise _nothing_at(path, game)
+
+
 def default_data(game: str, home: Path | None) -> Path:
     """Return the recording of a home that was named, or where it has none, the game's."""
     own = home / f"{DATA_NAME}.npz" if home else None
@@ -144,13 +152,19 @@ def _files_of(path: Path) -> list[Path]:
     """Return the file itself, or its shards in order."""
     paths = recorded_files(path)
     if not paths:
-        raise FileNotFoundError(
-            f"no game data at {path}: run {command('data/collect_atari.py', out=path.parent)}"
-        )
+        raise _nothing_at(path, None)
     if paths[0] == path:
         return paths[:1]
     _check_whole(path, paths)
     return paths
+
+
+def _nothing_at(path: Path, game: str | None) -> FileNotFoundError:
+    out = None if game and path == default_data(game, None) else path.parent
+    maker = command("data/collect_atari.py", game=game, out=out)
+    if game and (own := game_id(game)).startswith(OWN):
+        maker = command("data/import_recordings.py", "SOURCE", name=own, out=out and path)
+    return FileNotFoundError(f"no game data at {path}: run {maker}")
 
 
 def _check_whole(path: Path, shards: list[Path]) -> None:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights
-from v2.data.recordings import Data, default_data, shown
+from v2.data.recordings import Data, check_recorded, default_data, shown
 from v2.data.tokens import check_target, tokenize, tokens_path
 from v2.models.weights import load_vqvae
 from v2.runtime.commands import command, given
@@ -50,6 +50,7 @@ def main(argv=None) -> int:
     out = args.out if args.out and not home else tokens_path(data, home)
     check_target(out)
     check_output(out)
+    check_recorded(data, args.game)
     if args.skip_bad:
         set_bad_aside(data)
     check_game(data, args.game)

@@ -35,7 +35,7 @@ from v2.eval.long_dreams import long_dream_scores
 from v2.eval.objects import detector
 from v2.eval.one_step import LEAD_STEPS, ending_scores, one_step_scores
 from v2.eval.rollouts import HORIZONS, Rollouts, rollout_scores
-from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, random_starts, strata_of
+from v2.eval.starts import HISTORY, Clips, cut_clips, even_starts, strata_of
 from v2.eval.tokenizer import tokenizer_scores
 from v2.eval.turns import turn_scores, turn_starts
 from v2.runtime import checkpoint
@@ -189,7 +189,8 @@ def _all_scores(
     game = data.meta["game"]
     if detector.has_truth(game):
         starts, kinds = turn_starts(game, data.ram, data.episode_ids, None, tier.turns)
-        scores |= turn_scores(engine, cut_clips(data, starts, 1, kinds), advance)
+        if len(starts):
+            scores |= turn_scores(engine, cut_clips(data, starts, 1, kinds), advance)
     rows, pictures = _open_loop(engine, chosen, tier, clips, advance)
     scores |= rows
     if chosen.branches is not None:
@@ -298,18 +299,29 @@ def _rollouts(engine, clips: Clips, after: int, progress) -> Rollouts:
     return Rollouts(clips, dreams, tokens, kept)
 
 
+def _has_ball(game: str, ram: np.ndarray) -> np.ndarray:
+    """Tell in which frames a ball is in play, also behind bricks, bool (B,)."""
+    return np.isfinite(detector.read_ram(game, ram).ball[:, 0])
+
+
 def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, progress):
     """Start long dreams where the ball is in play, and show its policy's real games beside them."""
-    strata = strata_of(data.meta["game"])
-    flying = np.flatnonzero(~np.isin(clips.strata, ("serve", strata[-1])) | (len(strata) == 1))
+    game = data.meta["game"]
+    strata = strata_of(game)
+    is_flying = ~np.isin(clips.strata, ("serve", strata[-1])) | (len(strata) == 1)
+    if detector.has_truth(game):
+        is_flying &= _has_ball(game, clips.ram[:, HISTORY - 1])
+    flying = np.flatnonzero(is_flying)
     chosen: tuple[np.ndarray, ...] = (
         clips.history[flying], clips.past_actions[flying], clips.episodes[flying]
     )  # fmt: skip
     ages = None if clips.ages is None else clips.ages[flying]
     missing = tier.long_dreams - len(flying)
     if missing > 0:
-        starts = random_starts(data, missing, 1, np.random.default_rng(1))
-        more = cut_clips(data, starts, 1)
+        starts = even_starts(data, len(data), 1)
+        if detector.has_truth(game) and (has_ball := _has_ball(game, data.ram[starts])).any():
+            starts = starts[has_ball]
+        more = cut_clips(data, spread(starts, missing), 1)
         chosen = tuple(
             np.concatenate(pair)
             for pair in zip(chosen, (more.history, more.past_actions, more.episodes), strict=True)
@@ -318,7 +330,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
             ages = np.concatenate([ages, more.ages])
     history, past, episodes = (spread(part, tier.long_dreams) for part in chosen)
     ages = None if ages is None else spread(ages, tier.long_dreams)
-    policy = (SCRIPTED if detector.has_truth(data.meta["game"]) else STICKY).name
+    policy = (SCRIPTED if detector.has_truth(game) else STICKY).name
     ids = np.unique(data.episode_ids)
     played = [episode["id"] for episode in data.meta["episodes"] if episode.get("policy") == policy]
     ids = ids[np.isin(ids, played)] if np.isin(ids, played).any() else ids
@@ -326,7 +338,7 @@ def _long(engine, data: GameData, clips: Clips, tier: Tier, num_codes: int, prog
     games = [data.frames[first:last] for first, last in zip(firsts, lasts, strict=True)]
     ends = np.array([data.terminated[data.episode_ids == k].any() for k in ids])
     return long_dream_scores(
-        engine, data.meta["game"], data.meta["action_meanings"], history, past, episodes,
+        engine, game, data.meta["action_meanings"], history, past, episodes,
         tier.long_dream_steps, games, ends, data.frames[::REAL_FRAME_EVERY], num_codes, progress,
         ages,
     )  # fmt: skip

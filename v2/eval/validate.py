@@ -52,11 +52,12 @@ class Evaluation:
         self.turns = None
         game = tokens.emulator.game
         if detector.has_truth(game) and num_turns:
-            every = np.arange(len(tokens))[:, None]
-            ram = _read("ram", data, every)[:, 0]
-            starts, kinds = turn_starts(game, ram, tokens.episode_ids, held_out, num_turns)
+            ram = _read("ram", data, held_out[:, None])[:, 0]
+            of_held_out = tokens.episode_ids[held_out]
+            starts, kinds = turn_starts(game, ram, of_held_out, per_kind=num_turns)
             if len(starts):
-                self.turns = self._clips(tokens, data, starts + 1 - HISTORY, 1, kinds)
+                firsts = held_out[starts] + 1 - HISTORY
+                self.turns = self._clips(tokens, data, firsts, 1, kinds)
 
     def __call__(self, model: TemporalWorldModel, picture: Path) -> tuple[dict, float]:
         """Return figures and the score that chooses `best.pt`; draw a clip, real over dream."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from v2.data.atari_dataset import GameData, save_game_data, spread
 from v2.data.games import shown_name
+from v2.eval.gold import GOLD_GAMES
 from v2.eval.model_card import TERMS, training_lines
 from v2.eval.pictures import save_grid
 from v2.eval.suite import training_runs
@@ -47,7 +48,9 @@ def describe_folder(folder: Path, game: str, infos: dict[str, dict], scene: Game
 
 
 def _card(game: str, infos: dict[str, dict], has_scene: bool) -> str:
-    play = "python v2/play_atari_hires.py" + ("" if game == "breakout" else f" --game {game}")
+    of_game = "" if game == "breakout" else f" --game {game}"
+    play = f"python v2/play_atari_hires.py{of_game}"
+    measured = "" if game in GOLD_GAMES else " --data DATA.npz"
     lines = [
         f"# {shown_name(game)}: VQ-VAE and world model", "",
         f"The dream of a game in {', '.join(infos['world_model'].get('action_meanings') or [])}: "
@@ -57,8 +60,8 @@ def _card(game: str, infos: dict[str, dict], has_scene: bool) -> str:
         *([f"    {play} --weights FOLDER --replay FOLDER/{START_NAME}"] if has_scene else []), "",
         *(["![frames to start from](start.png)", ""] if has_scene else []),
         *_figures({k: v for info in infos.values() for k, v in info.get("metrics", {}).items()}),
-        "`python v2/eval/gold_eval.py --weights FOLDER --model-card FOLDER/README.md` measures "
-        "more, with intervals, and writes it here.", "",
+        f"`python v2/eval/gold_eval.py{of_game} --weights FOLDER{measured} "
+        "--model-card FOLDER/README.md` measures more, with intervals, and writes it here.", "",
         "## Training", "",
         *training_lines({"train_vqvae_hires": training_runs(infos["vqvae"]),
                          "train_wm_hires": training_runs(infos["world_model"])}),

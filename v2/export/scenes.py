@@ -33,6 +33,7 @@ from v2.models.vqvae_hires import VQVAE
 from v2.runtime.files import atomic_path
 
 FORMAT = 2  # of game.json; web/src/files.js reads this one alone
+GAME_NAME = "game.json"
 MAX_GAMES = 20
 HISTORY = WorldModelConfig.history
 MIN_STEPS, MAX_STEPS = 150, 240  # 10 to 16 seconds
@@ -231,7 +232,7 @@ def write_game(
             for scene in scenes
         ],
     }  # fmt: skip
-    path = folder / "game.json"
+    path = folder / GAME_NAME
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1) + "\n")
     return path

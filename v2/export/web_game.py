@@ -17,7 +17,7 @@ if __name__ == "__main__":
 from v2.data.games import EmulatorConfig, game_id, learnt_config
 from v2.export.engine import OnnxDream
 from v2.export.graph import GRAPH_NAME, export_graph
-from v2.export.scenes import KINDS, make_scenes, write_game
+from v2.export.scenes import GAME_NAME, KINDS, make_scenes, write_game
 from v2.play.keys import ALIASES
 from v2.runtime.files import check_writable
 
@@ -38,6 +38,7 @@ def main(argv=None) -> int:
     print(f"weights: {engine.source}")
     emulator = learnt_config(engine.info, engine.source, args.game)
     assert isinstance(emulator, EmulatorConfig)  # a game that was only recorded has no scenes
+    (args.out / GAME_NAME).unlink(missing_ok=True)  # it names all others; written last
     graph = args.out / GRAPH_NAME
     export_graph(engine.vqvae, engine.world_model, graph, has_half_weights=True)
     print(f"{graph}: {graph.stat().st_size / 1e6:.1f} MB")

@@ -114,7 +114,10 @@ class ActionMap:
         aliases: input -> the input that it stands for in this game; see `ALIASES`.
         """
         self.meanings, self._aliases = list(meanings), aliases or {}
-        self._actions = {_inputs_in(name): index for index, name in enumerate(self.meanings)}
+        self._actions: dict[frozenset[str], int] = {}
+        for index, name in enumerate(self.meanings):
+            if is_played_by_keys(name):
+                self._actions.setdefault(_inputs_in(name), index)
         self._known_inputs = frozenset().union(*self._actions)
         self._actions.setdefault(frozenset(), 0)  # a game without NOOP
 
@@ -136,7 +139,8 @@ class ActionMap:
 
     def inputs(self, action: int) -> frozenset[str]:
         """Return the keys that an action stands for."""
-        return _inputs_in(self.meanings[action])
+        name = self.meanings[action]
+        return _inputs_in(name) if is_played_by_keys(name) else frozenset()
 
     def script(self, text: str) -> Iterator[int]:
         """Read a script of actions such as `RIGHT*10,NOOP*5,FIRE`.
@@ -153,7 +157,7 @@ class ActionMap:
         match = re.fullmatch(r"\s*([A-Za-z+]+)\s*(?:\*\s*(\d+))?\s*", part)
         name = match[1].upper().replace("+", "").replace("SPACE", "FIRE") if match else ""
         count = int(min(float(match[2] or 1), MAX_SCRIPT_STEPS + 1)) if match else 0
-        if count < 1 or not _is_combination(name) or _inputs_in(name) not in self._actions:
+        if count < 1 or not is_played_by_keys(name) or _inputs_in(name) not in self._actions:
             raise ValueError(
                 f"--keys: {part.strip()!r} is not NAME or NAME*COUNT with a name of "
                 f"{', '.join(self.meanings)}"
@@ -161,8 +165,11 @@ class ActionMap:
         return self._actions[_inputs_in(name)], count
 
 
-def _is_combination(name: str) -> bool:
-    return re.fullmatch(f"NOOP|({'|'.join(INPUTS)})+", name) is not None
+def is_played_by_keys(name: str) -> bool:
+    """Tell whether an action's name is NOOP or made of `INPUTS` alone, no two of them opposite."""
+    is_made_of = re.fullmatch(f"NOOP|({'|'.join(INPUTS)})+", name) is not None
+    inputs = _inputs_in(name)
+    return is_made_of and not any(OPPOSITES.get(each) in inputs for each in inputs)
 
 
 def _inputs_in(meaning: str) -> frozenset[str]:

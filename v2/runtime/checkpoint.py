@@ -6,6 +6,7 @@ is refused with one line. The only place that reads or writes weights.
 Knows nothing of training or games.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -47,6 +48,16 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
         model: the uncompiled model, with a frozen dataclass `.config`.
         extra: plain values and tensors (optimizer, step, rng, metrics, emulator, ...).
     """
+    with saving(path, kind, model, **extra):
+        pass
+
+
+@contextlib.contextmanager
+def saving(path: Path, kind: str, model: torch.nn.Module, **extra):
+    """Write a checkpoint as `save_checkpoint` does, which takes its place when the block succeeds.
+
+    So of several that belong together none takes its place before all are written.
+    """
     state = {
         "format": FORMAT,
         "kind": kind,
@@ -60,6 +71,7 @@ def save_checkpoint(path: Path, kind: str, model: torch.nn.Module, **extra) -> N
             _write_state(state, file)
         digest = file_sha256(temporary)
         _announce(path, digest)
+        yield
     _write_sidecar(path, [digest])
 
 
@@ -196,15 +208,19 @@ def restore(model: torch.nn.Module, state: dict, path: Path) -> None:
 
 def check_architecture(model: torch.nn.Module, stored: dict, path: Path, ignored=()) -> None:
     """Raise a ValueError with the fields in which a stored config differs from a model's."""
-    config = dataclasses.asdict(_config_of(model))
-    stored = {f.name: f.default for f in dataclasses.fields(_config_of(model))} | stored
-    differing = [
-        f"{key} {stored.get(key)}, now {config.get(key)}"
-        for key in sorted((config.keys() | stored.keys()) - set(ignored))
-        if config.get(key) != stored.get(key)
-    ]
-    if differing:
+    if differing := differing_fields(_config_of(model), stored, ignored):
         raise ValueError(f"{path} has another architecture: {'; '.join(differing)}")
+
+
+def differing_fields(config: Any, stored: dict, ignored=()) -> list[str]:
+    """Say in which fields a stored config differs from a model's; what it lacks is the default."""
+    today = dataclasses.asdict(config)
+    stored = {field.name: field.default for field in dataclasses.fields(config)} | stored
+    return [
+        f"{key} {stored.get(key)}, now {today.get(key)}"
+        for key in sorted((today.keys() | stored.keys()) - set(ignored))
+        if today.get(key) != stored.get(key)
+    ]
 
 
 def _check_weights(weights: dict, model: torch.nn.Module, path: Path) -> None:

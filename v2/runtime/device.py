@@ -38,13 +38,24 @@ def choose_device(name: str) -> torch.device:
 
 
 def tune_cpu() -> None:
-    """Set what makes numbers on the CPU quick, for the whole process: for scripts alone.
+    """Set what makes numbers on the CPU quick, for the whole process: for scripts alone."""
+    flush_denormals()
+    keep_memory()
 
-    Numbers under 1e-38 count as zero, in threads that start after this: sharp attention is full of
-    them, and each costs a hundred cycles. And glibc keeps the memory that is freed: a step asks
-    for the same again, and the system would clear every page of it anew.
+
+def flush_denormals() -> None:
+    """Count numbers under 1e-38 as zero, in this thread and those that it starts after this.
+
+    Sharp attention is full of them, and each costs a hundred cycles.
     """
     torch.set_flush_denormal(True)
+
+
+def keep_memory() -> None:
+    """Let glibc keep the memory that is freed.
+
+    A step asks for the same again, and the system would clear every page of it anew.
+    """
     if sys.platform == "linux" and hasattr(allocator := ctypes.CDLL(None), "mallopt"):
         for parameter, value in KEEP_MEMORY.items():
             allocator.mallopt(parameter, value)

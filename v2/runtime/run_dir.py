@@ -2,9 +2,10 @@
 
 Contract: a run writes only into its own folder (and the game's tokens, where they are missing or
 stale), one process at a time: config.json, metrics.jsonl (one line an event, no step twice),
-last.pt, last-1.pt, best.pt and their .sha256, of a world model its vqvae.pt, samples/, status.json,
-and a lock while it trains. `latest` is the run that finished last and is no smoke run, else the
-shipped weights. Which of two was last is told by the time in status.json, of a clock that never
+last.pt, last-1.pt, best.pt and their .sha256, samples/, status.json, a batch that was not finite,
+and a lock while it trains; of a world model its vqvae.pt and patch_table.npz, of an agent its
+curves and agents kept on the way. `latest` is the run that finished last and is no smoke run, else
+the shipped weights. Which of two was last is told by the time in status.json, of a clock that never
 goes back: a run's is later than those of all others there. Names are free. Knows nothing of models.
 """
 

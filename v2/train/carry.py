@@ -3,8 +3,9 @@
     python v2/train/carry.py --run latest
 
 What is kept are the averaged weights in half precision, the recipe and the log: 24 MB, of the
-recipe `long` 31. `make train` with the preset and VQ-VAE that it prints goes on from it, and warms
-its rate up again for a few hundred steps, as the optimizer's state stays behind.
+recipe `long` 31. `make train` with the preset and VQ-VAE that it prints goes on from it, where none
+of that run is there that came further, and warms its rate up again for a few hundred steps, as the
+optimizer's state stays behind.
 """
 
 import sys
@@ -80,7 +81,8 @@ def main(argv=None) -> int:
 def _unfinished(home: Path) -> Path:
     """Return the unfinished world-model run that was begun last."""
     for run in reversed(all_runs(home)):
-        if read_config(run)["kind"] == "world_model" and not is_finished(run):
+        is_saved = (run / "last.pt").exists()
+        if read_config(run)["kind"] == "world_model" and is_saved and not is_finished(run):
             return run
     raise FileNotFoundError(f"no unfinished world-model run in {home / 'runs'}")
 

@@ -52,11 +52,12 @@ from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256, to
 from v2.runtime import checkpoint
 from v2.runtime.commands import command
 from v2.runtime.device import choose_device
-from v2.runtime.files import check_writable, file_sha256, write_text
+from v2.runtime.files import check_writable, file_sha256, free_path, write_text
 from v2.runtime.lock import Lock
 from v2.runtime.run_dir import (
     CARRIED,
     VQVAE_NAME,
+    RunDir,
     all_runs,
     is_finished,
     read_config,
@@ -310,10 +311,14 @@ class Pipeline:
         return run
 
     def _bring_carried(self) -> None:
-        """Go on here with the runs that `v2/train/carry.py` brought."""
+        """Go on here with the runs that `v2/train/carry.py` brought, where they came further.
+
+        What was here of the same run stays beside it, named by its step.
+        """
         for carried in sorted((self.directory / CARRIED).glob("*/config.json")):
             run = self.directory / "runs" / carried.parent.name
-            if run.exists():
+            state, step = checkpoint.load_last(carried.parent, "world_model"), _step_of(run)
+            if state["step"] <= step:
                 continue
             with tempfile.TemporaryDirectory(dir=self.directory) as folder:
                 copy = Path(shutil.copytree(carried.parent, Path(folder) / run.name))
@@ -321,7 +326,13 @@ class Pipeline:
                     shipped = find_weights("shipped", "vqvae", self.game)
                     shutil.copyfile(shipped, copy / VQVAE_NAME)
                 run.parent.mkdir(exist_ok=True)
+                if run.exists():
+                    RunDir(run).check_free()
+                    run.rename(free_path(run.with_name(f"{run.name}_at_{max(0, step)}")))
                 copy.rename(run)
+            RunDir(run).set_status(
+                is_finished=False, step=state["step"], minutes=state.get("minutes", 0.0)
+            )  # now the newest
             print(f"brought from {carried.parent}: {run}")
 
     def _newest_run(self, kind: str, wanted: dict[str, str]) -> Path | None:
@@ -344,12 +355,19 @@ class Pipeline:
         return None
 
 
+def _step_of(run: Path) -> int:
+    """Return the step that a world-model run was last saved at, -1 where it never was."""
+    if not (run / "last.pt").exists():
+        return -1
+    return checkpoint.load_last(run, "world_model")["step"]
+
+
 def _is_of_older_code(state: dict) -> bool:
     """Tell whether training would build another model today, so that it cannot go on with this."""
     today = {"vqvae": VQVAEConfig, "world_model": WorldModelConfig}[state["kind"]](
         **{k: v for k, v in state["config"].items() if k in OF_A_RUN}
     )
-    return dataclasses.asdict(today) != told(state)["config"]
+    return bool(checkpoint.differing_fields(today, told(state)["config"]))
 
 
 def _hashes(data: Path) -> str:

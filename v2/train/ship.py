@@ -23,6 +23,7 @@ from v2.data.atari_dataset import check_emulator
 from v2.data.games import find_weights, game_directory, game_id, learnt_config
 from v2.data.recordings import data_paths, default_data
 from v2.data.start_scene import cut_start
+from v2.eval.gold import GOLD_GAMES
 from v2.eval.weights_folder import describe_folder
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256
 from v2.runtime import checkpoint
@@ -79,23 +80,34 @@ def main(argv=None) -> int:
     directory = args.to or game_directory(args.game)
     check_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    shipped = (
+        ("vqvae", vqvae, vqvae_info, vqvae_path), ("world_model", world_model, info, path),
+    )  # fmt: skip
     with Lock(directory / "ship.lock", f"shipping weights into {directory}"):
-        for kind, model, state, source in (
-            ("vqvae", vqvae, vqvae_info, vqvae_path),
-            ("world_model", world_model, info, path),
-        ):
+        with contextlib.ExitStack() as both:  # or neither
+            for kind, model, state, _ in shipped:
+                kept = _without_machine({key: state[key] for key in KEPT if key in state})
+                kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
+                target = directory / SHIPPED[kind]
+                both.enter_context(checkpoint.saving(target, kind, model, **kept))
+        for kind, _, _, source in shipped:
             target = directory / SHIPPED[kind]
-            kept = _without_machine({key: state[key] for key in KEPT if key in state})
-            kept["earlier"] = [_without_machine(run) for run in kept.get("earlier", [])]
-            checkpoint.save_checkpoint(target, kind, model, **kept)
             print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, from {source.parent.name}")
         if args.to:
             infos = {"vqvae": vqvae_info, "world_model": info}
             describe_folder(args.to, game_id(args.game), infos, scene)
             print(f"start scene: {data or 'none, as there is no data: give --data'}")
-    evaluate = command("eval/gold_eval.py", game=args.game, checkpoint=args.to or "shipped")
-    print(f"next: {evaluate}")
+    print(f"next: {_next(args.game, args.to or 'shipped', data)}")
     return 0
+
+
+def _next(game: str, weights: Path | str, data: Path | None) -> str:
+    """Return the command that measures what was shipped, or plays it where nothing measures."""
+    if game_id(game) in GOLD_GAMES:
+        return command("eval/gold_eval.py", game=game, checkpoint=weights)
+    if data:
+        return command("eval/gold_eval.py", game=game, checkpoint=weights, data=data)
+    return command("play_atari_hires.py", game=game, weights=weights)
 
 
 def _config_of_run(weights: Path) -> dict:

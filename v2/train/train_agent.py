@@ -40,7 +40,7 @@ from v2.runtime import checkpoint
 from v2.runtime.commands import command
 from v2.runtime.device import choose_device, tune_cpu
 from v2.runtime.files import atomic_path, check_writable
-from v2.runtime.run_dir import RunDir, find_run, read_config, read_status
+from v2.runtime.run_dir import RunDir, find_run, read_config
 from v2.train.loop import check_weights
 from v2.train.recipe import AgentRecipe, recipe_of, with_settings
 from v2.train.sampling import step_rng
@@ -104,7 +104,7 @@ def main(argv=None) -> int:
 
 
 def _parse(argv) -> tuple[argparse.Namespace, AgentRecipe]:
-    """Parse flags; with --resume all but --device are the run's own.
+    """Parse flags; with --resume what decides how it learns is the run's own.
 
     Raises:
         ValueError, FileNotFoundError: a flag that a resumed run cannot take, or no such run.
@@ -184,7 +184,7 @@ class AgentTraining:
             assert isinstance(network, AgentNetwork)
             ppo.go_on_from(self.ppo, network, state["optimizer"], state["step"])
             run.forget_after(state["step"])
-            self.minutes_before = read_status(run.path)["minutes"]
+            self.minutes_before = state["minutes"]
             print(f"resumed {run.path} at step {state['step']}")
         dreams = games.get_attr("dreams")[0] if args.env == "dream" else None
         self.origin = {
@@ -193,6 +193,11 @@ class AgentTraining:
             "dream_sha256": dreams.engine.info["sha256"] if dreams else None,
             "emulator": emulator_dict(dreams.starts.emulator if dreams else real_emulator(args)),
         }  # fmt: skip
+        if args.resume and state.get("dream_sha256") != self.origin["dream_sha256"]:
+            raise ValueError(
+                f"{run.path} learnt in a dream of other weights than {args.weights} is now: "
+                "restore them, or begin a new run"
+            )
         self.first = self.step = self.ppo.num_timesteps
         self.began = self.saved = time.monotonic()
 

@@ -34,7 +34,7 @@ from v2.data.atari_dataset import (
 )
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.games import find_weights, game_directory
-from v2.data.recordings import Data, default_data, list_episodes, shown
+from v2.data.recordings import Data, check_recorded, default_data, list_episodes, shown
 from v2.data.tokens import TOKENS_NAME
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
@@ -75,6 +75,7 @@ def main(argv=None) -> int:
     if args.resume and workers.is_writer:
         RunDir(args.resume).check_free()
     named: Data = args.data or default_data(args.game, args.out)
+    check_recorded(named, args.game)
     if args.skip_bad and workers.is_writer:
         set_bad_aside(named)
     workers.wait()

@@ -26,7 +26,7 @@ from v2.data.atari_dataset import check_emulator, check_game, set_bad_aside, win
 from v2.data.coverage import choose_count, coverage, far_rank
 from v2.data.games import find_weights, game_directory
 from v2.data.patch_counts import fill, fold_of_rows, read_counts, write_counts
-from v2.data.recordings import Data, default_data, shown
+from v2.data.recordings import Data, check_recorded, default_data, shown
 from v2.data.tokens import (
     TokenData,
     check_target,
@@ -44,7 +44,7 @@ from v2.models.vqvae_hires import VQVAE
 from v2.models.weights import load_vqvae, load_world_model, tokenizer_sha256, told
 from v2.runtime import checkpoint
 from v2.runtime.commands import command, given
-from v2.runtime.device import compiled, tune_cpu
+from v2.runtime.device import compiled, flush_denormals, keep_memory
 from v2.runtime.files import check_output, check_writable
 from v2.runtime.run_dir import VQVAE_NAME, RunDir, is_of_smoke
 from v2.train.distributed import Workers, join
@@ -87,6 +87,7 @@ def build_parser():
 def main(argv=None) -> int:
     parsed = parse(build_parser(), WORLD_MODEL_PRESETS, argv)
     args, recipe = parsed.args, parsed.recipe
+    flush_denormals()  # before there are threads
     workers, device = join(args.device)
     workers.check_batch("--batch-size", recipe.batch_size)
     workers.check_batch("rollout_batch_size", recipe.rollout_batch_size)
@@ -98,6 +99,7 @@ def main(argv=None) -> int:
     data: Data = args.data or default_data(args.game, args.out)
     path = args.tokens or tokens_path(data, args.out)
     check_target(path)
+    check_recorded(data, args.game)
     if args.skip_bad and workers.is_writer:
         set_bad_aside(data)
     workers.wait()
@@ -125,7 +127,7 @@ def main(argv=None) -> int:
     if recipe.table_bits:
         _fill_table(model.patch_table, recipe, tokens, args.resume)
     model = model.to(device)
-    tune_cpu()  # now, as it keeps all memory that is freed after it
+    keep_memory()  # now, not what was freed before
     trainer = Trainer(parsed, model, vqvae, tokens, data, device, workers)
     if recipe.init_from and not args.resume:
         trainer.start_from(find_weights(recipe.init_from, "world_model", args.game), data)
@@ -358,17 +360,20 @@ class Trainer:
         checkpoint.check_resumable(state, run.path / "last.pt", "vqvae_sha256", "tokens_sha256")
         if state["vqvae_sha256"] != self.vqvae_sha256:
             raise ValueError(f"{run.path} was trained with another VQ-VAE than its {VQVAE_NAME}")
-        if state["tokens_sha256"] != self.tokens_sha256:
-            raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
         if state.get("data_sha256", self.data_sha256) != self.data_sha256:  # not in older ones
             raise ValueError(f"{run.path} was trained on other data: --resume needs the same file")
+        is_carried = not state["optimizer"]  # by v2/train/carry.py
+        if state["tokens_sha256"] != self.tokens_sha256:
+            if not is_carried:
+                raise ValueError(f"{run.path} was trained on other tokens: --resume needs the same")
+            print("some tokens are others than where it was trained: machines round differently")
         checkpoint.restore(self.model, told(state), run.path)
         self.warm_from = state.get("warm_from", 0)
-        if state["optimizer"]:
-            self.optimizer.load_state_dict(state["optimizer"])
-        else:  # of v2/train/carry.py
+        if is_carried:
             self.warm_from = state["step"]
             print(f"no optimizer's state: warming up again for {REWARM_STEPS} steps")
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.ema = resumed_ema(state["ema"], self.model, bool(self.recipe.ema))
         self.step, self.best = state["step"], state["best"]
         self.has_all_layers = state.get("has_all_layers", False)

@@ -264,11 +264,16 @@ async function saveClip() {
     weights: game.source,
     stepsPerSecond: game.stepsPerSecond,
   }
-  const clip = await makeClip(moments, facts, game.stepsPerSecond, (share) =>
-    showStatus(`Making the clip: ${Math.round(100 * share)} %`),
-  )
-  showStatus(`Clip of ${moments.length} steps, ${megabytes(clip.gif.size)}.`)
-  offerClip(clip, `${facts.game}-${facts.scene}`)
+  try {
+    const clip = await makeClip(moments, facts, game.stepsPerSecond, (share) =>
+      showStatus(`Making the clip: ${Math.round(100 * share)} %`),
+    )
+    showStatus(`Clip of ${moments.length} steps, ${megabytes(clip.gif.size)}.`)
+    offerClip(clip, `${facts.game}-${facts.scene}`)
+  } catch (error) {
+    console.warn(error)
+    showStatus(`No clip was made: ${error.message}`)
+  }
   $('clip').disabled = false
   player.run()
 }

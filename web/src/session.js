@@ -90,9 +90,14 @@ export class Session {
     return true
   }
 
+  /** The steps of ten seconds. */
+  get stepsBack() {
+    return Math.round(SECONDS_BACK * this.game.stepsPerSecond)
+  }
+
   /** Go back ten seconds, or to the start. */
   rewind() {
-    const steps = Math.min(SECONDS_BACK * this.game.stepsPerSecond, this.moments.length - 1)
+    const steps = Math.min(this.stepsBack, this.moments.length - 1)
     this.moments.length -= steps
     return steps
   }
@@ -124,7 +129,7 @@ export class Session {
 
   /** The last ten seconds: [{frame, real, action (a name), step}]. */
   get lastSeconds() {
-    const moments = this.moments.slice(1).slice(-SECONDS_BACK * this.game.stepsPerSecond)
+    const moments = this.moments.slice(1).slice(-this.stepsBack)
     return moments.map((at, k) => {
       const step = this.step - moments.length + 1 + k
       return {
