@@ -421,6 +421,7 @@ def test_players_are_ranked_inside_and_outside_from_the_same_starts(
     (["--weights", "no/such"], "--weights no/such would change nothing: add --ranking"),
     (["--starts", "9"], "--starts 9 would change nothing: add --ranking"),
     (["--plot", "a.png"], "--plot a.png would change nothing: add --ranking"),
+    (["--ranking", "--game", "seaquest"], "committed starts, and seaquest has none: leave it out"),
     (["--ranking", "--games", "3"], "--games 3 would change nothing: leave it out with --ranking"),
 ])  # fmt: skip
 def test_a_flag_that_would_change_nothing_is_refused(flags, told):

@@ -31,6 +31,7 @@ from v2.agents.players import (
     random_player,
     scripted_player,
 )
+from v2.data.dream_starts import starts_path
 from v2.data.emulator import make_atari_env
 from v2.data.games import EmulatorConfig, emulator_dict
 from v2.eval.agent_games import Ranking, num_noops, play_games, returns_inside, returns_outside
@@ -122,6 +123,8 @@ def _scores(args, env, agents: list[Named]) -> dict:
 
 def _ranking(args, env, agents: list[Named]) -> dict:
     game, num_steps = env.config.game, args.max_steps or 500
+    if not starts_path(game).exists():
+        raise ValueError(f"--ranking needs committed starts, and {game} has none: leave it out")
     players = [*graded_players(game, env.action_meanings), *agents]
     if len(players) < MIN_PLAYERS:
         raise ValueError(f"{len(players)} players are too few to rank: give --policy more agents")
