@@ -298,7 +298,7 @@ def test_the_documented_example_runs(paying_weights, data_path):
     assert len(code.strip().splitlines()) <= 12
     for text, small in (('"latest"', repr(paying_weights)), ("num_envs=16", "num_envs=2"),
                         ("n_steps=64", "n_steps=4"), ("batch_size=256", "batch_size=8"),
-                        ("330_000", "16")):  # fmt: skip
+                        ("110_000", "16")):  # fmt: skip
         assert text in code
         code = code.replace(text, small)
     names: dict = {}

@@ -2,10 +2,10 @@
 
     python v2/train/carry.py --run latest
 
-What is kept are the averaged weights in half precision, the recipe and the log: 24 MB, of the
-recipe `long` 31. `make train` with the preset and VQ-VAE that it prints goes on from it, where none
-of that run is there that came further, and warms its rate up again for a few hundred steps, as the
-optimizer's state stays behind.
+What is kept are the averaged weights in half precision, the recipe and the log, 25 MB, of the
+recipe `long` 31, and a VQ-VAE that is not shipped, 22. `make train` with the preset and VQ-VAE that
+it prints goes on from it, where none of that run is there that came further, and warms its rate up
+again for a few hundred steps, as the optimizer's state stays behind.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train an agent by PPO in a batch of dreams, without the game, or in the game itself.
 
-    python v2/train/train_agent.py --game breakout --steps 330000
+    python v2/train/train_agent.py --game breakout --steps 110000
 
 It needs requirements-agents.txt. Its run folder gets the agent, metrics.jsonl and curves.png.
 """
@@ -62,7 +62,7 @@ def build_parser():
     parser.add_argument("--starts", type=cli.path, metavar="DATA.npz", help="a recording that "
                         "dreams begin from, and whose settings --env real takes; None: the "
                         "committed starts")  # fmt: skip
-    parser.add_argument("--steps", type=cli.positive_int, default=330_000,
+    parser.add_argument("--steps", type=cli.positive_int, default=110_000,
                         help="decisions in all games together")  # fmt: skip
     parser.add_argument("--max-minutes", type=cli.non_negative_float, default=0.0,
                         help="stop and save after so many, for --resume; 0: no limit")  # fmt: skip
