@@ -190,8 +190,10 @@ def test_the_rate_of_the_last_update_is_not_negative(paying_weights, data_path):
     games.reset()
     assert [info["start"] for info in games.unwrapped.reset_infos] == [3, 3]
     for _ in range(9):
-        _, _, over, infos = games.step(np.array([0, 1]))
+        seen, _, over, infos = games.step(np.array([0, 1]))
     assert over.all() and {"start", "terminal_observation", "episode"} <= infos[0].keys()
+    assert infos[0]["TimeLimit.truncated"]  # so that PPO adds the value of what would have come
+    assert not np.array_equal(infos[0]["terminal_observation"], seen[0])
     games.close()
 
 

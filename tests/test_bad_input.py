@@ -631,6 +631,23 @@ def test_damaged_shards_are_left_out_and_counted_where_that_is_asked_for(
     tokens = ["--data", path, "--skip-bad", "--out", tmp_path / "new.npz"]
     ends(tokenize_atari.main, tokens, 2, "nothing of", "is whole", shards[0].name)
     assert shards[0].exists()
+    whole = tmp_path / "whole.npz"
+    save_game_data(whole, game_data)
+    tokens = ["--data", whole, path, "--skip-bad", "--out", tmp_path / "new.npz"]
+    ends(tokenize_atari.main, tokens, 2, f"nothing of {path} is whole: leave it out")
+    assert shards[0].exists()
+
+
+def test_games_too_short_for_a_rollout_are_refused_before_any_training(ends, game_data, tmp_path):
+    rows = np.concatenate([np.arange(30), np.arange(60, 65)])
+    arrays = {name: array[rows] for name, array in game_data.arrays().items()}
+    arrays["episode_ids"][30:] = 1
+    arrays["terminated"][[28, 33]] = True
+    episodes = [game_data.meta["episodes"][0] | {"id": 0, "seed": 2, "frames": 30},
+                game_data.meta["episodes"][0] | {"id": 1, "seed": 11, "frames": 5}]  # fmt: skip
+    path = tmp_path / "short.npz"
+    save_game_data(path, GameData(**arrays, meta=game_data.meta | {"episodes": episodes}))
+    ends(train_vqvae_hires.main, ["--data", path], 2, "the longest val episode of", "has 5 frames")
 
 
 def test_episodes_shorter_than_a_window_are_refused(

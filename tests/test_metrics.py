@@ -74,6 +74,18 @@ def test_intervals_hold_the_truth_and_know_episodes(rng):
     assert metric.low < metric.value < metric.high
 
 
+def test_intervals_are_as_wide_as_their_name_says(rng):
+    values = rng.normal(size=400)
+    values = (values - values.mean()) / values.std()
+    metric = mean_metric(values, np.arange(400))
+    assert metric.high - metric.low == pytest.approx(2 * 1.96 / 20, rel=0.08)  # 90 %: a sixth less
+    luck = rng.normal(size=40)[np.repeat(np.arange(40), 25)]
+    widths = [quantile_metric(luck, ids, 0.5) for ids in (np.repeat(np.arange(40), 25),
+                                                          np.arange(1000))]  # fmt: skip
+    by_game, by_frame = (metric.high - metric.low for metric in widths)
+    assert by_game > 2 * by_frame
+
+
 def test_nothing_seen_in_few_games_leaves_a_doubt_to_shares_and_none_to_counts():
     nothing, episodes = np.zeros(20), np.arange(20) // 2
     assert mean_metric(nothing, episodes).high == pytest.approx(0.31, abs=0.01)  # 0.975 of ten

@@ -138,6 +138,13 @@ def test_recordings_that_cannot_be_joined_are_refused(game_data, vqvae, tmp_path
     first = _saved(tmp_path / "a" / "own.npz", game_data)
     _refused([first, first], vqvae, "own.npz is named twice")
     _refused([first, first.parent], vqvae, "own.npz is named twice")
+    copy = _saved(tmp_path / "a" / "own (copy).npz", game_data)
+    for copies in ([first, copy], first.parent):
+        with pytest.raises(ValueError, match="hold the same: name one of them"):
+            load_game_data(copies)
+        with pytest.raises(ValueError, match="hold the same: name one of them"):
+            tokenize(copies, vqvae, torch.device("cpu"))
+    copy.unlink()
     game_data.meta["emulator"]["frameskip"] = 3
     second = _saved(tmp_path / "b" / "own.npz", game_data)
     with pytest.raises(ValueError, match=f"{second} and {first} differ in frameskip 3, not 4"):
@@ -217,8 +224,9 @@ def test_one_own_game_is_trained_on_and_evaluated_where_it_was_held_out(
     assert len(chosen.data) == 33 and "what is held out" in chosen.source
     assert len(load_recorded(first, "breakout", 2, 10, "any").data) == 334
     (trained,) = (r for r in all_runs(tmp_path / "home") if r != run)
-    (said,) = checkpoint.lineage(checkpoint.load_last(trained, "world_model"))
-    assert said["recordings_sha256"] == [recording_sha256(first)] == [said["data_sha256"]]
+    for kind, learnt in (("vqvae", run), ("world_model", trained)):
+        (said,) = checkpoint.lineage(checkpoint.load_last(learnt, kind))
+        assert said["recordings_sha256"] == [recording_sha256(first)] == [said["data_sha256"]]
 
 
 def test_a_part_of_what_was_learnt_from_is_not_evaluated_alone(game_data, tmp_path):
@@ -229,6 +237,11 @@ def test_a_part_of_what_was_learnt_from_is_not_evaluated_alone(game_data, tmp_pa
         with pytest.raises(ValueError, match="give all of its recordings to --data"):
             load_recorded(part, "breakout", 2, 10, "any", learnt)
     assert "held out" in load_recorded(both, "breakout", 2, 10, "any", learnt).source
+    alone = (recording_sha256(both[0]),) * 2  # whose end the other run learnt from
+    for runs in ([alone, *learnt], [*learnt, alone]):
+        with pytest.raises(ValueError, match="give all of its recordings to --data"):
+            load_recorded(both[0], "breakout", 2, 10, "any", runs)
+    assert "held out" in load_recorded(both[0], "breakout", 2, 10, "any", [alone]).source
 
 
 def test_two_sessions_are_trained_on_together_and_resumed(

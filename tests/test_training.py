@@ -21,8 +21,9 @@ import torch
 
 from tests.conftest import SMALL_VQVAE, SMALL_WORLD_MODEL, train_vqvae, train_world_model, wm_flags
 from v2.data import tokenize_atari
-from v2.data.atari_dataset import load_game_data, save_game_data, window_starts
-from v2.data.patch_counts import read_counts
+from v2.data.ages import cut_ages
+from v2.data.atari_dataset import load_game_data, save_game_data, split_of, window_starts
+from v2.data.patch_counts import fold_of_rows, read_counts
 from v2.data.tokens import load_tokens
 from v2.dream import DreamEngine
 from v2.eval import validate, weights_folder
@@ -102,6 +103,58 @@ def test_noise_changes_what_is_read_and_not_what_is_learnt(
     plain, noisy = batches
     assert "history" not in plain and (plain["tokens"] == noisy["tokens"]).all()
     assert (noisy["history"] != noisy["tokens"][:, :4]).any()
+
+
+def test_a_window_reads_the_ages_and_the_table_of_other_games(
+    vqvae_run, data_path, tokens_path, tmp_path, monkeypatch
+):
+    trainers, starts = [], []
+    original, read = train_wm_hires.Trainer.train_step, train_wm_hires.read_windows
+
+    def noting(trainer):
+        trainers.append(trainer)
+        return original(trainer)
+
+    def noted(tokens, rows, *more):
+        starts.append(rows)
+        return read(tokens, rows, *more)
+
+    monkeypatch.setattr(train_wm_hires.Trainer, "train_step", noting)
+    monkeypatch.setattr(train_wm_hires, "read_windows", noted)
+    for share in (0, 1):
+        flags = ["--set", "steps=1", f"unknown_age_share={share}", "batch_size=64",
+                 "rollout_ratio=0", "table_bits=8"]  # fmt: skip
+        train_world_model(tmp_path / "w", data_path, vqvae_run, *flags)
+    for trainer, rows, share in zip(trainers, starts, (0, 1), strict=True):
+        fold = trainer.batch["fold"]
+        games = trainer.tokens.episode_ids[rows]
+        assert (fold >= 0).all() and (fold == fold_of_rows(trainer.tokens, 4)[rows]).all()
+        assert len(set(zip(games, fold, strict=True))) == len(set(games)) > len(set(fold)) > 1
+        known = cut_ages(trainer.ages[rows + 3], trainer.episode_steps[rows + 3])
+        assert (trainer.batch["age"] == known).all() == (share == 0)
+
+
+def test_validation_leaves_training_as_it_was_and_keeps_the_best(
+    vqvae_run, data_path, tokens_path, tmp_path, monkeypatch
+):
+    scores = iter((1.0, 0.5, 0.7))
+    seen: list = []
+
+    def scored(self, model, picture):
+        seen.append(set(self.clips.episodes))
+        return {}, next(scores)
+
+    monkeypatch.setattr(validate.Evaluation, "__call__", scored)
+    run = train_world_model(tmp_path, data_path, vqvae_run, "--set", "steps=2", "eval_steps=1")
+    assert checkpoint.load_checkpoint(run / "best.pt", "world_model")["step"] == 1
+    state = checkpoint.load_checkpoint(run / "last.pt", "world_model")
+    assert not torch.equal(state["model"]["position"], state["ema"]["position"])
+    more = ["--data", str(data_path), "--tokens", str(tokens_path), "--set", "steps=3"]
+    assert train_wm_hires.main(["--resume", str(run), *more]) == 0
+    assert checkpoint.load_checkpoint(run / "best.pt", "world_model")["step"] == 1
+    data = load_game_data(data_path)
+    held_out = {e["seed"] for e in data.meta["episodes"] if split_of(e) == "val"}
+    assert all(seeds and seeds <= held_out for seeds in seen) and len(seen) == 3
 
 
 def test_the_flags_of_length_say_how_many_steps(small_models, data_path, tmp_path):

@@ -53,14 +53,63 @@ def test_rollout_with_teacher_probability_one_equals_teacher_forced_loss(world_m
     world_model.zero_grad()
     loss = _loss(WorldModelRecipe())
     total, _ = loss(world_model, windows, torch.ones(2, 3, dtype=torch.bool))
+    weights = world_model.to_outcome.weight, world_model.position
+    gradients = [weight.grad.clone() for weight in weights]
+    world_model.zero_grad()
     expected = 0.0
-    with torch.no_grad(), autocast(torch.device("cpu")):
-        for k in range(3):
+    for k in range(3):
+        with autocast(torch.device("cpu")):
             step = predict_next(
                 world_model, windows.tokens[:, k : k + 4], windows.actions[:, k : k + 4]
             )
-            expected += loss.step_loss(step, windows, k, 4)[0] / 3
+        part = loss.step_loss(step, windows, k, 4)[0] / 3
+        part.backward()
+        expected += part.detach()
     assert torch.allclose(total, expected, atol=1e-6)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        assert gradient.norm() > 0 and torch.allclose(weight.grad, gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_wrong", [0, 336])
+def test_a_rollout_that_left_the_truth_goes_on_from_it(max_wrong, world_model, monkeypatch):
+    windows, read = _windows(steps=2), []
+    predict = decoding.predict_next
+
+    def note(model, history, *args, **options):
+        read.append(history)
+        return predict(model, history, *args, **options)
+
+    monkeypatch.setattr(wm_loss, "predict_next", note)
+    never = torch.zeros(2, 2, dtype=torch.bool)
+    _, metrics = _loss(WorldModelRecipe(max_wrong=max_wrong))(world_model, windows, never)
+    assert torch.equal(read[1][:, -1], windows.tokens[:, 4]) == (max_wrong == 0)
+    assert metrics["read_unlike_truth"] == (max_wrong > 0)
+
+
+def test_each_step_learns_its_own_reward_and_end(world_model):
+    plain, changed = _windows(steps=3), _windows(steps=3)
+    changed.terminated[:, 1], changed.reward_signs[:, 2] = 1, 2
+    loss = _loss(WorldModelRecipe())
+    with torch.no_grad():
+        step = predict_next(world_model, plain.tokens[:, :4], plain.actions[:, :4])
+        differs = [loss.step_loss(step, plain, k, 4)[0] != loss.step_loss(step, changed, k, 4)[0]
+                   for k in range(3)]  # fmt: skip
+    assert differs == [False, True, True]
+
+
+def test_a_change_to_a_far_code_weighs_more_and_a_false_change_too(world_model):
+    codes = torch.tensor([[0.0], [1.0], [3.0]])
+    tokens = torch.zeros(1, 5, 1, dtype=torch.long)
+    recipe = WorldModelRecipe(event_scale=0, persistence_scale=0, motion_scale=1)
+    distances, rarity = code_distances(codes), torch.ones(1)
+    stays, near, far = candidate_weights(tokens, recipe, distances, rarity, (1, 1))[0, 0]
+    assert stays == 1 and (far - 1) / (near - 1) == pytest.approx(3)
+    windows = _windows(steps=1)
+    with torch.no_grad():
+        step = predict_next(world_model, windows.tokens[:, :4], windows.actions[:, :4])
+        recipes = (WorldModelRecipe(false_change_scale=scale) for scale in (0, 8))
+        losses = [_loss(recipe).step_loss(step, windows, 0, 4)[0] for recipe in recipes]
+    assert losses[1] > losses[0]
 
 
 def test_what_is_revealed_is_neither_fed_back_nor_counted_as_right(world_model, monkeypatch):

@@ -39,7 +39,16 @@ from v2.data.npz import (
     read_npz,
     write_npz,
 )
-from v2.data.recordings import META_FIELDS, NUM_SHARDS, Data, data_paths, list_episodes, shown
+from v2.data.recordings import (
+    META_FIELDS,
+    NUM_SHARDS,
+    Data,
+    data_paths,
+    list_episodes,
+    named_files,
+    recorded_files,
+    shown,
+)
 from v2.data.validation import (
     array_sha256,
     check_hashes,
@@ -52,6 +61,7 @@ from v2.runtime.files import DISK_FULL
 GOLD_SEED_START = 1_000_000_000
 VALIDATION_GAME = 1  # of every ten consecutive games of a policy, this one is held out
 HELD_OUT_PART = 10  # one of so many parts of the frames, the last, where no whole game is held out
+MIN_FRAMES = 9  # of an episode; shorter ones hold no window with a rollout
 MIN_HELD_OUT_FRAMES = 20  # of that part
 
 # name -> (dtype, shape after the first axis)
@@ -220,7 +230,7 @@ def set_bad_aside(data: Data) -> None:
     What is no recording, or one of another version, is neither damaged nor renamed.
 
     Raises:
-        ValueError: none is whole, or there is a file that is no recording.
+        ValueError: none is whole of what was named, or there is a file that is no recording.
     """
     paths, errors = data_paths(data), {}
     for shard in tqdm(paths, unit="file", desc="check", disable=None):
@@ -235,6 +245,9 @@ def set_bad_aside(data: Data) -> None:
             errors[shard] = error
     if len(errors) == len(paths):
         raise ValueError(f"nothing of {shown(data)} is whole: {errors[paths[0]]}")
+    for given in named_files(data):
+        if all(path in errors for path in recorded_files(given)):
+            raise ValueError(f"nothing of {given} is whole: leave it out")
     for shard, reason in errors.items():
         shard.rename(f"{shard}.bad")
         print(f"set aside as {shard.name}.bad: {reason}")
@@ -286,7 +299,10 @@ def split_of(episode: dict) -> str:
 
 
 def check_training_games(data: Data, episodes: list[dict]) -> None:
-    """Check that there are games to train on and none of the gold set; a ValueError with both.
+    """Check that there are games to train on, long enough, and none of the gold set.
+
+    Raises:
+        ValueError: with what there is.
 
     Says in a line what `hold_out_end` holds out where no whole game is.
     """
@@ -296,6 +312,13 @@ def check_training_games(data: Data, episodes: list[dict]) -> None:
             f"{shown(data)} holds a game of the frozen evaluation set (seed {seeds['gold']}), "
             "which is never trained on: give data of v2/data/collect_atari.py"
         )
+    for split in seeds:
+        longest = max(episode["frames"] for episode in episodes if split_of(episode) == split)
+        if longest < MIN_FRAMES:
+            raise ValueError(
+                f"the longest {split} episode of {shown(data)} has {longest} frames, a window of "
+                f"a rollout {MIN_FRAMES}: give longer episodes"
+            )
     if len(seeds) > 1:
         return
     num_frames = sum(episode["frames"] for episode in episodes)

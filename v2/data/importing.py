@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from v2.data.atari_dataset import GOLD_SEED_START, VALIDATION_GAME, GameData
+from v2.data.atari_dataset import GOLD_SEED_START, MIN_FRAMES, VALIDATION_GAME, GameData
 from v2.data.collector import SEEDS_PER_RUN
 from v2.data.frames import FRAME_SHAPE, fit_screen
 from v2.data.games import RecordedConfig, emulator_dict
 from v2.data.sources import Recording, Source
-
-MIN_FRAMES = 9  # of an episode; shorter ones hold no window with a rollout
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Reads metas only. Knows nothing of splits.
 """
 
 import glob
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,8 +56,13 @@ def list_episodes(data: Data) -> Listing:
         ValueError: a damaged list, shards of different recordings, or recordings that differ.
     """
     listing, first, first_id = Listing([], [], []), None, 0
+    held: dict[str, Path] = {}  # by their contents
     for paths in _recordings(data):
         metas = [read_meta(path, META_FIELDS) for path in paths]
+        for path, meta in zip(paths, metas, strict=True):
+            other = held.setdefault(json.dumps(meta["sha256"], sort_keys=True), path)
+            if other != path:
+                raise ValueError(f"{other} and {path} hold the same: name one of them")
         episodes = _episodes_of(paths, metas)
         listing.paths.extend(paths)
         listing.first_ids.extend([first_id] * len(paths))
@@ -92,8 +98,8 @@ def say_all_are_there(shards: list[Path]) -> None:
 
 def check_recorded(data: Data, game: str) -> None:
     """Raise a FileNotFoundError, with the command that makes it, where a game has no recording."""
-    for path in _listed(data):
-        if not path.is_dir() and not recorded_files(path):
+    for path in named_files(data):
+        if not recorded_files(path):
             raise _nothing_at(path, game)
 
 
@@ -116,6 +122,11 @@ def recording_names(data: Data) -> list[Path]:
 def shown(data: Data) -> str:
     """Return the names as they were given."""
     return " ".join(map(str, _listed(data)))
+
+
+def named_files(data: Data) -> list[Path]:
+    """Return what was named and is no folder."""
+    return [path for path in _listed(data) if not path.is_dir()]
 
 
 def _listed(data: Data) -> list[Path]:

@@ -17,12 +17,14 @@ from v2.runtime import cli
 if __name__ == "__main__":
     cli.explain_errors()
 
+import dataclasses
+
 import numpy as np
 
 from v2.data.atari_dataset import GameData, window_starts
 from v2.data.games import game_id
 from v2.dream import DreamEngine
-from v2.eval.engine import dream
+from v2.eval.engine import dream, known_ages
 from v2.eval.gold import load_gold
 from v2.eval.pictures import save_grid
 from v2.eval.starts import HISTORY, Clips, cut_clips
@@ -61,7 +63,8 @@ def main(argv=None) -> int:
     rows = [real]
     for engine in engines:
         check_fits(engine, data)
-        dreamed = dream(engine, clips.history, clips.past_actions, own).frames
+        ages = bounces(dataclasses.replace(data, ages=known_ages(engine, data))).ages
+        dreamed = dream(engine, clips.history, clips.past_actions, own, ages=ages).frames
         rows.append(np.concatenate([real[:, :1], dreamed], 1))
     save_grid(args.out, [row[k] for k in range(len(clips)) for row in rows])
     for kind, episode in zip(clips.strata, clips.episodes, strict=True):

@@ -119,15 +119,15 @@ def load_recorded(
     data, name = load_game_data(path), shown(path)
     if data.meta["game"] != game:
         raise ValueError(f"{name} holds {data.meta['game']}, not {game}: give --game or other data")
-    digest = data_sha256(data.meta)
-    for whole, *parts in learnt:
-        if whole == digest:
-            hold_out_end(data)
-        elif not _has_held_out(data) and set(parts) & set(recordings_sha256(path)):
+    digest, own = data_sha256(data.meta), set(recordings_sha256(path))
+    if not _has_held_out(data):  # so each training held out the end of all that it was given
+        if any(whole != digest and own & set(parts) for whole, *parts in learnt):
             raise ValueError(
                 f"{name} is not all of what the weights learnt from: give all of its recordings to "
                 "--data, in that order"
             )
+        if digest in (whole for whole, *_ in learnt):
+            hold_out_end(data)
     rows, split = np.arange(len(data)), "all games"
     if _has_held_out(data):
         rows, split = data.rows_of("val"), "what is held out"

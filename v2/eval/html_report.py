@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from v2.data.atari_dataset import spread
-from v2.data.games import EmulatorConfig
+from v2.data.games import stored_config
 from v2.eval import documents, metrics
 from v2.eval.branches import BRANCH_HORIZONS
 from v2.eval.engine import Dreams
@@ -32,7 +32,6 @@ COLOURS = {
     "": "#d6336c", "copy_last": "#868e96", "constant_velocity": "#1c7ed6", "ceiling": "#2f9e44",
     "chance": "#868e96",
 }  # fmt: skip
-VIDEO_FPS = EmulatorConfig().steps_per_second
 NUM_STATES_SHOWN = 3
 STRIP_HORIZONS = (1, 2, 3, 5, 8, 10, 15, 20, 50, 100, 200)
 STYLE = """
@@ -51,6 +50,7 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
     Args:
         pictures: clips and dreams; branches and their dreams, long dreams where there are any.
     """
+    rate = stored_config(document["emulator"]).steps_per_second
     parts = [
         f"<h1>{html.escape(document['game'])}: {html.escape(document['data'])}</h1>",
         f"<p><small>{html.escape(documents.provenance(document))}</small></p>",
@@ -58,7 +58,7 @@ def write_report(directory: Path, document: dict, pictures: dict) -> Path:
         "<h2>At a glance</h2>", _headline_table(document),
         "<h2>Over the horizon</h2><p>Horizons count steps after the last real frame; bars are 95 % "
         "intervals over episodes.</p>", _curves(document),
-        "<h2>Rollouts: real, dream, difference</h2>", *_rollout_strips(pictures),
+        "<h2>Rollouts: real, dream, difference</h2>", *_rollout_strips(pictures, rate),
     ]  # fmt: skip
     if "branches" in pictures:
         parts.append("<h2>Counterfactual branches: the same state under each held action</h2>")
@@ -135,7 +135,7 @@ def _curve(points: dict[int, dict], title: str) -> str:
     return f"<svg width=345 height=190>{''.join(drawn)}</svg>"
 
 
-def _rollout_strips(pictures: dict) -> list[str]:
+def _rollout_strips(pictures: dict, steps_per_second: float) -> list[str]:
     """Show the best, the median and the worst rollout by PSNR over all horizons."""
     clips, dreams = pictures["clips"], pictures["dreams"]
     fit, order = _by_fit(pictures)
@@ -147,7 +147,7 @@ def _rollout_strips(pictures: dict) -> list[str]:
             f"{', '.join(map(str, horizons))}</h3>"
         )
         parts.append(_picture([real, seen, _difference(real, seen)], 1.5))
-        parts.append(_video(clips.frames[k, 4:], dreams, k))
+        parts.append(_video(clips.frames[k, 4:], dreams, k, steps_per_second))
     return parts
 
 
@@ -199,13 +199,13 @@ def _picture(rows: Sequence[np.ndarray], scale: float) -> str:
     return f"<p><img width={width} src='data:image/png;base64,{_base64(file)}'></p>"
 
 
-def _video(real: np.ndarray, dreams: Dreams, k: int) -> str:
+def _video(real: np.ndarray, dreams: Dreams, k: int, steps_per_second: float) -> str:
     """Return an animated picture, real beside dream."""
     pairs = zip(real, dreams.frames[k], strict=False)
     images = [Image.fromarray(lay_out([np.stack(pair)])) for pair in pairs]
     file = io.BytesIO()
     images[0].save(file, format="WEBP", save_all=True, append_images=images[1:], lossless=True,
-                   duration=round(1000 / VIDEO_FPS), loop=0)  # fmt: skip
+                   duration=round(1000 / steps_per_second), loop=0)  # fmt: skip
     width = images[0].width * 3
     return f"<p><img width={width} src='data:image/webp;base64,{_base64(file)}'></p>"
 

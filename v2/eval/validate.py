@@ -26,7 +26,7 @@ from v2.models.temporal_world_model import TemporalWorldModel
 from v2.models.vqvae_hires import VQVAE
 
 NUM_CLIPS = 40
-NUM_STEPS = 10
+NUM_STEPS = 10  # of a clip, fewer where no held-out episode is so long
 NUM_TURNS, MIN_TURNS = 200, 20  # windows of each kind, and of a row that is logged
 WINDOWS_A_CLIP, WINDOWS_A_TURN = 20, 16  # trained on; so validation takes a fifth of the time
 
@@ -46,9 +46,10 @@ class Evaluation:
         self.vqvae, self.device, self.ages = vqvae, device, ages
         num_clips, num_turns = sizes(num_windows)
         held_out = tokens.rows_of("val")
-        firsts = window_starts(tokens.episode_ids, HISTORY + NUM_STEPS, held_out)
-        firsts = spread(firsts, num_clips)
-        self.clips = self._clips(tokens, data, firsts, NUM_STEPS, [ANY] * len(firsts))
+        longest = int(np.bincount(tokens.episode_ids[held_out]).max())
+        steps = max(1, min(NUM_STEPS, longest - HISTORY))
+        firsts = spread(window_starts(tokens.episode_ids, HISTORY + steps, held_out), num_clips)
+        self.clips = self._clips(tokens, data, firsts, steps, [ANY] * len(firsts))
         self.turns = None
         game = tokens.emulator.game
         if detector.has_truth(game) and num_turns:

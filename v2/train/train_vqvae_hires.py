@@ -35,7 +35,7 @@ from v2.data.atari_dataset import (
 from v2.data.frames import float_to_frames, frames_to_float
 from v2.data.games import find_weights, game_directory
 from v2.data.recordings import Data, check_recorded, default_data, list_episodes, shown
-from v2.data.tokens import TOKENS_NAME
+from v2.data.tokens import TOKENS_NAME, recordings_sha256
 from v2.eval.metrics import ball_scores, code_histogram, perplexity, psnr
 from v2.eval.objects.detector import has_truth, read_frames, read_ram
 from v2.eval.pictures import save_grid
@@ -96,7 +96,7 @@ def main(argv=None) -> int:
         model = VQVAE(_config_at(_usual_colour(data)))
     model = laid_out(model, device)
     trainer = Trainer(parsed, model, data, device, workers)
-    trainer.earlier = earlier
+    trainer.earlier, trainer.recordings_sha256 = earlier, recordings_sha256(named)
     run = RunDir(args.resume) if args.resume else None
     if workers.is_writer and not args.resume:
         config = {"args": plain_args(args), "recipe": dataclasses.asdict(recipe),
@@ -149,6 +149,7 @@ class Trainer:
             self.warmup = min(recipe.unquantized_steps, most, self.num_steps - 1)
         self.minutes_before, self.began = 0.0, time.monotonic()
         self.earlier: list[dict] = []  # the runs whose weights it began with
+        self.recordings_sha256: list[str] = []
         if recipe.decoder_only:
             model.encoder.requires_grad_(False)
         learning = [p for p in model.parameters() if p.requires_grad]
@@ -286,6 +287,7 @@ class Trainer:
             "emulator": self.data.meta["emulator"],
             "action_meanings": self.data.meta["action_meanings"],
             "data_sha256": data_sha256(self.data.meta),
+            "recordings_sha256": self.recordings_sha256,
         }
 
     def save(self, run: RunDir) -> None:
