@@ -59,10 +59,6 @@ def list_episodes(data: Data) -> Listing:
     held: dict[str, Path] = {}  # by their contents
     for paths in _recordings(data):
         metas = [read_meta(path, META_FIELDS) for path in paths]
-        for path, meta in zip(paths, metas, strict=True):
-            other = held.setdefault(json.dumps(meta["sha256"], sort_keys=True), path)
-            if other != path:
-                raise ValueError(f"{other} and {path} hold the same: name one of them")
         episodes = _episodes_of(paths, metas)
         listing.paths.extend(paths)
         listing.first_ids.extend([first_id] * len(paths))
@@ -76,6 +72,10 @@ def list_episodes(data: Data) -> Listing:
                 f"{paths[0]} and {listing.paths[0]} differ in {'; '.join(differing)}: train on "
                 "them apart"
             )
+        for path, meta in zip(paths, metas, strict=True):
+            other = held.setdefault(json.dumps(meta["sha256"], sort_keys=True), path)
+            if other != path:
+                raise ValueError(f"{other} and {path} hold the same: name one of them")
         first_id = max((e["id"] for e in listing.episodes), default=-1) + 1
     return listing
 
