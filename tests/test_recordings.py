@@ -150,6 +150,7 @@ def test_recordings_that_cannot_be_joined_are_refused(game_data, vqvae, tmp_path
     with pytest.raises(ValueError, match=f"{second} and {first} differ in frameskip 3, not 4"):
         list_episodes([first, second])
     game_data.meta["emulator"] |= {"frameskip": 4, "package": "another version"}
+    game_data.actions[0] += 1
     assert len(list_episodes([first, _saved(tmp_path / "c" / "own.npz", game_data)]).paths) == 2
     empty = tmp_path / "empty"
     empty.mkdir()
