@@ -86,6 +86,21 @@ def test_intervals_are_as_wide_as_their_name_says(rng):
     assert by_game > 2 * by_frame
 
 
+def test_few_games_have_no_interval():
+    for count in (1, 2, 4):
+        metrics = (mean_metric(np.arange(count), np.arange(count)),
+                   quantile_metric(np.arange(count), np.arange(count), 0.5))  # fmt: skip
+        assert all(np.isnan((metric.low, metric.high)).all() for metric in metrics)
+    assert mean_metric(np.arange(5), np.arange(5)).low > -np.inf
+
+
+def test_the_worst_patch_is_the_worst():
+    frames = np.full((1, 84, 64, 3), 100, np.uint8)
+    changed = frames.copy()
+    changed[0, 8:16, 8:16] += 10
+    assert metrics.worst_patch_psnr(frames, changed) == pytest.approx(20 * np.log10(25.5), abs=0.01)
+
+
 def test_nothing_seen_in_few_games_leaves_a_doubt_to_shares_and_none_to_counts():
     nothing, episodes = np.zeros(20), np.arange(20) // 2
     assert mean_metric(nothing, episodes).high == pytest.approx(0.31, abs=0.01)  # 0.975 of ten
@@ -116,7 +131,7 @@ def test_eight_of_eight_leave_doubt():
     every, none = (mean_metric([hit] * 8, range(8)) for hit in (1, 0))
     assert (every.value, every.high) == (1, 1) and every.low == pytest.approx(0.6306, abs=1e-3)
     assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(1 - 0.6306, abs=1e-3)
-    episodes = [1, 1, 1, 1, 2, 2, 2, 2]  # eight samples of two games say less
+    episodes = [1, 1, 2, 2, 3, 3, 4, 5]  # eight samples of five games say less
     assert mean_metric([1] * 8, episodes).low < every.low
     twice = mean_metric([0] * 8, range(8), [1, 2] * 4)  # of frames with a ball, and with two
     assert twice.high == none.high

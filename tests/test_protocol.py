@@ -94,7 +94,8 @@ def test_the_perfect_model_is_perfect(evaluated):
     assert value(evaluated, "PerfectEngine", "rollout/psnr@20") == 60
     for name in ("one_step/token_accuracy", "rollout/token_accuracy@20", "rollout/score_right@10",
                  "rollout/brick_f1@20", "branches/right_branch@3", "one_step/changed_accuracy",
-                 "rollout/lives_right@20", "branches/right_branch_pixels@8"):  # fmt: skip
+                 "rollout/lives_right@20", "branches/right_branch_pixels@8",
+                 "rollout/changed_accuracy@10", "rollout/brick_removal_f1@20"):  # fmt: skip
         assert value(evaluated, "PerfectEngine", name) == pytest.approx(1), name
     for name in ("rollout/ball_recall@10", "rollout/ball_hit_2px@20", "rollout/ball_precision@5",
                  "rollout/ball_seen@10", "rollout/ball_possible@5"):  # fmt: skip
@@ -122,6 +123,9 @@ def test_copy_last_scores_what_its_baseline_says(evaluated):
         metric = evaluated["CopyLast"][name]
         assert metric.value == pytest.approx(metric.baselines["copy_last"].value, abs=0.05), name
     assert value(evaluated, "CopyLast", "one_step/changed_accuracy") == 0
+    assert value(evaluated, "CopyLast", "rollout/changed_accuracy@10") == 0
+    copied = value(evaluated, "CopyLast", "one_step/cross_entropy")
+    assert value(evaluated, "PerfectEngine", "one_step/cross_entropy") < 0.01 * copied
     assert value(evaluated, "CopyLast", "one_step/false_changes") == 0
 
 
@@ -256,7 +260,7 @@ def test_the_baselines_know_no_ball_that_only_memory_holds(game, clips):
 
 
 def test_a_distance_of_nothing_is_no_share():
-    exact = paddle_error(np.full(3, 30.0), np.full(3, 30.0), np.arange(3))
+    exact = paddle_error(np.full(5, 30.0), np.full(5, 30.0), np.arange(5))
     assert (exact.value, exact.low, exact.high) == (0, 0, 0)
 
 

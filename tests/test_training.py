@@ -43,7 +43,7 @@ from v2.runtime.files import file_sha256
 from v2.runtime.run_dir import RunDir, finished_runs, read_config
 from v2.train import ship, train_vqvae_hires, train_wm_hires
 from v2.train.distributed import Workers
-from v2.train.optim import GradientGuard, Muon, Optimizers
+from v2.train.optim import GradientGuard, Muon, Optimizers, learning_rate
 from v2.train.recipe import VQVAERecipe, WorldModelRecipe
 from v2.train.sampling import Rows, read_windows, step_rng
 from v2.train.vqvae_loss import ReconstructionLoss
@@ -132,6 +132,18 @@ def test_a_window_reads_the_ages_and_the_table_of_other_games(
         assert len(set(zip(games, fold, strict=True))) == len(set(games)) > len(set(fold)) > 1
         known = cut_ages(trainer.ages[rows + 3], trainer.episode_steps[rows + 3])
         assert (trainer.batch["age"] == known).all() == (share == 0)
+
+
+def test_rates_rise_stay_and_fall_and_gradients_are_clipped():
+    rates = [learning_rate(step, 100, 1.0, 10, 0.4) for step in (0, 9, 60, 80, 100)]
+    assert rates == pytest.approx([0.1, 1, 1, 0.5, 0])
+    weight = torch.nn.Parameter(torch.zeros(4))
+    groups = [{"params": [weight], "rate_scale": 3.0}]
+    guard = GradientGuard(torch.optim.SGD(groups, lr=1.0), 1.0, Workers())
+    loss = 5 * weight.sum()
+    loss.backward()
+    assert guard.apply(loss.detach(), 0.1) == pytest.approx(10)
+    assert weight.detach().norm() == pytest.approx(0.3)  # of norm 1, at three times the rate
 
 
 def test_validation_leaves_training_as_it_was_and_keeps_the_best(

@@ -44,8 +44,9 @@ INTRODUCTION = """\
 Made by `python v2/eval/games_page.py` from `docs/games/*`; edit those, not this page.
 
 One `make train GAME=...` each, with the default preset and nothing tuned to the game. Figures are
-of games held out from the same recording, with 95 % intervals. "At 10" means ten steps after the
-last real frame, open loop under the recorded actions.
+of games held out from the same recording, with 95 % intervals; a few clips of them also chose which
+of a run's weights are measured. "At 10" means ten steps after the last real frame, open loop under
+the recorded actions.
 
 - *Pooled*: frames are the maximum of two screens, since objects were found to blink.
 - *Active cells*: tokens of 336 that a step predicts, as many as the game's motion needs. The more

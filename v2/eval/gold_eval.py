@@ -110,17 +110,15 @@ def main(argv=None) -> int:
 
 def _write(args, document: dict, pictures: dict) -> None:
     documents.print_table(document)
-    line = documents.one_line(document)
-    if args.json:  # first, as it took longest
-        documents.hand_on(document, line, args.json)
+    if args.json:  # before what may fail
+        write_text(args.json, json.dumps(document))
         save_grid(strip_of(args.json), html_report.median_strip(pictures))
     if args.report:
         print(f"report: {html_report.write_report(args.report, document, pictures)}")
     if args.model_card:
         write_text(args.model_card, model_card.model_card(document))
         print(f"model card: {args.model_card}")
-    if not args.json:
-        documents.hand_on(document, line, None)
+    documents.hand_on(document, documents.one_line(document), args.json)
 
 
 def _compare(first: Path, second: Path, file: Path | None) -> int:
