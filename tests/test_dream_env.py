@@ -279,12 +279,13 @@ def test_a_game_that_is_over_must_be_reset(dreams, monkeypatch):
 
 
 def _ends(dreams: Dreams, is_over: list[bool], monkeypatch) -> None:
-    """Let the dreamed games be over, or not, after each step."""
+    """Let the dreamed games pay, and be over, or not, after each step."""
     step = dreams.engine.step_tokens
 
     def over(actions):
         step(actions)
         dreams.engine.last_terminated = np.array(is_over, float)
+        dreams.engine.last_reward = np.ones(len(is_over))
 
     monkeypatch.setattr(dreams.engine, "step_tokens", over)
 
@@ -338,7 +339,7 @@ def test_each_mode_of_autoreset_does_what_gymnasium_says(mode, dreams, monkeypat
     assert info["dream_steps"].tolist() == [1, 1] and "final_obs" not in info
     if mode == AutoresetMode.NEXT_STEP:
         _, rewards, terminated, _, info = envs.step([0, 0])
-        assert not terminated.any() and rewards[1] == 0
+        assert not terminated.any() and rewards.tolist() == [1, 0]
         assert info["dream_steps"].tolist() == [2, 0]
         return
     with pytest.raises(ResetNeeded, match=r"dreams \[1\] are over"):

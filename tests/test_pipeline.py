@@ -407,6 +407,9 @@ def test_ablations_have_known_flags_and_equal_cost(tmp_path, monkeypatch, capsys
     assert ablations.main([*command, "1000"]) == 0
     trained = [flags for script, flags in calls if script.startswith("train/")]
     assert len(trained) == len(ablations.ROWS)
+    for flags in trained:
+        recipe = flags_of.parse(train_wm_hires.build_parser(), WORLD_MODEL_PRESETS, flags).recipe
+        assert recipe.steps == ablations.num_steps(1000, recipe)
     assert ablations.num_steps(1000, ablations.BASE) == 1000
     unrolled = dataclasses.replace(ablations.BASE, rollout_ratio=1.0, rollout_start=0.0)
     assert ablations.num_steps(1000, unrolled) == round(1000 * (32 * 144 + 600) / (60 * 144 + 600))

@@ -22,7 +22,7 @@ import numpy as np
 
 from v2.runtime.files import atomic_path, describe_bytes
 
-MAX_META_BYTES = 64 << 20
+MAX_META_BYTES = 512 << 20  # of a million short games
 MORE_META = "meta_more"  # what `add_to_meta` adds
 MAX_DEFLATE_RATIO = 1100  # deflate reaches 1032
 ROWS_AT_ONCE = 64
