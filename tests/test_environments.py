@@ -1,6 +1,9 @@
 """Any Gymnasium environment with discrete actions is collected, learnt, played and evaluated."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -320,3 +323,15 @@ def test_an_environment_is_trained_played_and_evaluated_as_a_game(
     monkeypatch.setattr(doctor, "_version", lambda name: "0.0")
     (finding,) = doctor.check_environments()
     assert f"{NAME} of {package}" in finding.text
+
+
+def test_where_there_is_no_screen_nothing_is_called_an_error():
+    code = ("from v2.data.environments import make_environment\n"
+            "env = make_environment('Acrobot-v1', '')\n"
+            "env.reset()\n"
+            "assert env.render().std() > 0")  # fmt: skip
+    told = ("DISPLAY", "XDG", "SDL")
+    environment = {k: v for k, v in os.environ.items() if not any(name in k for name in told)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, timeout=100)  # fmt: skip
+    assert done.returncode == 0 and "error" not in done.stderr, done.stderr

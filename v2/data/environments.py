@@ -10,6 +10,8 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
+import tempfile
 from typing import Any
 
 import gymnasium
@@ -158,6 +160,8 @@ def make_environment(name: str, env_args: str) -> gymnasium.Env:
     Raises:
         ValueError: no such environment or argument, or a package that it needs is missing.
     """
+    # Else, where there is no screen, a library of pygame's says "error" of what is none.
+    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())
     try:
         return gymnasium.make(
             name, render_mode="rgb_array", disable_env_checker=True,
