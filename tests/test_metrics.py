@@ -86,14 +86,6 @@ def test_intervals_are_as_wide_as_their_name_says(rng):
     assert by_game > 2 * by_frame
 
 
-def test_few_games_have_no_interval():
-    for count in (1, 2, 4):
-        metrics = (mean_metric(np.arange(count), np.arange(count)),
-                   quantile_metric(np.arange(count), np.arange(count), 0.5))  # fmt: skip
-        assert all(np.isnan((metric.low, metric.high)).all() for metric in metrics)
-    assert mean_metric(np.arange(5), np.arange(5)).low > -np.inf
-
-
 def test_the_worst_patch_is_the_worst():
     frames = np.full((1, 84, 64, 3), 100, np.uint8)
     changed = frames.copy()
@@ -131,7 +123,7 @@ def test_eight_of_eight_leave_doubt():
     every, none = (mean_metric([hit] * 8, range(8)) for hit in (1, 0))
     assert (every.value, every.high) == (1, 1) and every.low == pytest.approx(0.6306, abs=1e-3)
     assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(1 - 0.6306, abs=1e-3)
-    episodes = [1, 1, 2, 2, 3, 3, 4, 5]  # eight samples of five games say less
+    episodes = [1, 1, 1, 1, 2, 2, 2, 2]  # eight samples of two games say less
     assert mean_metric([1] * 8, episodes).low < every.low
     twice = mean_metric([0] * 8, range(8), [1, 2] * 4)  # of frames with a ball, and with two
     assert twice.high == none.high

@@ -301,10 +301,10 @@ def split_of(episode: dict) -> str:
 def check_training_games(data: Data, episodes: list[dict]) -> None:
     """Check that there are games to train on, long enough, and none of the gold set.
 
+    Says in a line what `hold_out_end` holds out where no whole game is.
+
     Raises:
         ValueError: with what there is.
-
-    Says in a line what `hold_out_end` holds out where no whole game is.
     """
     seeds = {split_of(episode): episode["seed"] for episode in episodes}
     if "gold" in seeds:

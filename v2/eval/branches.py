@@ -149,10 +149,7 @@ def shuffle_scores(
         dreamed: the Dreams of the same clips under their own actions.
     """
     horizons = [h for h in SHUFFLE_HORIZONS if h in dreamed.horizons]
-    if len(clips.actions) < 2:
-        return {}
-    other = len(clips.actions) // 2  # not one that begins a step later
-    actions = np.roll(clips.actions[:, HISTORY - 1 :], other, axis=0)
+    actions = np.roll(clips.actions[:, HISTORY - 1 :], 1, axis=0)
     wrong = dream(engine, clips.history, clips.past_actions, actions, horizons, progress,
                   clips.ages)  # fmt: skip
     scores: Scores = {}

@@ -92,9 +92,10 @@ def take(path: Path, folder: Path) -> Path:
     if not strip.exists():
         raise FileNotFoundError(f"no strip {strip}: run gold_eval.py --json {path} again")
     kept = folder / f"{game_directory(document['game']).name}.json"
-    own = [str(folder) for folder in path.resolve().parents[2:3]]
     text = json.dumps(documents.trimmed(document, STEMS), indent=1, ensure_ascii=False)
-    write_text(kept, text.replace(f"{own[0]}/", "") + "\n" if own else text + "\n")
+    for home in path.resolve().parents[2:3]:  # of runs/RUN/FILE
+        text = text.replace(f"{home}/", "")
+    write_text(kept, text + "\n")
     with atomic_path(strip_of(kept)) as temporary:
         temporary.write_bytes(strip.read_bytes())
     return kept

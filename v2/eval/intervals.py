@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 NUM_RESAMPLES = 1000
-MIN_EPISODES = 5  # of fewer resampling says too little
 FEW = 2  # things that one sample counts (balls), unlike hundreds of tokens
 
 
@@ -64,7 +63,7 @@ def mean_metric(values, episodes, counts=None, is_share: bool = True) -> Metric:
         resampled = (draws @ sums) / (draws @ totals)
     low, high = interval(resampled, len(names))
     is_share = is_share and ((values >= 0) & (values <= counts)).all() and counts.max() <= FEW
-    if len(names) >= MIN_EPISODES and is_share:
+    if len(names) > 1 and is_share:
         doubt = 0.025 ** (1 / (totals > 0).sum())
         if sums.sum() == 0:
             high = 1 - doubt
@@ -162,8 +161,8 @@ def paired_difference(first: dict, second: dict) -> tuple[float, float, float] |
 
 
 def interval(resampled: np.ndarray, num_episodes: int) -> tuple[float, float]:
-    """Return the middle 95 %; few episodes have none: of two it would be their two values."""
-    if num_episodes < MIN_EPISODES:
+    """Return the middle 95 %; one episode alone has no interval."""
+    if num_episodes < 2:
         return float("nan"), float("nan")
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return float(low), float(high)

@@ -20,6 +20,7 @@ from v2.eval.objects import detector
 USAGE_STEPS = (50, 200, 1000)
 USAGE_WINDOW = 20  # steps before each of them whose codes are counted
 RESIDUAL_EVERY = 50  # steps between two frames whose round trip is measured
+FROZEN_STEPS = 100  # the last ones of each recorded game are looked at
 
 
 def long_dream_scores(
@@ -56,9 +57,10 @@ def long_dream_scores(
         for whole, part in zip(wholes, parts, strict=True):
             whole.append(part)
     tokens, ends, sampled, pictures = map(np.concatenate, wholes[1:])  # (B, steps, N), (B, steps)
-    scores = {"long/frozen_frames": _frozen(tokens, episodes)}
-    real_row = _frozen([encode(engine, clip) for clip in real_clips], range(len(real_clips)))
-    scores["long/frozen_frames"].baselines["real"] = real_row
+    still = (tokens[:, 1:] == tokens[:, :-1]).all(-1).mean(1)
+    scores = {"long/frozen_frames": mean_metric(still, episodes)}
+    real_still = [_frozen_share(engine, clip) for clip in real_clips]
+    scores["long/frozen_frames"].baselines["real"] = mean_metric(real_still, range(len(real_still)))
     scores["long/games_over"] = _rate(ends.sum(1), episodes, [steps] * len(ends))
     real_row = _rate(real_ends, range(len(real_clips)), [len(clip) - 1 for clip in real_clips])
     scores["long/games_over"].baselines["real"] = real_row
@@ -102,10 +104,11 @@ def _ball_rows(game: str, dreamed: list, origins: np.ndarray, real_clips: list) 
     return scores
 
 
-def _frozen(games, episodes) -> Metric:
-    """Return the share of the steps of games, tokens (steps, N) each, in which none changes."""
-    still = [(tokens[1:] == tokens[:-1]).all(-1) for tokens in games]
-    return mean_metric([s.sum() for s in still], episodes, [len(s) for s in still])
+def _frozen_share(engine: Engine, clip: np.ndarray) -> float:
+    """Return the share of steps of a recorded game in whose frames no token changes."""
+    part = clip[-FROZEN_STEPS:]
+    tokens = encode(engine, part)
+    return float((tokens[1:] == tokens[:-1]).all(-1).mean())
 
 
 def _distribution_rows(
@@ -116,7 +119,7 @@ def _distribution_rows(
     residual = _residual(kept, real_frames)
     limit = np.percentile(residual[::2], 99)
     off = _off_distribution(engine, sampled, limit)
-    row = mean_metric(off.sum(1), episodes, [off.shape[1]] * len(off))
+    row = mean_metric(off.mean(1), episodes)
     row.baselines["real"] = Metric(float((residual[1::2] > limit).mean()))
     scores = {"long/out_of_distribution": row}
     real_usage = metrics.code_histogram(real_tokens, num_codes)
