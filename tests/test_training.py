@@ -865,6 +865,7 @@ ROOT = Path(__file__).resolve().parents[1]
 QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 DRIVER = """
 import atexit, datetime, os, pytest, sys, torch
+from pathlib import Path
 from v2.runtime import cli, device
 device.has_fast_bfloat16 = lambda device: False  # its rounding depends on the batch's size
 from tests.conftest import make_models_small
@@ -873,6 +874,10 @@ distributed.TIMEOUT = datetime.timedelta(seconds=float(os.environ.get("TIMEOUT_S
 make_models_small(pytest.MonkeyPatch())
 if "ABORT_AT_EXIT" in os.environ:
     atexit.register(os.abort)  # whoever tears down the group is aborted
+def end_without_threads():  # those of the group can abort a process that ends
+    if any("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm")):
+        os._exit(9)
+atexit.register(end_without_threads)
 if os.environ.get("RANK") == "1":  # begins with weights of its own, which the first's replace
     seed = torch.manual_seed
     torch.manual_seed = lambda number: seed(number + 1)

@@ -8,6 +8,7 @@ batch has the same loss. One worker writes. Knows nothing of models.
 import atexit
 import contextlib
 import datetime
+import importlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Workers:
             is_lost = any(sign in str(error) for sign in SIGNS_OF_LOSS)
             if self.count == 1 or not is_lost or is_out_of_memory(error):
                 raise
-            # Skip the group's tear-down: a survivor once ended by SIGABRT, for a cause not found.
+            # Skip the interpreter's tear-down: the group's threads hang, and can abort it.
             atexit.register(os._exit, 1)
             raise RuntimeError(
                 "another of the training processes ended or hangs; what was saved before is kept: "
@@ -105,6 +106,9 @@ def join(device_name: str) -> tuple[Workers, torch.device]:
         torch.cuda.set_device(device)
         # Else NCCL aborts a process whose others hang, before it can say so.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
+    # Torch imports this later: its default arguments would then keep the group after `leave`, and
+    # threads of a group can abort a process that ends.
+    importlib.import_module("torch.distributed.nn.functional")
     with _variables_explained():
         backend, of_one = ("nccl", device) if device.type == "cuda" else ("gloo", None)
         distributed.init_process_group(backend, timeout=TIMEOUT, device_id=of_one)
