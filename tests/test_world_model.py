@@ -5,6 +5,8 @@ import torch
 
 from tests.conftest import SMALL_WORLD_MODEL
 from v2.decoding import predict_next
+from v2.models import by_hand as by_hand_module
+from v2.models import temporal_world_model
 from v2.models.patch_hash import hash_patches
 from v2.models.patch_memory import PatchMemory
 from v2.models.patch_table import LEVELS, PatchTable
@@ -74,6 +76,30 @@ def test_a_models_memory_reaches_its_prediction():
     with torch.no_grad():
         model.memory.pairs.weight.add_(1.0)
     assert not torch.allclose(model(*batch).logits, logits)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_gradients_made_by_hand_are_those_of_autograd(monkeypatch, steps):
+    """Also where a second prediction reads what the first one's gradients are yet to be made of."""
+    model = _model(num_cells=40).double()
+    history = torch.randint(32, (3, 4, 336))
+    history[:, 3] = history[:, 2].roll(1, 0)
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        losses = []
+        for step in range(steps):
+            cells = model.active_cells(history.roll(step, 0))
+            prediction = model(history, torch.full((3, 4), step), cells)
+            losses.append(prediction.logits.sin().mean())
+        sum(losses).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    by_hand = gradients()
+    for module in (temporal_world_model, by_hand_module):
+        monkeypatch.setattr(module, "is_training", lambda: False)
+    for one, other in zip(by_hand, gradients(), strict=True):
+        assert other.abs().max() > 0 and torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 def _keys(history: torch.Tensor, action: int = 0) -> torch.Tensor:

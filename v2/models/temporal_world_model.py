@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from v2.models.by_hand import MixNeighbours, Places, is_training, squared_relu
 from v2.models.cells import active_cells, at_cells
 from v2.models.patch_memory import PatchMemory
 from v2.models.patch_table import LEVELS, PatchTable
@@ -109,7 +110,7 @@ class Trunk(NamedTuple):
     last: torch.Tensor  # int64 (B, M): tokens of the last frame at the cells
     recalled: torch.Tensor | None  # int64 (B, M): what the table says last
     action: torch.Tensor  # int64 (B,)
-    rows: torch.Tensor | None  # int64 (B * M,): the cells among all B * N; None: all in order
+    rows: torch.Tensor | Places | None  # int64 (B * M,): the cells among all B * N; None: all
 
 
 class TemporalWorldModel(nn.Module):
@@ -217,6 +218,8 @@ class TemporalWorldModel(nn.Module):
         if cells is not None:
             of_sample = torch.arange(B, device=history.device).unsqueeze(1) * N
             rows = (cells + of_sample).flatten()
+            if is_training():
+                rows = Places.of(rows, (B, *self.config.grid, self.config.dim), like=x)
         if self.config.has_age:
             age = torch.zeros_like(history[:, -1]) if age is None else age
             x = x + self.age_table(self._age_rows(at_cells(age, cells)))
@@ -305,25 +308,28 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         action: torch.Tensor,
-        rows: torch.Tensor | None = None,
+        rows: torch.Tensor | Places | None = None,
     ) -> torch.Tensor:
         scale_a, shift_a, scale_m, shift_m = self.film(action).unsqueeze(1).chunk(4, dim=-1)
         if self.local is not None:
             x = x + self._mix_neighbours(x, rows)
         x = x + self._attend(_modulated(x, scale_a, shift_a))
-        hidden = F.relu(self.expand(_modulated(x, scale_m, shift_m)))
-        return x + self.contract(hidden * hidden)  # ONNX Runtime is slow at powers
+        return x + self.contract(squared_relu(self.expand(_modulated(x, scale_m, shift_m))))
 
-    def _mix_neighbours(self, x: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    def _mix_neighbours(self, x: torch.Tensor, rows: torch.Tensor | Places | None) -> torch.Tensor:
         B, M, D = x.shape
+        local = self.local
+        assert local is not None and local.bias is not None
+        if isinstance(rows, Places):
+            parts = [x.flatten(0, 1), local.weight, local.bias]
+            parts = [part.to(rows.room.dtype) for part in parts]
+            return MixNeighbours.apply(*parts, rows).view(B, M, D)
         if rows is not None:  # zero where there is none; faster than `scatter` and `gather`
             if torch.is_autocast_enabled(x.device.type):  # before they are all cells
                 x = x.to(torch.get_autocast_dtype(x.device.type))
             places = x.new_zeros(B * self.grid[0] * self.grid[1], D)
             x = places.index_copy_(0, rows, x.flatten(0, 1)).view(B, -1, D)
         grid = x.transpose(1, 2).unflatten(2, self.grid)  # (B, D, h, w), channels last
-        local = self.local
-        assert local is not None
         mixed = local(grid).flatten(2).transpose(1, 2)
         if rows is None:
             return mixed

@@ -53,8 +53,9 @@ class Muon(torch.optim.Muon):
         means = [self.state[m]["momentum_buffer"] for m in matrices]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, means, momentum) if group["nesterov"] else means
+        stacked = torch.stack([matrix.bfloat16() for matrix in ahead])
         updates = orthogonalized(
-            torch.stack(ahead).bfloat16(), group["ns_coefficients"], group["ns_steps"], group["eps"]
+            stacked, group["ns_coefficients"], group["ns_steps"], group["eps"]
         )
         rows, columns = matrices[0].shape
         rate = group["lr"] * math.sqrt(max(1, rows / columns))
@@ -170,10 +171,11 @@ class GradientGuard:
 
 @torch.no_grad()
 def update_ema(
-    average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int
-) -> None:
-    """Move the averaged weights toward the model's; faster in the first steps."""
-    decay = min(decay, (1 + step) / (10 + step))
+    average: dict[str, torch.Tensor], model: torch.nn.Module, decay: float, step: int,
+    num_steps: int = 1,
+) -> None:  # fmt: skip
+    """Move the averaged weights toward the model's, for so many steps; faster in the first ones."""
+    decay = min(decay, (1 + step) / (10 + step)) ** num_steps
     state = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     torch._foreach_lerp_([average[k] for k in state], list(state.values()), 1 - decay)
 

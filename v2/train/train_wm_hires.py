@@ -72,6 +72,7 @@ from v2.train.wm_loss import NUM_LOSS_DRAWS, WorldModelLoss
 
 MAX_COMPILED_ERROR = 0.2  # of the gradients, over their norm; rounding alone makes some percent
 TABLE_NAME = "patch_table.npz"  # in a run's folder
+EMA_STEPS = 8  # between two updates of the averaged weights, which pass over all of them
 REWARM_STEPS = 300  # of a run that goes on without the optimizer's state
 
 
@@ -283,8 +284,8 @@ class Trainer:
         if self.warm_from:
             rate *= min(1.0, (self.step - self.warm_from + 1) / REWARM_STEPS)
         norm = self.guard.apply(loss, rate)
-        if self.ema:
-            update_ema(self.ema, self.model, recipe.ema, self.step)
+        if self.ema and self.step % EMA_STEPS == 0:
+            update_ema(self.ema, self.model, recipe.ema, self.step, EMA_STEPS)
         prefix = "scheduled" if is_rollout else "one_step"  # open loop is what `evaluate` logs
         metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
         metrics |= {"lr": rate, "gradient_norm": norm, "skipped": self.guard.num_skipped}
