@@ -111,7 +111,8 @@ def test_the_dream_brings_neither_emulator_nor_window_nor_training():
 def test_the_window_knows_no_torch_and_the_models_no_files():
     for name in ("picture", "window", "draw"):
         assert not {n for n in _imports(ROOT / f"v2/play/{name}.py") if n.startswith("torch")}
-    names = {f"v2.models.{n}" for n in ("cells", "patch_hash", "patch_memory", "patch_table")}
+    parts = ("by_hand", "cells", "patch_hash", "patch_memory", "patch_table")
+    names = {f"v2.models.{n}" for n in parts}
     for name in ("temporal_world_model", "vqvae_hires", "agent_network", *(n[10:] for n in names)):
         assert _own_imports(ROOT / f"v2/models/{name}.py") <= names
 
