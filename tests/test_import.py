@@ -24,7 +24,7 @@ from v2.eval import gold_eval
 from v2.play.recorded import RecordedEnv
 from v2.play.session import PlaySession
 from v2.runtime.cli import StopRequest
-from v2.train import ship
+from v2.train import pipeline, ship
 
 NAMES = ",".join(ball_world.ACTIONS)
 
@@ -108,7 +108,7 @@ def test_an_action_that_is_off_by_one_is_named_and_shifted_back(tmp_path, capsys
     game = [ball_world.play(np.random.default_rng(k), 300) for k in range(2)]
     late = [(frames, np.roll(actions, 1), places) for frames, actions, places in game]
     right = imported(save_arrays(tmp_path / "a.npz", game), tmp_path / "right.npz")
-    assert "as they are they explain" in capsys.readouterr().out
+    assert "actions: they explain" in capsys.readouterr().out
     imported(save_arrays(tmp_path / "b.npz", late), tmp_path / "late.npz")
     assert "give --shift 1" in capsys.readouterr().out
     imported(tmp_path / "b.npz", tmp_path / "wrong.npz", "--shift", "-1")
@@ -301,6 +301,20 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
         case "damaged video":
             table.with_suffix(".mp4").write_bytes(b"no video" * 99)
             return [str(source), *out], "game01.mp4 is no video that can be read"
+        case "end of another length":
+            table.unlink()
+            place = table.with_suffix(".json")
+            place.write_text(json.dumps({"actions": [0] * 60, "terminated": [False] * 9 + [True]}))
+            return [str(source), *out], "game01.json holds 60 actions, and 10 of terminated"
+        case "number without end":
+            table.unlink()
+            place = table.with_suffix(".json")
+            place.write_text(json.dumps({"actions": [0] * 60, "rewards": [10**400] * 60}))
+            return [str(source), *out], "game01.json: a reward is no number"
+        case "depth without end":
+            table.unlink()
+            table.with_suffix(".json").write_text("[" * 100_000)
+            return [str(source), *out], "game01.json is no JSON"
         case "no video":
             (tmp_path / "empty").mkdir()
             return [str(tmp_path / "empty"), *out], "holds no video"
@@ -351,7 +365,8 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
      "no video", "no source", "floats", "no rate", "lengths", "action range", "objects",
      "too short", "there already", "two rates", "ids of two axes", "rewards of two axes",
      "reward that is no number", "huge cell", "empty line", "neither true nor false",
-     "two orders", "end of another form", "equal names"],
+     "two orders", "end of another form", "equal names", "end of another length",
+     "number without end", "depth without end"],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(filmed, tmp_path, what, ends):
     flags, reason = refused(filmed, tmp_path, what)
@@ -367,6 +382,31 @@ def test_a_recorded_game_has_a_name_of_its_own_and_no_emulator():
     with pytest.raises(ValueError, match="begins with own-"):
         RecordedConfig("breakout", 15.0)
     assert stored_config({"game": "own-ball", "steps_per_second": 30.0}).steps_per_second == 30
+
+
+def test_all_stages_of_an_own_game_learn_from_its_recording_smoke_too(own_game, monkeypatch):
+    learnt_from = []
+
+    def train(self, kind, wanted, script, *flags):
+        learnt_from.append(flags)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(pipeline.Pipeline, "train", train)
+    for preset in ("default", "smoke"):
+        with pytest.raises(SystemExit):
+            pipeline.main(["--game", "own-ball", "--preset", preset])
+    assert learnt_from == [("--data", own_game[0])] * 2
+    own_game[0].unlink()
+    with pytest.raises(FileNotFoundError, match="import_recordings.py"):
+        pipeline.main(["--game", "own-ball", "--preset", "smoke"])
+
+
+def test_an_own_game_in_another_home_is_played_with_its_data(own_game, tmp_path, capsys):
+    home = tmp_path / "home"
+    (tmp_path / "own-ball").rename(home)
+    flags = ["--game", "own-ball", "--headless", "--steps", "3"]
+    assert play_atari_hires.main([*flags, "--run", str(home)]) == 0
+    assert f"recording: {home / 'atari_game_data.npz'}" in capsys.readouterr().out
 
 
 @pytest.fixture

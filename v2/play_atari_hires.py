@@ -258,17 +258,18 @@ def _environment(emulator: EmulatorConfig | RecordedConfig, engine):
         if emulator.package and (here := package_of(emulator)) != emulator.package:
             print(f"note: {emulator.game} was learnt from {emulator.package}, and here is {here}")
         return make_atari_env(config=emulator)
-    own = game_directory(emulator.game) / f"{DATA_NAME}.npz"
-    start = ROOT / Path(engine.source).with_name(START_NAME)
-    if not recorded_files(own):
-        own = start
-    if not recorded_files(own):
-        raise FileNotFoundError(
-            f"no recording of {emulator.game} in {own.parent} nor beside the weights: "
-            "v2/data/import_recordings.py makes one"
-        )
-    print(f"recording: {shown_path(own)}")
-    return RecordedEnv(own, emulator)
+    weights = ROOT / engine.source
+    homes = [game_directory(emulator.game)]
+    if weights.parent.parent.name == "runs":  # of --out
+        homes.insert(0, weights.parent.parent.parent)
+    places = [home / f"{DATA_NAME}.npz" for home in homes] + [weights.with_name(START_NAME)]
+    for place in filter(recorded_files, places):
+        print(f"recording: {shown_path(place)}")
+        return RecordedEnv(place, emulator)
+    raise FileNotFoundError(
+        f"no recording of {emulator.game} in {' or '.join(map(shown_path, homes))} nor beside the "
+        "weights: v2/data/import_recordings.py makes one"
+    )
 
 
 def _first_controller(args) -> str:

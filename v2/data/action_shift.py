@@ -36,12 +36,13 @@ class ShiftCheck:
         if max(self.explained.values()) < MIN_EXPLAINED:
             return "actions: they explain nothing of the motion, whatever their shift"
         if not best:
-            return f"actions: as they are they explain {now:.0%} of the motion; no shift is better"
+            return f"actions: they explain {now:.0%} of the motion, and no shift does clearly more"
         rows = shift + best * every  # of the source
         advice = f"give --shift {rows}" if rows in SHIFTS else f"move them by {rows} rows"
         return (
             f"actions: shifted by {best:+d} they explain {self.explained[best]:.0%} of the "
-            f"motion, as they are {now:.0%}: if they are off by that, {advice}"
+            f"motion, as they are {now:.0%}. If they are off by that, {advice}; if an action "
+            "pushes, so that the motion follows later, they are right"
         )
 
 

@@ -94,7 +94,7 @@ def read_table(path: Path) -> dict:
     if rewards is not None:
         try:
             table["rewards"] = np.array(rewards, np.float32)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}: a reward is no number ({error})") from error
     return {"rewards": None} | table
 
@@ -132,7 +132,7 @@ def _of_csv(path: Path, text: str) -> dict:
 def _of_json(path: Path, text: str) -> dict:
     try:
         table = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error})") from error
     table = {"actions": table} if isinstance(table, list) else table
     actions = table.get("actions") if isinstance(table, dict) else None
@@ -144,6 +144,8 @@ def _of_json(path: Path, text: str) -> dict:
     ends = [ends] if isinstance(ends, bool) else ends
     if not isinstance(ends, list) or not all(isinstance(end, bool) for end in ends):
         raise ValueError(f"{path}: terminated must be true or false, or a list of them")
+    if len(ends) > 1 and abs(len(ends) - len(actions)) > 1:  # the last frame's may be left out
+        raise ValueError(f"{path} holds {len(actions)} actions, and {len(ends)} of terminated")
     if names is not None and not (
         isinstance(names, list) and all(isinstance(name, str) for name in names)
     ):

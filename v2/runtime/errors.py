@@ -12,7 +12,7 @@ import traceback
 
 MAX_LINE, MAX_SHOWN_NAME = 600, 100  # characters of an error, and of a name in it
 PIP_NAMES = {
-    "PIL": "pillow", "ale_py": "ale-py", "minari": "'minari[hdf5]'",
+    "PIL": "pillow", "ale_py": "ale-py", "minari": "-r requirements-import.txt",
     "stable_baselines3": "-r requirements-agents.txt",
 }  # fmt: skip
 BAD_INPUT = (
@@ -52,10 +52,9 @@ def report_error(error: BaseException) -> int:
         text = f"{text[:MAX_LINE]}... (--debug shows all)"
     if isinstance(error, ImportError) and error.name and not error.name.startswith("v2"):
         package = error.name.split(".")[0]
-        text = (
-            f"the package {package} is missing or broken: python -m pip install "
-            f"{PIP_NAMES.get(package, package)}, or -r requirements.txt for all"
-        )
+        name = PIP_NAMES.get(package, package)
+        text = f"the package {package} is missing or broken: python -m pip install {name}"
+        text += "" if name.startswith("-r") else ", or -r requirements.txt for all"
     elif is_out_of_memory(error) and "--" not in text:
         text = f"out of memory ({text}): try a smaller --batch-size, or fewer frames"
     print(f"error: {text}", file=sys.stderr)

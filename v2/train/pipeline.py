@@ -24,6 +24,7 @@ from collections.abc import Mapping
 
 from v2.data.emulator import emulator_config
 from v2.data.games import (
+    OWN,
     EmulatorConfig,
     differing_settings,
     emulator_dict,
@@ -38,7 +39,9 @@ from v2.data.recordings import (
     DATA_NAME,
     META_FIELDS,
     UNFINISHED,
+    check_recorded,
     data_paths,
+    default_data,
     list_episodes,
     recorded_files,
     shown,
@@ -139,7 +142,11 @@ def _run_all(pipeline: "Pipeline", args: argparse.Namespace) -> int:
     if args.vqvae:
         vqvae = find_weights(args.vqvae, "vqvae", args.game, pipeline.directory)
         print(f"VQ-VAE: {vqvae}")
-    pipeline.collect(pipeline.directory, args.frames or preset.frames)
+    if args.game.startswith(OWN):  # nothing makes it again: smoke learns from it, too
+        data = default_data(args.game, pipeline.directory)
+        check_recorded(data, args.game)
+    else:
+        pipeline.collect(pipeline.directory, args.frames or preset.frames)
     num_frames = check_frames(data, args.frames, args.game)
     recordings = [data]
     adds_games = preset.more_frames and not args.frames
