@@ -18,7 +18,7 @@ from v2.data.atari_dataset import hold_out_end, load_game_data, save_game_data, 
 from v2.data.frames import fit_screen
 from v2.data.games import EmulatorConfig, RecordedConfig, game_id, stored_config
 from v2.data.minari_recordings import write_minari
-from v2.data.video_recordings import pictures
+from v2.data.video_recordings import pictures, read_table
 from v2.dream import DreamEngine
 from v2.eval import gold_eval
 from v2.play.recorded import RecordedEnv
@@ -133,6 +133,12 @@ def test_each_second_frame_has_the_actions_of_both(tmp_path):
     np.testing.assert_array_equal(data.frames[rows], frames[::2])
     np.testing.assert_array_equal(data.actions[rows][:5], [1, 0, 0, 0, 0])
     assert (data.rewards[rows][:-1] == 2).all() and data.emulator.steps_per_second == 7.5
+
+
+def test_whole_numbers_of_a_spreadsheet_are_numbers_of_actions(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("action\n0.0\n12.0\n3\n-1\nUP\n1.5\n")
+    assert read_table(table)["actions"] == [0, 12, 3, -1, "UP", "1.5"]
 
 
 @pytest.mark.parametrize("every", [1, 2, 4, 7])
@@ -315,6 +321,9 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
             table.unlink()
             table.with_suffix(".json").write_text("[" * 100_000)
             return [str(source), *out], "game01.json is no JSON"
+        case "number below 0":
+            table.write_text("\n".join(["action", *("-1.0" for _ in lines[1:])]))
+            return [str(source), *out], "action -1 is none of"
         case "no video":
             (tmp_path / "empty").mkdir()
             return [str(tmp_path / "empty"), *out], "holds no video"
@@ -366,7 +375,7 @@ def refused(filmed, tmp_path: Path, what: str) -> tuple[list[str], str]:
      "too short", "there already", "two rates", "ids of two axes", "rewards of two axes",
      "reward that is no number", "huge cell", "empty line", "neither true nor false",
      "two orders", "end of another form", "equal names", "end of another length",
-     "number without end", "depth without end"],
+     "number below 0", "number without end", "depth without end"],
 )  # fmt: skip
 def test_what_cannot_be_used_is_refused_in_one_line(filmed, tmp_path, what, ends):
     flags, reason = refused(filmed, tmp_path, what)

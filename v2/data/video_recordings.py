@@ -7,6 +7,7 @@ one frame at a time. Knows nothing of what becomes of them.
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from v2.data.sources import Recording, Source, numbered
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".gif")
 SAME_RATE = 0.01  # by which the frame rates of two videos may differ
 PLAYS_OWN = "it is a clip that play saved, a picture of its window: give --save-data's npz"
+WHOLE = re.compile(r"-?\d{1,9}(\.0*)?")
 TRUE, FALSE = ("1", "1.0", "true", "yes"), ("", "0", "0.0", "false", "no")
 
 
@@ -123,7 +125,8 @@ def _of_csv(path: Path, text: str) -> dict:
             raise ValueError(f"{path}: line {number} has no action")
         if end not in TRUE + FALSE:
             raise ValueError(f"{path}: line {number}: terminated must be true or false, got {end}")
-    table: dict = {"actions": [int(text) if text.isdecimal() else text for text in actions]}
+    # A spreadsheet may write 1 as 1.0.
+    table: dict = {"actions": [int(float(a)) if WHOLE.fullmatch(a) else a for a in actions]}
     if "reward" in columns:
         table["rewards"] = [text or 0 for text in column("reward")]
     return table | {"is_terminated": _is_ended(path, [end in TRUE for end in ends], 2)}
