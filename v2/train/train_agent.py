@@ -159,7 +159,7 @@ def real_emulator(args) -> EmulatorConfig:
     if isinstance(config, RecordedConfig):
         raise ValueError(f"{args.starts} is of a game without an emulator: leave --env real out")
     if config is None:
-        from v2.data.emulator import emulator_config  # which a dream never imports
+        from v2.data.emulator import emulator_config
 
         config = emulator_config(args.game)
     return config
