@@ -28,12 +28,11 @@ from v2.data.games import (
     EmulatorConfig,
     RecordedConfig,
     emulator_dict,
-    game_directory,
     game_id,
     learnt_config,
     shown_name,
 )
-from v2.data.recordings import DATA_NAME, recorded_files
+from v2.data.recordings import default_data, recorded_files
 from v2.export.engine import load_quickest
 from v2.play.controllers import AGENT, Controllers, controller_names
 from v2.play.game import PlayGame, PlaySettings
@@ -259,16 +258,14 @@ def _environment(emulator: EmulatorConfig | RecordedConfig, engine):
             print(f"note: {emulator.game} was learnt from {emulator.package}, and here is {here}")
         return make_atari_env(config=emulator)
     weights = ROOT / engine.source
-    homes = [game_directory(emulator.game)]
-    if weights.parent.parent.name == "runs":  # of --out
-        homes.insert(0, weights.parent.parent.parent)
-    places = [home / f"{DATA_NAME}.npz" for home in homes] + [weights.with_name(START_NAME)]
-    for place in filter(recorded_files, places):
+    runs = weights.parent.parent
+    data = default_data(emulator.game, runs.parent if runs.name == "runs" else None)
+    for place in filter(recorded_files, (data, weights.with_name(START_NAME))):
         print(f"recording: {shown_path(place)}")
         return RecordedEnv(place, emulator)
     raise FileNotFoundError(
-        f"no recording of {emulator.game} in {' or '.join(map(shown_path, homes))} nor beside the "
-        "weights: v2/data/import_recordings.py makes one"
+        f"no recording of {emulator.game} in {shown_path(data.parent)} nor beside the weights: "
+        "v2/data/import_recordings.py makes one"
     )
 
 

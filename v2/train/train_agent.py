@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from v2.data.dream_starts import load_starts
+from v2.data.emulator import emulator_config
 from v2.data.games import (
     EmulatorConfig,
     RecordedConfig,
@@ -159,8 +160,6 @@ def real_emulator(args) -> EmulatorConfig:
     if isinstance(config, RecordedConfig):
         raise ValueError(f"{args.starts} is of a game without an emulator: leave --env real out")
     if config is None:
-        from v2.data.emulator import emulator_config
-
         config = emulator_config(args.game)
     return config
 
